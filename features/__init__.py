@@ -1,0 +1,1 @@
+"""What is seen: images on disk, deterministic preprocessing, backbones, extraction."""

@@ -1,0 +1,1 @@
+"""What runs when: Prefect flows, the Dask runtime, configuration, the `headwater` command."""

@@ -1,0 +1,232 @@
+"""The contract of a head, the registry, and the form in which features reach it.
+
+A head is one file and a registration::
+
+    @register
+    class MyHead(Head): ...
+
+It never opens a store: it is given `FeatureSource`s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from headwater.errors import ConfigError, ShapeError
+from headwater.spec import BackboneInfo, Needs
+
+if TYPE_CHECKING:
+    from heads.trainer import Progress, TrainOptions
+
+Shape = tuple[int, int, int]
+Batch = dict[str, Tensor]
+
+
+class FeatureSource(Protocol):
+    """Feature rows of one split, as a head reads them.
+
+    `storage.reader.FeatureReader` is one over a store's snapshot; `heads.data.TensorSource` one in
+    memory. Rows keep their order: row i of `read` is image ``ids[i]``.
+    """
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """``{layer name: (channels, height, width)}``."""
+
+    @property
+    def ids(self) -> list[str]:
+        """SHA-256 of the image behind each row (a view's row has its image's id)."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Return rows ``start:stop`` in order, each ``[row, C, H, W]`` float32."""
+
+    def batches(self, size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
+        """Yield batches: in order where `seed` is None, else in the seed's shuffled order.
+
+        The batch also carries ``"_rows"``: int64 row numbers.
+        """
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Settings every head has. Subclass per head; every field must be JSON-ready.
+
+    Parameters
+    ----------
+    nodes
+        Backbone nodes by module name; empty leaves the choice to the head.
+    seed
+        Seeds weights, permutations, order of batches.
+    """
+
+    nodes: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Raw anomaly scores of a batch, larger is more anomalous; neither depends on the batch.
+
+    Parameters
+    ----------
+    image
+        ``[B]`` float32.
+    maps
+        ``[B, H, W]`` float32 at the size of the head's `map_size`.
+    """
+
+    image: Tensor
+    maps: Tensor
+
+
+class Head(nn.Module):
+    """A detector over stored features.
+
+    Life: ``Head(config, shapes, map_size)`` → `fit` → `score`. `state_dict` holds all that was
+    learnt, buffers included, so that ``Head(...).load_state_dict(...)`` scores the same.
+
+    Parameters
+    ----------
+    config
+        An instance of `Config`.
+    shapes
+        ``{layer name: (C, H, W)}`` of the layers that `needs` named, in that order.
+    map_size
+        ``(height, width)`` of the anomaly maps: the extractor's input size.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[HeadConfig]] = HeadConfig
+    paper: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __init__(self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.config, self.shapes, self.map_size = config, dict(shapes), map_size
+
+    @classmethod
+    @abstractmethod
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+        """Return what the head reads of this backbone where the run's image size is `resize`.
+
+        Raises `ConfigError` where the backbone has no fitting maps.
+        """
+
+    @abstractmethod
+    def fit(
+        self,
+        train: FeatureSource,
+        held_out: FeatureSource,
+        options: TrainOptions,
+        progress: Progress,
+    ) -> dict[str, float]:
+        """Learn from normal images; return final training figures.
+
+        Parameters
+        ----------
+        train
+            Normal images (and their views where the head asked for them).
+        held_out
+            Normal images that are not trained on: validation, calibration of normalisers.
+        options
+            Device, precision, checkpoint folder, threads.
+        progress
+            Receives ``metric(name, value, epoch)`` and ``step(done, total, text)``.
+        """
+
+    @abstractmethod
+    def score(self, batch: Batch) -> Scores:
+        """Score a batch of feature maps. Each row's score depends on that row alone."""
+
+    def check(self, batch: Mapping[str, Tensor] | FeatureSource) -> None:
+        """Raise `ShapeError` where the maps are not those this head was built for."""
+        shapes = (
+            {k: tuple(v.shape[1:]) for k, v in batch.items() if not k.startswith("_")}
+            if isinstance(batch, Mapping)
+            else dict(batch.shapes)
+        )
+        for layer, want in self.shapes.items():
+            got = shapes.get(layer)
+            if got is None:
+                raise ShapeError(
+                    f"{self.name}: layer {layer!r} is not in the batch",
+                    expected=f"layers {', '.join(self.shapes)}",
+                    remedy="extract with this head among --heads",
+                )
+            if tuple(got) != tuple(want):
+                raise ShapeError(
+                    f"{self.name}: layer {layer!r} has maps of shape {tuple(got)}",
+                    expected=f"{tuple(want)}, what the head was built for",
+                    remedy="use the extractor settings that the head was trained with",
+                )
+
+    def parameters_count(self) -> int:
+        """Return the number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+H = TypeVar("H", bound=type[Head])
+_REGISTRY: dict[str, type[Head]] = {}
+
+
+def register(cls: H) -> H:
+    """Class decorator: make a head known under its `name`."""
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def registry() -> dict[str, type[Head]]:
+    """Return all heads by name, in order of name."""
+    import heads.catalogue  # noqa: F401  the imports there register
+
+    return dict(sorted(_REGISTRY.items()))
+
+
+def get_head(name: str) -> type[Head]:
+    """Return a head's class; `ConfigError` with the valid names where there is none."""
+    known = registry()
+    if name not in known:
+        raise ConfigError(f"head {name!r}", expected="one of " + ", ".join(known))
+    return known[name]
+
+
+def make_config(name: str, settings: Mapping[str, Any], preset: str | None = None) -> HeadConfig:
+    """Build a head's configuration from plain settings over a preset.
+
+    Raises `ConfigError` that names the setting and the valid ones.
+    """
+    cls = get_head(name)
+    if preset is not None and preset not in cls.presets and preset != "paper":
+        raise ConfigError(
+            f"preset {preset!r} of head {name}", expected="one of " + ", ".join(["paper", *cls.presets])
+        )
+    values: dict[str, Any] = {**cls.presets.get(preset or "", {}), **settings}
+    fields = {f.name: f for f in dataclasses.fields(cls.Config)}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(f"setting {key!r} of head {name}", expected="one of " + ", ".join(sorted(fields)))
+        if isinstance(value, list):
+            values[key] = tuple(value)
+    try:
+        return cls.Config(**values)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"settings of head {name}: {error}") from error
+
+
+def device_of(name: str) -> torch.device:
+    """Return the torch device for ``auto``, ``cpu`` or ``cuda[:n]``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

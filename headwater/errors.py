@@ -1,0 +1,93 @@
+"""One family of errors: each names the culprit, what was expected and the remedy.
+
+Every error is a `HeadwaterError` and also the builtin that fits, so that callers may catch either.
+At the command line a `HeadwaterError` is printed without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class HeadwaterError(Exception):
+    """Base of all errors a user can cause or cure.
+
+    Parameters
+    ----------
+    culprit
+        What is wrong, with its name: a file, an option, a layer.
+    expected
+        What would have been right, valid choices included.
+    remedy
+        What the user can do now.
+    """
+
+    def __init__(self, culprit: str, *, expected: str = "", remedy: str = "") -> None:
+        self.culprit, self.expected, self.remedy = culprit, expected, remedy
+        super().__init__(culprit, expected, remedy)
+
+    def __str__(self) -> str:
+        text = self.culprit
+        if self.expected:
+            text += f"\n  expected: {self.expected}"
+        if self.remedy:
+            text += f"\n  remedy: {self.remedy}"
+        return text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling, and Dask sends errors pickled.
+        return (_rebuild, (type(self), self.culprit, self.expected, self.remedy))
+
+
+def _rebuild(kind: type[HeadwaterError], culprit: str, expected: str, remedy: str) -> HeadwaterError:
+    return kind(culprit, expected=expected, remedy=remedy)
+
+
+class ConfigError(HeadwaterError, ValueError):
+    """A mistake in an option or in `headwater.yaml`."""
+
+
+class DataError(HeadwaterError, ValueError):
+    """A folder, manifest or mask that cannot be used as asked."""
+
+
+class ImageError(HeadwaterError, ValueError):
+    """One image that cannot be read; it is set aside and the run goes on."""
+
+
+class WeightsError(HeadwaterError, ValueError):
+    """Backbone weights that are missing, unreadable or do not fit the backbone."""
+
+
+class LayerError(HeadwaterError, LookupError):
+    """A node that the backbone does not have, or a layer that is not stored."""
+
+
+class StoreError(HeadwaterError, RuntimeError):
+    """The feature store cannot do what was asked."""
+
+
+class FeatureRangeError(StoreError, ValueError):
+    """Features that are not finite, out of the stored dtype's range, constant or misshapen."""
+
+
+class SnapshotError(StoreError, LookupError):
+    """A snapshot, tag or image set that does not exist."""
+
+
+class DiskFullError(StoreError, OSError):
+    """No space left; the last snapshot is intact."""
+
+
+class TrainingError(HeadwaterError, ArithmeticError):
+    """A training that diverged; names the step and the remedy."""
+
+
+class ShapeError(HeadwaterError, ValueError):
+    """Feature maps of another shape than the head was built for."""
+
+
+class NotFittedError(HeadwaterError, RuntimeError):
+    """A head asked to score before it was fitted."""
+
+
+class ModelError(HeadwaterError, LookupError):
+    """A registered model, version or run that does not exist."""
