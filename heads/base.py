@@ -44,6 +44,10 @@ class FeatureSource(Protocol):
     def ids(self) -> list[str]:
         """SHA-256 of the image behind each row (a view's row has its image's id)."""
 
+    @property
+    def views(self) -> list[int]:
+        """View number of each row: 0 is the plain image, 1.. are augmented copies."""
+
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> Batch:
