@@ -1,0 +1,48 @@
+# Headwater. `make` alone shows what there is.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := .demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format wheel clean
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@echo
+	@echo "  make demo DATA=folder   runs a folder of your own (MVTec layout) instead of the demo's pictures"
+
+setup: $(VENV)/.installed ## make .venv with the command .venv/bin/headwater (nothing to do if nothing changed)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	  || { echo "Headwater needs Python 3.11 to 3.13; $(PYTHON) is `$(PYTHON) --version`. Set PYTHON=/path/to/python3.11."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): some GB, some minutes, once."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## run the main job: images -> features -> heads -> scores -> MLflow (DATA=folder for your own)
+	@$(BIN)/headwater demo --home $(DEMO)/home $(if $(DATA),--images '$(DATA)')
+
+test: setup ## the default tests
+	@$(BIN)/python -m pytest
+
+test-slow: setup ## the slow tests (minutes each)
+	@$(BIN)/python -m pytest -m slow --timeout 1800
+
+check: setup ## formatting, lint, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: setup ## put the code in the project's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+wheel: setup ## build dist/*.whl
+	@$(BIN)/python -m build --wheel
+
+clean: ## remove what was built and the demo (not .venv)
+	@rm -rf build dist *.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,110 @@
+"""What a person at the terminal sees: progress, tables, plain lines.
+
+Results go to standard output, progress and warnings to standard error, so that ``--json`` can be
+piped. Without a terminal progress becomes a line every few seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Reporter:
+    """Progress of named pieces of work that may run at the same time; thread-safe."""
+
+    def __init__(self, every: float = 5.0, quiet: bool = False) -> None:
+        self._every, self._quiet = every, quiet
+        self._lock = threading.Lock()
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._spoken: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
+
+    @contextmanager
+    def live(self) -> Iterator[Reporter]:
+        """Show progress while the block runs."""
+        if self._quiet or not err.is_terminal:
+            yield self
+            return
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[text]}", style="dim"),
+        )
+        with Progress(*columns, console=err, transient=True) as bars:
+            self._bars = bars
+            try:
+                yield self
+            finally:
+                self._bars = None
+                self._tasks.clear()
+
+    def update(self, name: str, done: int, total: int, text: str = "") -> None:
+        """Say how far `name` is."""
+        if self._quiet:
+            return
+        with self._lock:
+            if self._bars is not None:
+                if name not in self._tasks:
+                    self._tasks[name] = self._bars.add_task(name, total=total, text=text)
+                self._bars.update(self._tasks[name], completed=done, total=total, text=text)
+                return
+            now = time.monotonic()
+            self._begun.setdefault(name, now)
+            if now - self._spoken.get(name, self._begun[name]) >= self._every:
+                self._spoken[name] = now
+                rest = (now - self._begun[name]) / max(done, 1) * (total - done)
+                share = f"{100 * done / max(total, 1):3.0f} %"
+                print(
+                    f"  {name}: {share}, about {rest:.0f} s left  {text}", file=sys.stderr, flush=True
+                )
+
+    def line(self, text: str) -> None:
+        """Print a line above the bars."""
+        if not self._quiet:
+            err.print(text, markup=False)
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None
+) -> Table:
+    """Return a table; numbers are set flush right, None is shown as a dash."""
+    shown = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        numeric = any(isinstance(r[i], (int, float)) for r in rows)
+        shown.add_column(column, justify="right" if numeric else "left", header_style="bold")
+    for row in rows:
+        shown.add_row(*(_cell(value) for value in row))
+    return shown
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people: ``3.2 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,135 @@
+"""One folder holds all state: store, MLflow, checkpoints, Prefect's own files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headwater.errors import ConfigError, DataError
+
+#: Set before any library is imported that would read them. A user's own value wins.
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PREFECT_LOGGING_LEVEL": "ERROR",
+    "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
+    "PREFECT_CLI_COLORS": "false",
+    # The embedded API takes 7-20 s to start on two busy cores; the default patience is 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of all state, and where things are in it.
+
+    Parameters
+    ----------
+    root
+        Absolute path; created when used.
+    store_url
+        Where feature stores live if not below `root`: a folder or ``s3://bucket/prefix``.
+    tracking_url
+        MLflow tracking URI if not the SQLite database below `root`.
+    """
+
+    root: Path
+    store_url: str | None = None
+    tracking_url: str | None = None
+
+    @classmethod
+    def at(
+        cls, root: Path | str | None = None, store: str | None = None, tracking: str | None = None
+    ) -> Home:
+        """Return the home at `root`, ``HEADWATER_HOME`` or ``./headwater-home``.
+
+        Raises
+        ------
+        DataError
+            Where the path exists and is no folder, or cannot be written.
+        """
+        path = Path(root or os.environ.get("HEADWATER_HOME") or "headwater-home")
+        path = path.expanduser().absolute()
+        remedy = "give another folder with --home or HEADWATER_HOME"
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path} is not a folder", expected="a folder for state", remedy=remedy)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be written: {error.strerror}",
+                expected="a folder this user may write to",
+                remedy=remedy,
+            ) from error
+        return cls(path, store, tracking)
+
+    @property
+    def store(self) -> str:
+        """Location given to `FeatureStore.open`."""
+        return self.store_url or str(self.root / "store")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of training checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of pictures that commands write."""
+        return self.root / "pictures"
+
+    @property
+    def file_cache(self) -> Path:
+        """SQLite file that remembers which file holds which bytes."""
+        return self.root / "files.sqlite"
+
+    def card(self, image_set: str) -> dict[str, Any]:
+        """Return what was last said of an image set: its folders and backbone; empty if nothing."""
+        path = self.root / "sets" / f"{image_set}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def write_card(self, image_set: str, card: dict[str, Any]) -> None:
+        """Remember an image set's folders and backbone for the commands that follow."""
+        path = self.root / "sets" / f"{image_set}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(card, indent=2, sort_keys=True))
+        temporary.replace(path)
+
+    def prepare_environment(self) -> None:
+        """Set the quiet defaults and Prefect's home. Call before Prefect or MLflow is imported."""
+        for key, value in QUIET.items():
+            os.environ.setdefault(key, value)
+        os.environ.setdefault("PREFECT_HOME", str(self.root / "prefect"))
+        # Local results only: a remote storage block would be somebody's deliberate choice.
+        os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(self.root / "prefect" / "storage"))
+
+
+def check_set_name(name: str) -> str:
+    """Return `name` if it can name an image set; `ConfigError` otherwise."""
+    ok = name and len(name) <= 64 and all(c.isalnum() or c in "-_" for c in name) and name.isascii()
+    if not ok or name[0] in "-_":
+        raise ConfigError(
+            f"image set name {name!r}",
+            expected="letters, digits, - and _ (at most 64, beginning with a letter or digit)",
+        )
+    return name
+
+
+@contextmanager
+def working_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Yield a temporary folder below `parent`, removed afterwards."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as name:
+        yield Path(name)

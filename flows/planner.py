@@ -1,0 +1,202 @@
+"""From heads to work: what each head reads, and what must be extracted, once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flows.config import DEFAULT_HEADS, Settings, pair
+from headwater.errors import ConfigError
+from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, digest
+from heads.base import HeadConfig, get_head, make_config, registry
+
+if TYPE_CHECKING:
+    from features.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """One head of a run: its configuration and what it reads. Plain data, sent to Dask workers.
+
+    Parameters
+    ----------
+    head
+        Registered name.
+    preset
+        Preset the configuration began with.
+    config
+        The configuration's fields.
+    spec
+        Extractor settings of the plain images.
+    layers
+        Arrays it reads, in its order.
+    view_spec
+        Extractor settings of the views it trains on, or None.
+    """
+
+    head: str
+    preset: str
+    config: dict[str, Any]
+    spec: ExtractorSpec
+    layers: tuple[LayerSpec, ...]
+    view_spec: ExtractorSpec | None = None
+
+    @property
+    def extractor_id(self) -> str:
+        """Id of the extractor: settings and layers."""
+        return self.spec.extractor_id(self.layers)
+
+    def make_config(self) -> HeadConfig:
+        """Rebuild the head's configuration."""
+        return make_config(self.head, self.config)
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """Layers to extract with one `ExtractorSpec`, merged over the heads that share it."""
+
+    spec: ExtractorSpec
+    layers: tuple[LayerSpec, ...]
+    heads: tuple[str, ...]
+
+
+def resolve_preset(preset: str, device: str) -> str:
+    """Return ``small`` or ``paper``; ``auto`` means paper only where a GPU will train."""
+    if preset != "auto":
+        return preset
+    return "paper" if device.startswith("cuda") or _gpu(device) else "small"
+
+
+def _gpu(device: str) -> bool:
+    return device == "auto" and torch.cuda.is_available()
+
+
+def check_heads(heads: Mapping[str, Mapping[str, Any]], preset: str) -> None:
+    """Raise `ConfigError` for an unknown head or setting, before anything is loaded or scanned."""
+    for name, values in heads.items():
+        settings = {k: v for k, v in values.items() if k != "preset"}
+        make_config(name, settings, _preset_of(name, values, preset))
+
+
+def _preset_of(name: str, values: Mapping[str, Any], preset: str) -> str | None:
+    """A head's own preset wins; a head without a `small` preset has only one configuration."""
+    wanted = str(values.get("preset", preset))
+    if wanted == "small" and "small" not in get_head(name).presets:
+        return None
+    return wanted
+
+
+def plan_heads(settings: Settings, backbone: Backbone, precision: str) -> list[HeadPlan]:
+    """Settle every head's configuration and what it reads of `backbone`.
+
+    Parameters
+    ----------
+    settings
+        The run's settings.
+    backbone
+        Loaded backbone; its info decides default nodes.
+    precision
+        Arithmetic of the backbone, resolved.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown head, setting or preset, or a backbone without the maps a head needs.
+    """
+    preset = resolve_preset(settings.training.preset, settings.training.device)
+    chosen = settings.heads or {name: {} for name in DEFAULT_HEADS}
+    plans = []
+    for name, values in chosen.items():
+        own = _preset_of(name, values, preset)
+        config_values = {k: v for k, v in values.items() if k != "preset"}
+        config_values.setdefault("seed", settings.training.seed)
+        config = make_config(name, config_values, own)
+        plans.append(plan_head(name, own or preset, config, settings, backbone, precision))
+    return plans
+
+
+def plan_head(
+    name: str,
+    preset: str,
+    config: HeadConfig,
+    settings: Settings,
+    backbone: Backbone,
+    precision: str,
+) -> HeadPlan:
+    """Settle what one configured head reads; see `plan_heads`."""
+    size = pair(settings.extraction.size)
+    crop = pair(settings.extraction.crop)
+    info: BackboneInfo = backbone.info
+    needs = get_head(name).needs(config, info, size or (256, 256))
+    if size is None and needs.resize is not None and needs.resize != (256, 256):
+        # Asked again at the head's own size: the choice of nodes may depend on it.
+        needs = get_head(name).needs(config, info, needs.resize)
+    resize = size or needs.resize or (256, 256)
+    crop = crop or (needs.crop if size is None else None)
+    if crop and (crop[0] > resize[0] or crop[1] > resize[1]):
+        raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")
+    spec = backbone.default_spec(
+        resize=resize, crop=crop, precision=precision, dtype=settings.extraction.dtype
+    )
+    view_spec = dataclasses.replace(spec, views=needs.views) if needs.views else None
+    return HeadPlan(name, preset, dataclasses.asdict(config), spec, needs.layers, view_spec)
+
+
+def plan_extraction(plans: Sequence[HeadPlan]) -> list[ExtractionPlan]:
+    """Merge what the heads read: one entry a distinct `ExtractorSpec`, each layer once."""
+    merged: dict[str, ExtractionPlan] = {}
+    for plan in plans:
+        for spec in (plan.spec, plan.view_spec):
+            if spec is None:
+                continue
+            old = merged.get(spec.id)
+            layers = tuple(sorted({*(old.layers if old else ()), *plan.layers}))
+            heads = (*(old.heads if old else ()), plan.head)
+            merged[spec.id] = ExtractionPlan(spec, layers, heads)
+    return list(merged.values())
+
+
+def training_key(plan: HeadPlan, snapshot_images: str, options: Mapping[str, Any]) -> str:
+    """Return the idempotency key of a training: same images, head, settings, seed, same key.
+
+    Parameters
+    ----------
+    plan
+        The head.
+    snapshot_images
+        Digest of the images (and their labels) that the training and its evaluation see.
+    options
+        Training settings that change the result.
+    """
+    return digest(
+        {
+            "head": plan.head,
+            "config": plan.config,
+            "extractor": plan.extractor_id,
+            "views": plan.view_spec.id if plan.view_spec else None,
+            "images": snapshot_images,
+            "options": dict(options),
+        }
+    )
+
+
+def describe_heads() -> list[dict[str, Any]]:
+    """Return every registered head: name, summary, paper, presets, settings with defaults."""
+    rows = []
+    for name, cls in registry().items():
+        fields = dataclasses.fields(cls.Config)
+        defaults = dataclasses.asdict(cls.Config())
+        rows.append(
+            {
+                "head": name,
+                "summary": cls.summary,
+                "paper": cls.paper,
+                "presets": ["paper", *cls.presets],
+                "settings": {f.name: defaults[f.name] for f in fields},
+            }
+        )
+    return rows
