@@ -1,0 +1,1 @@
+"""Import every head file so that it registers: one line a head."""

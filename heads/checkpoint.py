@@ -1,0 +1,71 @@
+"""Checkpoints of a training: atomic, identified, free of pickled code."""
+
+from __future__ import annotations
+
+import os
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Checkpoint:
+    """The checkpoint file of one training.
+
+    The file's name is the training's key, and the key is inside too: a checkpoint of another
+    configuration or other data is never resumed. A half-written file is never seen, since it is
+    written under another name and renamed.
+
+    Parameters
+    ----------
+    folder
+        Made when the first checkpoint is saved.
+    key
+        Hash of all that decides the training's result.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.key = key
+        self.path = Path(folder) / f"{key}.ckpt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write `state` (tensors, numbers, text, lists, mappings) in place of what was there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Two trainings of one key may run at once (a lost worker that was not dead): own names.
+        temporary = self.path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"key": self.key, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the saved state, or None where there is none that can be used.
+
+        A damaged file is reported as a warning and ignored: the training begins anew.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # any damage means the same
+            warnings.warn(
+                f"checkpoint {self.path} cannot be read ({error}); training begins anew",
+                stacklevel=2,
+            )
+            return None
+        if not isinstance(state, dict) or state.get("key") != self.key:
+            warnings.warn(
+                f"checkpoint {self.path} is of another training; training begins anew", stacklevel=2
+            )
+            return None
+        return state
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self.path.unlink(missing_ok=True)

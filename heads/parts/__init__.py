@@ -1,0 +1,1 @@
+"""Invertible parts that the flow heads share; all are FrEIA `InvertibleModule`s."""
