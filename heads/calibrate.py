@@ -1,0 +1,160 @@
+"""Thresholds from held-out normal scores alone, for a target false-positive rate.
+
+Split conformal prediction (Vovk et al. 2005; Lei et al. 2018, Theorem 2.2): of n scores that are
+exchangeable with a new normal one, the k-th smallest with k = ⌈(n + 1)(1 − a)⌉ is exceeded by the
+new one with probability at most a. No anomalous image and no test image is looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from headwater.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Decision thresholds of a fitted head, stored with the model; JSON-ready.
+
+    The verdict is ``score > threshold``; a pixel is drawn where ``map > pixel_threshold``.
+
+    Parameters
+    ----------
+    threshold
+        Image threshold.
+    target_fpr
+        The false-positive rate asked for.
+    attained_fpr
+        The rate that n held-out images can promise: the bound 1 − k / (n + 1). Above the target
+        where `rule` is ``"tail"``.
+    n
+        Number of held-out normal images.
+    rule
+        ``"conformal"``, or ``"tail"`` where n is too small for the target (see `threshold_for`).
+    pixel_threshold, pixel_target_fpr, pixel_n
+        The same for the pixels of the held-out maps; NaN-free: None where there were no maps.
+        Pixels of one image are not independent, so the pixel rate is an empirical one, no promise.
+    median
+        Median held-out image score: with the threshold it gives scores a scale for display.
+    """
+
+    threshold: float
+    target_fpr: float
+    attained_fpr: float
+    n: int
+    rule: Literal["conformal", "tail"]
+    pixel_threshold: float | None = None
+    pixel_target_fpr: float | None = None
+    pixel_n: int = 0
+    median: float = 0.0
+
+    @property
+    def promised(self) -> bool:
+        """Whether enough images were held out for the target to be promised."""
+        return self.rule == "conformal"
+
+    def describe(self) -> str:
+        """Return one line for reports and logs."""
+        if self.promised:
+            return (
+                f"threshold {self.threshold:.6g} from {self.n} held-out normal images: at most "
+                f"{self.target_fpr:.2%} of normal images above it"
+            )
+        need = math.ceil(1 / self.target_fpr) - 1
+        return (
+            f"threshold {self.threshold:.6g} extrapolated: {self.n} held-out normal images promise "
+            f"only {self.attained_fpr:.2%}, not {self.target_fpr:.2%} (that takes {need})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping; `from_json` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Calibration:
+        """Rebuild a calibration from `to_json`'s mapping."""
+        return cls(**data)
+
+
+def threshold_for(
+    scores: ArrayLike, target_fpr: float
+) -> tuple[float, float, Literal["conformal", "tail"]]:
+    """Return ``(threshold, attained false-positive rate, rule)`` for normal `scores`.
+
+    Where n is too small (n < 1/a − 1) not even the largest score promises the target. Then the
+    promise is the largest score's, 1 / (n + 1), and the threshold lies above it as far as an
+    exponential tail says: max + σ ln(1 / ((n + 1) a)), σ the mean excess of the scores over their
+    median. This follows shifts and scales of the scores, whatever their sign.
+
+    Raises
+    ------
+    ConfigError
+        A target outside ]0, 1[.
+    DataError
+        No scores, or scores that are not finite.
+    """
+    if not 0 < target_fpr < 1:
+        raise ConfigError(f"target false-positive rate {target_fpr}", expected="between 0 and 1")
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    if not values.size:
+        raise DataError(
+            "no held-out normal scores", expected="at least one", remedy="hold out normal images"
+        )
+    if not np.isfinite(values).all():
+        raise DataError("held-out scores that are not finite", expected="finite scores")
+    n = values.size
+    # the small term keeps products such as 10 * (1 - 0.1) = 9.000000000000002 from rounding up
+    k = math.ceil((n + 1) * (1 - target_fpr) - 1e-9)
+    if k <= n:
+        return float(np.partition(values, k - 1)[k - 1]), (n + 1 - k) / (n + 1), "conformal"
+    excess = values[values > np.median(values)] - np.median(values)
+    sigma = float(excess.mean()) if excess.size else 0.0
+    beyond = sigma * math.log(1 / ((n + 1) * target_fpr))
+    return float(values.max() + beyond), 1 / (n + 1), "tail"
+
+
+def calibrate(
+    scores: ArrayLike,
+    maps: Sequence[ArrayLike] | NDArray[np.float32] | None = None,
+    *,
+    target_fpr: float = 0.05,
+    pixel_fpr: float = 0.005,
+) -> Calibration:
+    """Set the thresholds of a head from what it gives on held-out normal images.
+
+    Parameters
+    ----------
+    scores
+        ``[N]`` image scores of normal images that were not trained on.
+    maps
+        Their score maps, for the pixel threshold.
+    target_fpr
+        Share of normal images that may be called anomalous.
+    pixel_fpr
+        Share of normal pixels that may be drawn as defect.
+    """
+    threshold, attained, rule = threshold_for(scores, target_fpr)
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    pixel, pixels = None, 0
+    if maps is not None and len(maps):
+        flat = np.concatenate([np.asarray(m, dtype=np.float32).ravel() for m in maps])
+        pixel, _, _ = threshold_for(flat, pixel_fpr)
+        pixels = flat.size
+    return Calibration(
+        threshold=threshold,
+        target_fpr=target_fpr,
+        attained_fpr=attained,
+        n=values.size,
+        rule=rule,
+        pixel_threshold=pixel,
+        pixel_target_fpr=pixel_fpr if pixels else None,
+        pixel_n=pixels,
+        median=float(np.median(values)),
+    )
