@@ -1,0 +1,284 @@
+"""Elementary invertible parts: permutation, standardisation, ActNorm, invertible 1x1.
+
+Each takes one input of shape ``[B, C]`` or ``[B, C, H, W]`` and follows FrEIA's protocol:
+``module((x,), rev=False) -> ((y,), logdet)`` with one log-determinant per sample, ``[B]``, or per
+position, ``[B, H, W]``, where built with ``per_position=True`` (then use `SequenceINN`, which adds
+log-determinants of any shape; `GraphINN` knows ``[B]`` only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from FrEIA.modules import InvertibleModule
+from torch import Tensor, nn
+
+from heads.base import FeatureSource
+from headwater.errors import ConfigError
+
+
+def soft_clamp(s: Tensor, alpha: float) -> Tensor:
+    """Return ``(2 alpha / pi) arctan(s / alpha)``: a log-scale kept within ``±alpha``."""
+    return (2 * alpha / torch.pi) * torch.atan(s / alpha)
+
+
+class Elementary(InvertibleModule):
+    """Base of one-input parts whose log-determinant does not depend on the input's values.
+
+    Parameters
+    ----------
+    dims_in
+        FrEIA's list with one shape, ``(C,)`` or ``(C, H, W)``.
+    per_position
+        Give the log-determinant per position instead of per sample.
+    """
+
+    def __init__(self, dims_in: Sequence[Sequence[int]], per_position: bool = False) -> None:
+        super().__init__([tuple(d) for d in dims_in])
+        self.channels = int(dims_in[0][0])
+        self.per_position = per_position
+
+    def output_dims(self, input_dims: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Return the input's shape: nothing here changes it."""
+        return input_dims
+
+    def spread(self, position: Tensor | float, x: Tensor, rev: bool) -> Tensor:
+        """Return one position's log-determinant as that of each sample (or position) of `x`."""
+        places = x.shape[2:]
+        value = torch.as_tensor(position, dtype=x.dtype, device=x.device)
+        if self.per_position:
+            out = value.expand(x.shape[0], *places)
+        else:
+            out = (value * places.numel()).expand(x.shape[0])
+        return -out if rev else out
+
+    def column(self, vector: Tensor, x: Tensor) -> Tensor:
+        """Return a vector over channels in a shape that broadcasts over `x`, in its dtype."""
+        return vector.to(x.dtype).reshape(1, -1, *([1] * (x.ndim - 2)))
+
+
+class Permute(Elementary):
+    """A fixed permutation of channels, drawn from a seed and saved with the weights.
+
+    Parameters
+    ----------
+    dims_in
+        One shape.
+    seed
+        Decides the permutation.
+    """
+
+    order: Tensor
+    inverse: Tensor
+
+    def __init__(
+        self, dims_in: Sequence[Sequence[int]], seed: int, per_position: bool = False
+    ) -> None:
+        super().__init__(dims_in, per_position)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(self.channels, generator=generator, device="cpu")
+        self.register_buffer("order", order)
+        # Not saved: it follows from the saved order (see `_load_from_state_dict`).
+        self.register_buffer("inverse", torch.argsort(order), persistent=False)
+        self.register_load_state_dict_post_hook(Permute._after_load)
+
+    def _after_load(self, _keys: object) -> None:
+        self.inverse = torch.argsort(self.order)
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> tuple[tuple[Tensor], Tensor]:
+        """Permute, or undo it where `rev`."""
+        x = x_or_z[0]
+        return (x[:, self.inverse if rev else self.order],), self.spread(0.0, x, rev)
+
+
+class Standardise(Elementary):
+    """A fixed affine map per channel, ``(x - mean) / std``, set from training features.
+
+    Its log-determinant is constant, so it changes what the likelihood's zero is and nothing of
+    what is learnt; but couplings see inputs of one scale whatever the backbone.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dims_in: Sequence[Sequence[int]], per_position: bool = False) -> None:
+        super().__init__(dims_in, per_position)
+        self.register_buffer("mean", torch.zeros(self.channels))
+        self.register_buffer("std", torch.ones(self.channels))
+
+    def set(self, mean: Tensor, std: Tensor, floor: float = 0.05) -> None:
+        """Take over ``[C]`` statistics; deviations count for at least `floor` of their median.
+
+        A channel that hardly moves on normal images would else be blown up without measure.
+        """
+        least = torch.clamp(std.median() * floor, min=1e-6)
+        self.mean.copy_(mean.to(self.mean))
+        self.std.copy_(torch.maximum(std, least).to(self.std))
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> tuple[tuple[Tensor], Tensor]:
+        """Standardise, or undo it where `rev`."""
+        x = x_or_z[0]
+        mean, std = self.column(self.mean, x), self.column(self.std, x)
+        y = x * std + mean if rev else (x - mean) / std
+        return (y,), self.spread(-self.std.to(x.dtype).log().sum(), x, rev)
+
+
+def channel_statistics(
+    source: FeatureSource, layers: Sequence[str], size: int = 32
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return ``{layer: (mean [C], std [C])}`` over rows and positions, in one pass, float64."""
+    sums: dict[str, list[Tensor]] = {}
+    for batch in source.batches(size):
+        for layer in layers:
+            x = batch[layer].double()
+            pair = [x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]
+            sums[layer] = (
+                [a + b for a, b in zip(sums[layer], pair, strict=True)] if layer in sums else pair
+            )
+    out = {}
+    for layer, (first, second) in sums.items():
+        _, height, width = source.shapes[layer]
+        count = len(source) * height * width
+        mean = first / count
+        out[layer] = (mean, (second / count - mean.square()).clamp_min(0).sqrt())
+    return out
+
+
+class ActNorm(Elementary):
+    """A learnt affine map per channel, set by the first training batch to mean 0, deviation 1.
+
+    Kingma & Dhariwal, "Glow" (2018), section 3.1. That it was set is saved with the weights.
+    """
+
+    ready: Tensor
+
+    def __init__(self, dims_in: Sequence[Sequence[int]], per_position: bool = False) -> None:
+        super().__init__(dims_in, per_position)
+        self.log_scale = nn.Parameter(torch.zeros(self.channels))
+        self.bias = nn.Parameter(torch.zeros(self.channels))
+        self.register_buffer("ready", torch.tensor(False))
+
+    @torch.no_grad()
+    def _set_from(self, x: Tensor) -> None:
+        dims = [d for d in range(x.ndim) if d != 1]
+        if x.numel() // self.channels > 1:  # one single vector has no deviation
+            std = x.std(dims)
+            self.log_scale.copy_(-torch.clamp(std, min=1e-4).log())
+        self.bias.copy_(-x.mean(dims) * self.log_scale.exp())
+        self.ready.fill_(True)
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> tuple[tuple[Tensor], Tensor]:
+        """Scale and shift, or undo it where `rev`."""
+        x = x_or_z[0]
+        if self.training and not rev and not bool(self.ready):
+            self._set_from(x)
+        log_scale, bias = self.column(self.log_scale, x), self.column(self.bias, x)
+        y = (x - bias) * torch.exp(-log_scale) if rev else x * torch.exp(log_scale) + bias
+        return (y,), self.spread(self.log_scale.to(x.dtype).sum(), x, rev)
+
+
+class InvertibleMix(Elementary):
+    """An invertible 1x1 convolution: one CxC matrix over the channels.
+
+    Kingma & Dhariwal, "Glow" (2018), section 3.2.
+
+    Parameters
+    ----------
+    dims_in
+        One shape.
+    seed
+        Decides the orthogonal matrix it begins as.
+    kind
+        ``lu`` learns ``W = P L (U + diag(sign * exp(log_s)))``; ``fixed`` keeps the orthogonal
+        matrix (log-determinant 0).
+
+    Raises
+    ------
+    ConfigError
+        On another `kind`.
+    """
+
+    def __init__(
+        self,
+        dims_in: Sequence[Sequence[int]],
+        seed: int,
+        kind: Literal["lu", "fixed"] = "lu",
+        per_position: bool = False,
+    ) -> None:
+        super().__init__(dims_in, per_position)
+        if kind not in ("lu", "fixed"):
+            raise ConfigError(f"invertible 1x1 of kind {kind!r}", expected="lu or fixed")
+        self.kind = kind
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(
+            self.channels, self.channels, generator=generator, dtype=torch.float64, device="cpu"
+        )
+        start = torch.linalg.qr(noise)[0]
+        if kind == "fixed":
+            self.register_buffer("matrix", start.float())
+            return
+        p, lower, upper = torch.linalg.lu(start)
+        diagonal = upper.diagonal()
+        self.register_buffer("p", p.float())
+        self.register_buffer("sign", diagonal.sign().float())
+        self.lower = nn.Parameter(lower.tril(-1).float())
+        self.upper = nn.Parameter(upper.triu(1).float())
+        self.log_s = nn.Parameter(diagonal.abs().log().float())
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        eye = torch.eye(self.channels, device=self.lower.device, dtype=dtype)
+        lower = self.lower.to(dtype).tril(-1) + eye
+        diagonal = self.sign.to(dtype) * self.log_s.to(dtype).exp()  # type: ignore[operator]
+        return self.p.to(dtype), lower, self.upper.to(dtype).triu(1) + diagonal.diag()  # type: ignore[operator]
+
+    def weight(self, dtype: torch.dtype, rev: bool = False) -> Tensor:
+        """Return the matrix, or its inverse worked out in float64, as `dtype`."""
+        if self.kind == "fixed":
+            matrix: Tensor = self.matrix  # type: ignore[assignment]
+            # Rounded to float32 it is orthogonal to 1e-7 only: float64 tests want the inverse.
+            return torch.linalg.inv(matrix.double()).to(dtype) if rev else matrix.to(dtype)
+        if not rev:
+            p, lower, upper = self._factors(dtype)
+            return p @ lower @ upper
+        p, lower, upper = self._factors(torch.float64)
+        half = torch.linalg.solve_triangular(lower, p.T, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper, half, upper=True).to(dtype)
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> tuple[tuple[Tensor], Tensor]:
+        """Mix the channels, or undo it where `rev`."""
+        x = x_or_z[0]
+        # bfloat16 here would make the inverse wrong in the third digit.
+        with torch.autocast(x.device.type, enabled=False):
+            y = torch.einsum("oc,bc...->bo...", self.weight(x.dtype, rev), x)
+        if self.kind == "fixed":
+            matrix: Tensor = self.matrix  # type: ignore[assignment]
+            position = torch.linalg.slogdet(matrix.double())[1].to(x.dtype)
+        else:
+            position = self.log_s.to(x.dtype).sum()
+        return (y,), self.spread(position, x, rev)
