@@ -209,9 +209,10 @@ def _explain(
             texts.append(f"{place}: {dotted} = {given!r}")
             hints.append(problem["msg"].removeprefix("Input should be ").removeprefix("Value error, "))
     unique = list(dict.fromkeys(zip(texts, hints, strict=True)))
+    several = len(unique) > 1
     return ConfigError(
-        "\n".join(t for t, _ in unique),
-        expected="; ".join(dict.fromkeys(h for _, h in unique)),
+        "\n".join(f"{t}\n  expected: {h}" if several else t for t, h in unique),
+        expected="" if several else unique[0][1],
         remedy="headwater init writes a file with every key and its comment",
     )
 

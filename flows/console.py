@@ -20,6 +20,15 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+
+_live: list[Reporter] = []
+
+
+def reporter() -> Reporter:
+    """Return the reporter that is showing progress now, or a quiet one."""
+    return _live[-1] if _live else Reporter(quiet=True)
+
+
 class Reporter:
     """Progress of named pieces of work that may run at the same time; thread-safe."""
 
@@ -33,9 +42,18 @@ class Reporter:
 
     @contextmanager
     def live(self) -> Iterator[Reporter]:
-        """Show progress while the block runs."""
+        """Show progress while the block runs; meanwhile `reporter` returns this one."""
+        _live.append(self)
+        try:
+            with self._shown():
+                yield self
+        finally:
+            _live.remove(self)
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
         if self._quiet or not err.is_terminal:
-            yield self
+            yield
             return
         columns = (
             TextColumn("{task.description:<12}"),
@@ -47,7 +65,7 @@ class Reporter:
         with Progress(*columns, console=err, transient=True) as bars:
             self._bars = bars
             try:
-                yield self
+                yield
             finally:
                 self._bars = None
                 self._tasks.clear()

@@ -1,0 +1,97 @@
+"""What a training leaves for people: curves, histogram, sheet of heat maps, table, the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from features.images import read_image, read_mask
+from features.preprocess import mask_to_input, picture
+from flows import figures
+from heads.calibrate import Calibration
+from storage.serving import save_model
+
+if TYPE_CHECKING:
+    from flows.training import ScoredImages, TrainJob
+    from heads.base import Head
+    from storage.registry import Run
+
+SHEET = 16
+
+
+def write_artifacts(
+    job: TrainJob,
+    run: Run,
+    scored: ScoredImages,
+    held_out: np.ndarray,
+    calibration: Calibration,
+    rows: list[dict[str, Any]],
+) -> list[str]:
+    """Draw and log the pictures and the per-image table; return the pictures' paths for people.
+
+    Parameters
+    ----------
+    job, run
+        The training and its MLflow run.
+    scored
+        Test images with scores and maps.
+    held_out
+        ``[M]`` scores of the held-out normal images.
+    calibration
+        Thresholds.
+    rows
+        Per-image table, worst mistakes first.
+    """
+    folder = Path(job.home) / "pictures" / job.image_set / job.plan.head / run.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = scored.labels
+    run.log_table(rows, "images")
+    made = [folder / "scores.png"]
+    figures.score_histogram(held_out, scored.scores, labels, calibration.threshold, made[0])
+    if labels.any() and not labels.all():
+        made.append(folder / "curves.png")
+        figures.curves(scored.scores, labels, calibration.threshold, made[-1])
+    cells = [c for row in rows[:SHEET] if (c := _cell(job, scored, row)) is not None]
+    if cells:
+        made.append(folder / "heat-maps.png")
+        title = f"{job.image_set} / {job.plan.head}: worst mistakes first"
+        figures.heat_map_sheet(cells, calibration.threshold, made[-1], title)
+    for path in made:
+        run.log_file(path, "figures")
+    return [str(made[-1])] if cells else []
+
+
+def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> figures.Cell | None:
+    """Return one image of the sheet, or None where its file is not at hand any more."""
+    known = scored.table[row["index"]]
+    try:
+        image = picture(read_image(Path(job.root) / known["path"]), job.plan.spec)
+        mask = None
+        if known["mask"]:
+            mask = mask_to_input(read_mask(Path(job.root) / known["mask"]), job.plan.spec)
+    except (OSError, ValueError):
+        return None
+    return figures.Cell(
+        image=image,
+        heat=scored.maps[row["index"]],
+        mask=mask,
+        caption=f"{known['kind']}/{Path(known['path']).stem}",
+        score=row["score"],
+        defective=known["kind"] != "good",
+        flagged=row["verdict"] == "anomalous",
+    )
+
+
+def register_model(
+    job: TrainJob, run: Run, head: Head, calibration: Calibration, example: np.ndarray | None
+) -> str:
+    """Save the self-contained serving model, log and register it; return its version.
+
+    Parameters
+    ----------
+    example
+        An image ``[H, W, 3]`` uint8 for the input example; a grey one is made where none is given.
+    """
+    raise NotImplementedError(save_model)

@@ -1,0 +1,345 @@
+"""The `headwater` command. Heavy libraries are imported inside the commands, so that help is quick.
+
+Exit status: 0 all went well, 1 a fault of Headwater's own, 2 a mistake that the message explains,
+3 the work was done but something was set aside (a broken image, a damaged row).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli_common import (
+    SET_ASIDE,
+    BackboneOption,
+    BackboneOptionsOption,
+    ConfigOption,
+    CropOption,
+    DefectiveOption,
+    HeadsOption,
+    HomeOption,
+    ImagesOption,
+    JsonOption,
+    MasksOption,
+    NormalOption,
+    PrecisionOption,
+    PresetOption,
+    RehashOption,
+    SetArgument,
+    SetOption,
+    SizeOption,
+    SnapshotOption,
+    StoreOption,
+    TrackingOption,
+    WeightsOption,
+    settings_from,
+)
+from flows.console import Reporter, err, out, table
+from headwater import __version__
+from headwater.errors import ConfigError, DataError, HeadwaterError
+
+app = typer.Typer(
+    name="headwater",
+    help="Visual inspection from normal images: features once, many heads, traceable models.",
+    epilog="Begin with `headwater demo`, then `headwater run my-set --images folder`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+@app.command(rich_help_panel="The job")
+def run(
+    image_set: SetArgument,
+    images: ImagesOption = None,
+    normal: NormalOption = None,
+    defective: DefectiveOption = None,
+    masks: MasksOption = None,
+    backbone: BackboneOption = None,
+    weights: WeightsOption = None,
+    backbone_options: BackboneOptionsOption = None,
+    heads: HeadsOption = None,
+    settings: SetOption = None,
+    size: SizeOption = None,
+    crop: CropOption = None,
+    precision: PrecisionOption = None,
+    preset: PresetOption = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")] = None,
+    target_fpr: Annotated[
+        float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Heads trained at a time. [default: one a core]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of an existing Dask scheduler.")
+    ] = None,
+    rehash: RehashOption = False,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    tracking: TrackingOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Extract what is missing, train the heads in parallel, evaluate and register them.
+
+    What is done already is not done again: stored features and finished trainings are reused.
+    """
+    merged, place = settings_from(locals())
+    from flows.pipeline import run_pipeline
+    from flows.report import show_run
+
+    with Reporter().live() as reporter:
+        result = run_pipeline(merged, place, reporter, rehash=rehash)
+    show_run(result, place)
+    raise typer.Exit(SET_ASIDE if result.set_aside else 0)
+
+
+@app.command(rich_help_panel="The job")
+def extract(
+    image_set: SetArgument,
+    images: ImagesOption = None,
+    normal: NormalOption = None,
+    defective: DefectiveOption = None,
+    masks: MasksOption = None,
+    backbone: BackboneOption = None,
+    weights: WeightsOption = None,
+    backbone_options: BackboneOptionsOption = None,
+    heads: HeadsOption = None,
+    settings: SetOption = None,
+    size: SizeOption = None,
+    crop: CropOption = None,
+    precision: PrecisionOption = None,
+    preset: PresetOption = None,
+    rehash: RehashOption = False,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Extract on an existing Dask cluster.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Extract in so many local processes.")
+    ] = None,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Bring the feature store up to date with the images, for the heads named; train nothing."""
+    merged, place = settings_from(locals())
+    from flows.extraction import extract_set
+    from flows.report import show_extraction
+
+    with Reporter(quiet=json_).live() as reporter:
+        report = extract_set(merged, place, reporter, rehash=rehash)
+    show_extraction(report, as_json=json_)
+    raise typer.Exit(SET_ASIDE if report.set_aside else 0)
+
+
+@app.command(rich_help_panel="The job")
+def train(
+    image_set: SetArgument,
+    heads: HeadsOption = None,
+    settings: SetOption = None,
+    snapshot: SnapshotOption = None,
+    backbone: BackboneOption = None,
+    weights: WeightsOption = None,
+    backbone_options: BackboneOptionsOption = None,
+    size: SizeOption = None,
+    crop: CropOption = None,
+    precision: PrecisionOption = None,
+    preset: PresetOption = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")] = None,
+    target_fpr: Annotated[
+        float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
+    ] = None,
+    known_by: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Only images that had arrived by then (ISO 8601)."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Heads trained at a time. [default: one a core]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of an existing Dask scheduler.")
+    ] = None,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    tracking: TrackingOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Train heads from what is stored, without touching the images' features."""
+    merged, place = settings_from(locals())
+    from flows.pipeline import train_pipeline
+    from flows.report import show_run
+
+    with Reporter().live() as reporter:
+        result = train_pipeline(merged, place, reporter, snapshot=snapshot, known_by=known_by)
+    show_run(result, place)
+
+
+@app.command(rich_help_panel="The job")
+def predict(
+    image_set: SetArgument,
+    images: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
+    head: Annotated[
+        str | None, typer.Option(help="Which head's model. [default: the set's only one]")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Model version or alias. [default: the newest]")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Folder for heat maps. [default: in home]")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Instead of the model's threshold.")
+    ] = None,
+    home: HomeOption = None,
+    tracking: TrackingOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Score new images with a registered model: score, verdict, heat map as PNG."""
+    options = {k: v for k, v in locals().items() if k != "images"}
+    _, place = settings_from(options)
+    from flows.prediction import predict_images
+
+    folder = out_dir or place.pictures / image_set / "predictions"
+    with Reporter(quiet=json_).live() as reporter:
+        rows, broken = predict_images(
+            place, image_set, images, head, version, folder, threshold, reporter
+        )
+    if json_:
+        failed = [{"image": str(b.path), "error": b.reason} for b in broken]
+        out.print_json(json.dumps([*rows, *failed]))
+    else:
+        cells = [[r["image"], r["score"], r["threshold"], r["verdict"], r["heat_map"]] for r in rows]
+        out.print(table(["image", "score", "threshold", "verdict", "heat map"], cells))
+        for one in broken:
+            err.print(f"set aside {one.path}: {one.reason}", markup=False)
+    raise typer.Exit(SET_ASIDE if broken else 0)
+
+
+@app.command(rich_help_panel="Look")
+def compare(
+    image_set: SetArgument,
+    home: HomeOption = None,
+    tracking: TrackingOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Print the leaderboard of a set's registered models, from MLflow."""
+    _, place = settings_from(locals())
+    from flows.report import leaderboard_table
+    from storage.registry import Registry
+
+    rows = Registry(place.root, place.tracking_url).leaderboard(image_set)
+    if json_:
+        out.print_json(json.dumps(rows))
+        return
+    if not rows:
+        raise DataError(
+            f"no models of image set {image_set!r} in {place.tracking_url or place.root}",
+            expected="at least one registered model",
+            remedy=f"headwater run {image_set} --images DIR",
+        )
+    out.print(leaderboard_table(rows, f"{image_set}: best image AUROC first"))
+
+
+@app.command(rich_help_panel="Look")
+def heads(json_: JsonOption = False) -> None:
+    """List the heads: what each is, needs, and which settings it has."""
+    from flows.report import show_heads
+
+    show_heads(as_json=json_)
+
+
+@app.command(rich_help_panel="Look")
+def ui(
+    home: HomeOption = None,
+    tracking: TrackingOption = None,
+    config: ConfigOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow UI on the results (on this machine only; Ctrl-C ends it)."""
+    _, place = settings_from(locals())
+    import os
+
+    from storage.registry import Registry
+
+    command = Registry(place.root, place.tracking_url).ui_command(port)
+    out.print(f"MLflow UI: http://127.0.0.1:{port}")
+    os.execv(command[0], command)
+
+
+@app.command(rich_help_panel="Begin")
+def demo(
+    images: ImagesOption = None,
+    home: HomeOption = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Heads trained at a time.")] = None,
+) -> None:
+    """Run the whole job on pictures that come with scikit-image, or on a folder of your own.
+
+    Where no backbone weights can be had, the demo (and only the demo) uses an untrained net.
+    """
+    from flows.demo_run import run_demo
+
+    raise typer.Exit(run_demo(images, home, workers))
+
+
+@app.command(rich_help_panel="Begin")
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("headwater.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a settings file with every key and a comment to each."""
+    from flows.config import TEMPLATE
+
+    if path.exists() and not force:
+        raise ConfigError(f"{path} is there already", remedy="--force overwrites it")
+    try:
+        path.write_text(TEMPLATE)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", expected="a file that can be written") from None
+    out.print(f"wrote {path}: edit it, then `headwater run my-product`")
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"headwater {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: errors that a user can cure are printed without a traceback."""
+    from flows.cli_store import store_app
+
+    app.add_typer(store_app, name="store", rich_help_panel="Look")
+    try:
+        app()
+    except HeadwaterError as error:
+        err.print(f"error: {error}", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped; what was committed is kept, the same command goes on from there")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

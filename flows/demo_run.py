@@ -1,0 +1,49 @@
+"""The demo: the whole job on pictures that need no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.cli_common import SET_ASIDE, settings_from
+from flows.console import Reporter, err
+from headwater.errors import WeightsError
+
+BACKBONE = "resnet18"
+UNTRAINED_SEED = 0
+
+
+def run_demo(images: Path | None, home: Path | None, workers: int | None) -> int:
+    """Run the main job on the demo's pictures or on `images`; return the exit status.
+
+    Where neither ``HEADWATER_WEIGHTS`` nor timm's download gives weights, a seeded untrained net
+    is run and the scores are said to be illustrative. Nothing else ever does that.
+    """
+    settings, place = settings_from({"home": home, "workers": workers, "backbone": BACKBONE})
+    from features.backbones import find_weights
+    from flows.demo import make_demo_images
+    from flows.pipeline import run_pipeline
+    from flows.report import show_run, shorten
+
+    seed = None
+    try:
+        settings.backbone.weights = find_weights(BACKBONE, None)
+    except WeightsError:
+        seed = UNTRAINED_SEED
+    if images is None:
+        settings.image_set = "textures"
+        settings.images = make_demo_images(place.root / "demo-images")
+        err.print(f"pictures: {shorten(str(settings.images))}", markup=False)
+    else:
+        settings.image_set = "".join(c if c.isalnum() else "-" for c in images.resolve().name)
+        settings.image_set = settings.image_set.strip("-")[:64] or "images"
+        settings.images = images
+    with Reporter().live() as reporter:
+        result = run_pipeline(settings, place, reporter, untrained_seed=seed)
+    show_run(result, place)
+    if seed is not None:
+        err.print(
+            f"\nNo weights for {BACKBONE} at hand: an untrained net was used and the scores are "
+            "illustrative. Set HEADWATER_WEIGHTS to a weight file or folder for real ones.",
+            style="yellow",
+        )
+    return SET_ASIDE if result.set_aside else 0

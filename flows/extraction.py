@@ -1,0 +1,329 @@
+"""Bring a set's feature store up to date: scan, sync, compute what is missing, nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.backbones import Backbone, best_precision, find_weights, load_backbone
+from features.extract import Job, extract
+from features.images import ImageRecord, ScanResult, scan_folders, scan_mvtec
+from flows.config import Settings
+from flows.planner import ExtractionPlan, HeadPlan, check_heads, plan_extraction, plan_heads
+from headwater.errors import ConfigError, DataError
+from storage.store import FeatureStore
+from storage.table import ImageRow
+
+if TYPE_CHECKING:
+    from flows.console import Reporter
+    from flows.home import Home
+
+
+@dataclass
+class Extracted:
+    """What was done for one `ExtractorSpec`."""
+
+    spec: str
+    backbone: str
+    layers: list[str]
+    views: int
+    wanted: int
+    computed: int = 0
+    backbone_calls: int = 0
+    seconds: float = 0.0
+    commits: int = 0
+
+
+@dataclass
+class ExtractionReport:
+    """What an extraction found and did; its `set_aside` decides the exit status.
+
+    Parameters
+    ----------
+    image_set
+        Name of the set.
+    snapshot
+        Store version at the end.
+    images, normal_train
+        Images of the set; of these, normal ones for training.
+    changes
+        ``{added, removed, renamed, replaced, relabelled, unchanged: count}``.
+    hashed
+        Files that were read to know their content; the others had not changed.
+    extracted
+        One entry an extractor.
+    set_aside
+        ``[path, reason]`` of images that could not be used.
+    notes
+        Things to know that stop nothing: duplicates, masks without an image.
+    """
+
+    image_set: str
+    snapshot: str = ""
+    images: int = 0
+    normal_train: int = 0
+    changes: dict[str, int] = field(default_factory=dict)
+    hashed: int = 0
+    scan_seconds: float = 0.0
+    extracted: list[Extracted] = field(default_factory=list)
+    set_aside: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def computed(self) -> int:
+        """Feature rows computed in all."""
+        return sum(e.computed for e in self.extracted)
+
+    @property
+    def backbone_calls(self) -> int:
+        """Forward passes in all."""
+        return sum(e.backbone_calls for e in self.extracted)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        return {
+            **asdict(self),
+            "computed": self.computed,
+            "backbone_calls": self.backbone_calls,
+        }
+
+
+def resolve_images(settings: Settings, home: Home) -> Settings:
+    """Take the folders and the backbone that a set was last run with, where none were given.
+
+    Raises
+    ------
+    DataError
+        Where nothing says where the images are.
+    """
+    image_set = require_set(settings)
+    card = home.card(image_set)
+    if settings.images is None and settings.normal is None:
+        if not card.get("images") and not card.get("normal"):
+            raise DataError(
+                f"nothing says where the images of {image_set!r} are",
+                expected="--images DIR (MVTec layout) or --normal DIR",
+                remedy=f"headwater run {image_set} --images DIR",
+            )
+        for key in ("images", "normal", "defective", "masks"):
+            value = card.get(key)
+            setattr(settings, key, Path(value) if value else None)
+    elif settings.images is not None and settings.normal is not None:
+        raise ConfigError("--images and --normal", expected="one of them, not both")
+    return settings
+
+
+def require_set(settings: Settings) -> str:
+    """Return the image set's name; `ConfigError` where none was given."""
+    if not settings.image_set:
+        raise ConfigError("no image set named", expected="a name, as in `headwater run my-set`")
+    return settings.image_set
+
+
+def scan(settings: Settings, home: Home, reporter: Reporter, rehash: bool = False) -> ScanResult:
+    """Scan the set's folders; unchanged files are not read."""
+
+    def progress(done: int, total: int) -> None:
+        reporter.update("images", done, total, "reading what is new")
+
+    common: dict[str, Any] = {"cache": home.file_cache, "rehash": rehash, "progress": progress}
+    if settings.images is not None:
+        return scan_mvtec(settings.images, **common)
+    assert settings.normal is not None
+    return scan_folders(settings.normal, settings.defective, settings.masks, **common)
+
+
+def open_backbone(settings: Settings, untrained_seed: int | None = None) -> tuple[Backbone, str]:
+    """Load the backbone; return it with the arithmetic it is to run in."""
+    chosen = settings.backbone
+    weights = None
+    if untrained_seed is None:
+        weights = find_weights(chosen.name, chosen.weights)
+    backbone = load_backbone(
+        chosen.name, weights, options=chosen.options, untrained_seed=untrained_seed
+    )
+    wanted = settings.extraction.precision
+    return backbone, best_precision(backbone) if wanted == "auto" else wanted
+
+
+def image_rows(result: ScanResult) -> list[ImageRow]:
+    """Turn scanned records into the store's rows, with paths relative to the set's root."""
+    return [
+        ImageRow(
+            sha256=r.sha256,
+            path=_relative(r.path, result.root),
+            split=r.split,
+            kind=r.kind,
+            mask=_relative(r.mask, result.root) if r.mask else "",
+            width=r.width,
+            height=r.height,
+        )
+        for r in result.records
+    ]
+
+
+def _relative(path: Path, root: Path) -> str:
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def extract_set(
+    settings: Settings,
+    home: Home,
+    reporter: Reporter,
+    *,
+    rehash: bool = False,
+    untrained_seed: int | None = None,
+) -> ExtractionReport:
+    """Scan, sync and extract; see `extract_with` for the part after the plan.
+
+    Parameters
+    ----------
+    settings
+        The run's settings.
+    home
+        Where state lives.
+    reporter
+        Shows progress.
+    rehash
+        Read every file, even those that look unchanged.
+    untrained_seed
+        Only the demo gives one: an untrained net instead of weights.
+    """
+    check_heads(settings.heads, "paper")
+    settings = resolve_images(settings, home)
+    backbone, precision = open_backbone(settings, untrained_seed)
+    plans = plan_heads(settings, backbone, precision)
+    return extract_with(settings, home, reporter, backbone, plans, rehash=rehash)
+
+
+def extract_with(
+    settings: Settings,
+    home: Home,
+    reporter: Reporter,
+    backbone: Backbone,
+    plans: Sequence[HeadPlan],
+    *,
+    rehash: bool = False,
+) -> ExtractionReport:
+    """Bring the store up to date for `plans`.
+
+    The store knows what is missing, so a killed run goes on where its last commit was.
+
+    Raises
+    ------
+    DataError
+        Where the folders hold no usable normal image.
+    WeightsError, LayerError
+        Where the backbone cannot give a layer.
+    """
+    image_set = require_set(settings)
+    began = time.perf_counter()
+    found = scan(settings, home, reporter, rehash)
+    report = ExtractionReport(image_set, hashed=found.hashed)
+    report.set_aside = [(str(b.path), b.reason) for b in found.broken]
+    report.notes = [*found.problems, *_duplicates(found)]
+    rows = image_rows(found)
+    report.images = len(rows)
+    report.normal_train = sum(r.split == "train" and r.kind == "good" for r in rows)
+    if not report.normal_train:
+        raise DataError(
+            f"{found.root}: no usable normal image for training",
+            expected="images in train/good, or in the folder given with --normal",
+            remedy=_why_none(report),
+        )
+    store = FeatureStore.open(home.store, image_set, compression=settings.extraction.compression)
+    changes = store.sync(rows)
+    report.changes = changes.counts()
+    report.scan_seconds = time.perf_counter() - began
+    card_keys = {"images", "normal", "defective", "masks"}
+    card = {k: str(v) if v else None for k, v in settings.model_dump(include=card_keys).items()}
+    home.write_card(
+        image_set,
+        {**card, "root": str(found.root), "backbone": settings.backbone.model_dump(mode="json")},
+    )
+    by_sha = {r.sha256: r for r in found.records}
+    row_of = {r.sha256: r for r in rows}
+    for plan in plan_extraction(plans):
+        backbone.check_weights(plan.layers)
+        report.extracted.append(
+            _extract_plan(settings, store, reporter, backbone, plan, by_sha, row_of, report)
+        )
+    report.snapshot = store.snapshot
+    return report
+
+
+def wanted_rows(plan: ExtractionPlan, records: Mapping[str, ImageRecord]) -> list[tuple[str, int]]:
+    """Return the ``(sha256, view)`` pairs a plan wants: views only of normal training images."""
+    if plan.spec.views is None:
+        return [(sha, 0) for sha in records]
+    views = range(1, plan.spec.views.count + 1)
+    normal = [s for s, r in records.items() if r.split == "train" and r.kind == "good"]
+    return [(sha, view) for sha in normal for view in views]
+
+
+def _extract_plan(
+    settings: Settings,
+    store: FeatureStore,
+    reporter: Reporter,
+    backbone: Backbone,
+    plan: ExtractionPlan,
+    records: Mapping[str, ImageRecord],
+    rows: Mapping[str, ImageRow],
+    report: ExtractionReport,
+) -> Extracted:
+    """Compute and commit what one extractor misses, block by block."""
+    wanted = wanted_rows(plan, records)
+    missing = store.plan(plan.spec, plan.layers, wanted)
+    views = plan.spec.views.count if plan.spec.views else 0
+    done = Extracted(
+        plan.spec.id, backbone.name, [x.name for x in plan.layers], views, len(wanted)
+    )
+    began, calls = time.perf_counter(), backbone.calls
+    total = sum(len(keys) for _, keys in missing.groups())
+    for layers, keys in missing.groups():
+        jobs = [Job(sha, records[sha].path, view) for sha, view in keys]
+        blocks = extract(
+            jobs,
+            backbone,
+            plan.spec,
+            layers,
+            batch=settings.extraction.batch,
+            block_bytes=settings.extraction.block_mb * 2**20,
+        )
+        for block in blocks:
+            report.set_aside += [(str(job.path), reason) for job, reason in block.failed]
+            if block.jobs:
+                store.write(
+                    plan.spec,
+                    [(job.sha256, job.view) for job in block.jobs],
+                    block.maps,
+                    images=[rows[job.sha256] for job in block.jobs],
+                )
+                done.commits += 1
+                done.computed += len(block.jobs)
+            rate = done.computed / max(time.perf_counter() - began, 1e-9)
+            reporter.update("features", done.computed, total, f"{rate:.1f} images/s")
+    done.backbone_calls = backbone.calls - calls
+    done.seconds = time.perf_counter() - began
+    return done
+
+
+def _duplicates(found: ScanResult) -> list[str]:
+    if not found.duplicates:
+        return []
+    first = ", ".join(f"{dropped} = {kept}" for kept, dropped in found.duplicates[:3])
+    more = f" and {len(found.duplicates) - 3} more" if len(found.duplicates) > 3 else ""
+    return [f"{len(found.duplicates)} duplicate image(s), counted once: {first}{more}"]
+
+
+def _why_none(report: ExtractionReport) -> str:
+    if report.set_aside:
+        path, reason = report.set_aside[0]
+        return f"all were set aside; the first: {path}: {reason}"
+    return "put normal images there; defective ones belong in test/KIND"

@@ -1,0 +1,334 @@
+"""The Prefect flows: what runs when. Tasks are thin and pass references, never arrays.
+
+Training is submitted to Dask from Prefect tasks that wait for it; see docs/architecture.md for
+why Prefect tasks do not run inside the workers. `Home.prepare_environment` must have been called
+before this module is imported: Prefect reads its settings then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from features.backbones import Backbone
+from flows.config import Settings
+from flows.console import reporter as live_reporter
+from flows.extraction import (
+    ExtractionReport,
+    extract_with,
+    open_backbone,
+    require_set,
+    resolve_images,
+)
+from flows.home import Home
+from flows.planner import HeadPlan, check_heads, plan_heads
+from flows.runtime import TOPIC, cores, dask_client
+from flows.training import TrainJob, TrainOutcome, train_head
+from headwater.errors import DataError, HeadwaterError
+from storage.registry import Registry
+from storage.store import FeatureStore
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from flows.console import Reporter
+
+
+@dataclass
+class RunResult:
+    """What a run did.
+
+    Parameters
+    ----------
+    image_set
+        Name of the set.
+    extraction
+        None for `train` alone.
+    outcomes
+        One a head that was trained or found.
+    failures
+        ``(head, error)`` of the heads that failed; the others are unaffected.
+    """
+
+    image_set: str
+    extraction: ExtractionReport | None = None
+    outcomes: list[TrainOutcome] = field(default_factory=list)
+    failures: list[tuple[str, BaseException]] = field(default_factory=list)
+
+    @property
+    def set_aside(self) -> bool:
+        """Whether something was left out and the exit status must say so."""
+        return bool(self.failures or (self.extraction and self.extraction.set_aside))
+
+
+class HeadsFailedError(HeadwaterError, RuntimeError):
+    """Some heads failed; `result` holds what the others gave."""
+
+    result: RunResult
+
+
+@task(name="extract", cache_policy=NO_CACHE, persist_result=False)
+def extract_task(
+    settings: Settings, home: Home, backbone: Backbone, plans: list[HeadPlan], rehash: bool
+) -> ExtractionReport:
+    """Bring the store up to date. Not cached by Prefect: the store knows what is missing."""
+    return extract_with(settings, home, live_reporter(), backbone, plans, rehash=rehash)
+
+
+@task(name="train", task_run_name="train-{name}", cache_policy=NO_CACHE, persist_result=False)
+def train_task(client: Client, name: str, job: TrainJob) -> TrainOutcome:
+    """Submit one training to Dask and wait. A lost worker's training is started again by Dask."""
+    future = client.submit(train_head, job, pure=False, retries=0)
+    return future.result()
+
+
+@flow(
+    name="headwater-run",
+    flow_run_name="run-{image_set}",
+    validate_parameters=False,
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(max_workers=32),
+)
+def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
+    """Images to registered models: extract what is missing, then train the heads in parallel.
+
+    Parameters
+    ----------
+    image_set
+        Name of the set.
+    request
+        JSON-ready: ``settings``, ``home``, ``rehash``, ``untrained_seed``.
+    """
+    settings = Settings.model_validate(request["settings"])
+    home = Home.at(request["home"], settings.store, settings.tracking)
+    backbone, precision = open_backbone(settings, request["untrained_seed"])
+    plans = plan_heads(settings, backbone, precision)
+    extraction = extract_task(settings, home, backbone, plans, request["rehash"])
+    jobs = make_jobs(
+        settings,
+        home,
+        plans,
+        extraction.snapshot,
+        weights=str(backbone.weights_path) if backbone.weights_path else None,
+        untrained_seed=request["untrained_seed"],
+    )
+    # The workers load what they need from the store: two backbones need not be in memory.
+    del backbone
+    return train_all(settings, home, jobs, RunResult(image_set, extraction))
+
+
+@flow(
+    name="headwater-train",
+    flow_run_name="train-{image_set}",
+    validate_parameters=False,
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(max_workers=32),
+)
+def train_flow(image_set: str, request: dict[str, Any]) -> RunResult:
+    """Train heads at a snapshot from stored features; raises where some are not stored."""
+    settings = Settings.model_validate(request["settings"])
+    home = Home.at(request["home"], settings.store, settings.tracking)
+    store = FeatureStore.open(home.store, image_set, create=False)
+    snapshot = store.resolve(request["snapshot"])
+    backbone, precision = open_backbone(settings, request["untrained_seed"])
+    plans = plan_heads(settings, backbone, precision)
+    jobs = make_jobs(
+        settings,
+        home,
+        plans,
+        snapshot,
+        weights=str(backbone.weights_path) if backbone.weights_path else None,
+        untrained_seed=request["untrained_seed"],
+        known_by=request["known_by"],
+    )
+    return train_all(settings, home, jobs, RunResult(image_set))
+
+
+def make_jobs(
+    settings: Settings,
+    home: Home,
+    plans: list[HeadPlan],
+    snapshot: str,
+    *,
+    weights: str | None,
+    untrained_seed: int | None = None,
+    known_by: int | None = None,
+) -> list[TrainJob]:
+    """Return one job a head, all by reference."""
+    image_set = require_set(settings)
+    options = settings.training.model_dump(mode="json", exclude={"preset"})
+    return [
+        TrainJob(
+            plan=plan,
+            image_set=image_set,
+            home=str(home.root),
+            snapshot=snapshot,
+            root=home.card(image_set).get("root", ""),
+            backbone=settings.backbone.model_dump(mode="json"),
+            training=options,
+            store_url=home.store_url,
+            tracking_url=home.tracking_url,
+            weights=weights,
+            untrained_seed=untrained_seed,
+            known_by=known_by,
+        )
+        for plan in plans
+    ]
+
+
+def train_all(
+    settings: Settings, home: Home, jobs: list[TrainJob], result: RunResult
+) -> RunResult:
+    """Train the heads in parallel; one that fails does not take the others with it.
+
+    Raises
+    ------
+    HeadsFailedError
+        After all have ended, where some failed.
+    """
+    show = live_reporter()
+    # Created and migrated once, here, before the workers all want it.
+    registry = Registry(home.root, home.tracking_url)
+    workers = min(settings.training.workers or cores(), len(jobs))
+    threads = max(1, cores() // workers)
+    with (
+        registry.parent(result.image_set, jobs[0].snapshot) as parent_run,
+        dask_client(workers, settings.dask.scheduler) as client,
+    ):
+
+        def on_progress(event: tuple[float, dict[str, Any]]) -> None:
+            message = event[1]
+            show.update(message["name"], message["done"], message["total"], message["text"])
+
+        client.subscribe_topic(TOPIC, on_progress)
+        waiting = []
+        for job in jobs:
+            ready = dataclasses.replace(job, parent_run=parent_run, threads=threads)
+            waiting.append((job.plan.head, train_task.submit(client, job.plan.head, ready)))
+        for head, future in waiting:
+            future.wait()
+            got = future.result(raise_on_failure=False)
+            if isinstance(got, BaseException):
+                result.failures.append((head, got))
+            else:
+                result.outcomes.append(got)
+    if result.failures:
+        error = HeadsFailedError(f"failed: {', '.join(head for head, _ in result.failures)}")
+        error.result = result
+        raise error
+    return result
+
+
+def run_pipeline(
+    settings: Settings,
+    home: Home,
+    reporter: Reporter,
+    *,
+    rehash: bool = False,
+    untrained_seed: int | None = None,
+) -> RunResult:
+    """Run the whole job; what can be checked beforehand is checked before Prefect is started.
+
+    Raises
+    ------
+    HeadwaterError
+        For mistakes in the settings, images or weights. Heads that fail are in the result.
+    """
+    check_heads(settings.heads, "paper")
+    settings = resolve_images(settings, home)
+    if untrained_seed is None:
+        open_backbone(settings)
+    _check_folders(settings)
+    request = {
+        "settings": settings.model_dump(mode="json"),
+        "home": str(home.root),
+        "rehash": rehash,
+        "untrained_seed": untrained_seed,
+    }
+    reporter.update("starting", 0, 1, "Prefect")
+    try:
+        result = run_flow(require_set(settings), request)
+    except HeadsFailedError as error:
+        result = error.result
+    return result
+
+
+def train_pipeline(
+    settings: Settings,
+    home: Home,
+    reporter: Reporter,
+    *,
+    snapshot: str | None = None,
+    known_by: str | None = None,
+    untrained_seed: int | None = None,
+) -> RunResult:
+    """Train from what is stored.
+
+    Parameters
+    ----------
+    snapshot
+        Snapshot id or tag; the newest by default.
+    known_by
+        ISO 8601 date or time; only images that had arrived by then.
+
+    Raises
+    ------
+    SnapshotError
+        Where the set or the snapshot does not exist.
+    """
+    check_heads(settings.heads, "paper")
+    image_set = require_set(settings)
+    FeatureStore.open(home.store, image_set, create=False).resolve(snapshot)
+    card = home.card(image_set).get("backbone")
+    if card and settings.backbone == type(settings.backbone)():
+        settings.backbone = type(settings.backbone).model_validate(card)
+    request = {
+        "settings": settings.model_dump(mode="json"),
+        "home": str(home.root),
+        "snapshot": snapshot,
+        "known_by": moment(known_by),
+        "untrained_seed": untrained_seed,
+    }
+    try:
+        return train_flow(image_set, request)
+    except HeadsFailedError as error:
+        return error.result
+
+
+def moment(text: str | None) -> int | None:
+    """Return nanoseconds UTC for an ISO 8601 date or time (local where it names no zone).
+
+    A date alone means its end: images that arrived on that day are known by it.
+    """
+    from datetime import datetime, timedelta
+
+    from headwater.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"date {text!r}", expected="ISO 8601, such as 2026-11-22 or 2026-11-22T14:00"
+        ) from None
+    if len(text) <= 10:
+        when += timedelta(days=1) - timedelta(microseconds=1)
+    return int(when.astimezone().timestamp() * 1e6) * 1000
+
+
+def _check_folders(settings: Settings) -> None:
+    for option in ("images", "normal", "defective", "masks"):
+        folder: Path | None = getattr(settings, option)
+        if folder is not None and not folder.is_dir():
+            raise DataError(
+                f"--{option} {folder}: no such folder",
+                expected="an existing folder of images",
+                remedy="check the path",
+            )

@@ -1,0 +1,114 @@
+"""Score new images with a registered model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.images import BrokenImage, list_images, read_image
+from flows.figures import prediction_overlay
+from headwater.errors import DataError, ImageError, ModelError
+from storage.registry import Registry
+from storage.serving import Detector
+
+if TYPE_CHECKING:
+    from flows.console import Reporter
+    from flows.home import Home
+
+
+def choose_head(registry: Registry, image_set: str, head: str | None) -> str:
+    """Return the head to predict with: the one named, or the set's only one.
+
+    Raises
+    ------
+    ModelError
+        Where the set has no model, or several and none was named.
+    """
+    known = sorted({row["head"] for row in registry.leaderboard(image_set)})
+    if not known:
+        raise ModelError(
+            f"no models of image set {image_set!r}",
+            expected="at least one registered model",
+            remedy=f"headwater run {image_set} --images DIR",
+        )
+    if head is None and len(known) > 1:
+        raise ModelError(
+            f"{image_set!r} has models of several heads",
+            expected=f"--head with one of {', '.join(known)}",
+            remedy=f"headwater compare {image_set} shows how they do",
+        )
+    if head is not None and head not in known:
+        raise ModelError(
+            f"no model of head {head!r} in {image_set!r}", expected=f"one of {', '.join(known)}"
+        )
+    return head or known[0]
+
+
+def predict_images(
+    home: Home,
+    image_set: str,
+    images: list[Path],
+    head: str | None,
+    version: str | None,
+    folder: Path,
+    threshold: float | None,
+    reporter: Reporter,
+) -> tuple[list[dict[str, Any]], list[BrokenImage]]:
+    """Score images one at a time and write an overlay for each.
+
+    Parameters
+    ----------
+    home, image_set, head, version
+        Which model.
+    images
+        Files or folders.
+    folder
+        Where ``NAME.png`` overlays go.
+    threshold
+        Instead of the model's.
+    reporter
+        Shows progress.
+
+    Returns
+    -------
+    tuple
+        Rows ``image, score, threshold, verdict, heat_map`` and what could not be read.
+    """
+    registry = Registry(home.root, home.tracking_url)
+    name = choose_head(registry, image_set, head)
+    detector = Detector.load(registry.get_model(image_set, name, version)["uri"], registry)
+    files = [file for path in images for file in list_images(path)]
+    if not files:
+        raise DataError(
+            f"no images in {', '.join(map(str, images))}", expected="PNG, JPEG, TIFF or BMP files"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, broken = [], []
+    for done, path in enumerate(files):
+        reporter.update("images", done, len(files), path.name)
+        try:
+            pixels = read_image(path)
+        except ImageError as error:
+            broken.append(BrokenImage(path, str(error)))
+            continue
+        (got,) = detector.predict([pixels], threshold=threshold)
+        target = _free_name(folder, path, rows)
+        prediction_overlay(pixels, got.map, got.score, got.verdict, got.threshold, target)
+        rows.append(
+            {
+                "image": str(path),
+                "score": float(got.score),
+                "threshold": float(got.threshold),
+                "verdict": got.verdict,
+                "heat_map": str(target),
+            }
+        )
+    return rows, broken
+
+
+def _free_name(folder: Path, path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Return a file name for this picture that no other picture of this call has."""
+    taken = {row["heat_map"] for row in rows}
+    candidates = [path.stem, f"{path.parent.name}_{path.stem}"]
+    candidates += [f"{path.parent.name}_{path.stem}_{n}" for n in range(2, len(rows) + 3)]
+    return next(t for c in candidates if str(t := folder / f"{c}.png") not in taken)

@@ -1,0 +1,154 @@
+"""What commands print: summaries of extractions and runs, the leaderboard, the list of heads."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from flows.console import err, out, size, table
+
+if TYPE_CHECKING:
+    from flows.extraction import ExtractionReport
+    from flows.home import Home
+    from flows.pipeline import RunResult
+
+
+def show_extraction(report: ExtractionReport, as_json: bool = False) -> None:
+    """Print what an extraction did, and what it set aside."""
+    if as_json:
+        out.print_json(json.dumps(report.to_json()))
+        return
+    changes = ", ".join(f"{n} {what}" for what, n in report.changes.items() if n)
+    out.print(
+        f"[bold]{report.image_set}[/]: {report.images} images ({report.normal_train} normal for "
+        f"training); {changes or 'nothing changed'}; {report.hashed} files read"
+    )
+    rows = []
+    for one in report.extracted:
+        views = f", {one.views} views" if one.views else ""
+        rows.append(
+            [
+                one.spec,
+                one.backbone,
+                ", ".join(one.layers) + views,
+                one.wanted - one.computed,
+                one.computed,
+                one.backbone_calls,
+                f"{one.seconds:.1f} s",
+            ]
+        )
+    columns = ["extractor", "backbone", "layers", "stored before", "computed", "calls", "time"]
+    out.print(table(columns, rows))
+    if not report.backbone_calls:
+        out.print("Nothing to extract: every feature was in the store; the backbone was not run.")
+    show_set_aside(report)
+
+
+def show_set_aside(report: ExtractionReport) -> None:
+    """Print the images that were set aside and the notes, to standard error."""
+    if report.set_aside:
+        err.print(f"{len(report.set_aside)} image(s) set aside; the rest went on:", style="yellow")
+        for path, reason in report.set_aside[:20]:
+            err.print(f"  {path}: {reason.splitlines()[0]}", markup=False)
+        if len(report.set_aside) > 20:
+            err.print(f"  and {len(report.set_aside) - 20} more (headwater extract --json lists all)")
+    for note in report.notes[:20]:
+        err.print(f"note: {note}", markup=False)
+    if len(report.notes) > 20:
+        err.print(f"note: and {len(report.notes) - 20} more")
+
+
+def show_run(result: RunResult, home: Home) -> None:
+    """Print the summary of a run: features, heads, pictures, and where to look further."""
+    if result.extraction is not None:
+        show_extraction(result.extraction)
+    rows = [
+        {
+            "head": o.head,
+            "version": o.version,
+            "metrics": o.metrics,
+            "seconds": o.seconds,
+            "peak_mb": o.peak_mb,
+            "note": "found in MLflow" if o.reused else "trained",
+        }
+        for o in result.outcomes
+    ]
+    if rows:
+        out.print()
+        out.print(leaderboard_table(rows, f"{result.image_set}: leaderboard"))
+    for outcome in result.outcomes:
+        for note in outcome.notes:
+            err.print(f"note: {note}", markup=False)
+    pictures = [p for o in result.outcomes for p in o.pictures]
+    if pictures:
+        out.print("\nheat maps:")
+        for picture in pictures:
+            out.print(f"  {shorten(picture)}", markup=False)
+    for head, error in result.failures:
+        err.print(f"error: {head}: {error}", style="red", markup=False)
+    if result.outcomes:
+        out.print(f"\nopen the results in MLflow:\n  {ui_command(home)}", markup=False)
+
+
+def leaderboard_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """Return the leaderboard: a row a model, best image AUROC first."""
+    columns = [
+        ("image AUROC", "image_auroc"),
+        ("pixel AUROC", "pixel_auroc"),
+        ("AUPRO", "aupro"),
+        ("F1", "f1"),
+        ("recall", "recall"),
+        ("FPR", "false_positive_rate"),
+    ]
+    ranked = sorted(rows, key=lambda r: -r["metrics"].get("image_auroc", -1.0))
+    cells = [
+        [
+            r["head"],
+            f"v{r['version']}",
+            *(r["metrics"].get(key) for _, key in columns),
+            f"{r['seconds']:.1f} s" if r.get("seconds") is not None else None,
+            size(r["peak_mb"] * 1e6) if r.get("peak_mb") else None,
+            *([r["note"]] if "note" in r else []),
+        ]
+        for r in ranked
+    ]
+    names = ["head", "model", *(name for name, _ in columns), "fit", "peak memory"]
+    if rows and "note" in rows[0]:
+        names.append("")
+    return table(names, cells, title)
+
+
+def ui_command(home: Home) -> str:
+    """Return the command that opens the MLflow UI on this home's results."""
+    program = Path(sys.argv[0])
+    name = shorten(str(program.absolute())) if program.name == "headwater" else "headwater"
+    return f"{name} ui --home {shorten(str(home.root))}"
+
+
+def shorten(path: str) -> str:
+    """Return a path relative to the working folder where it lies below it."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def show_heads(as_json: bool = False) -> None:
+    """Print every head, its summary, paper, presets and settings."""
+    from flows.planner import describe_heads
+
+    rows = describe_heads()
+    if as_json:
+        out.print_json(json.dumps(rows, default=str))
+        return
+    for row in rows:
+        out.print(f"[bold]{row['head']}[/]  {row['summary']}")
+        if row["paper"]:
+            out.print(f"    paper: {row['paper']}", style="dim")
+        settings = ", ".join(f"{k}={v!r}" for k, v in row["settings"].items())
+        out.print(f"    presets: {', '.join(row['presets'])}", style="dim")
+        out.print(f"    settings: {settings}", style="dim", markup=False)

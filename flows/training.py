@@ -1,0 +1,377 @@
+"""Train one head from the store, evaluate it, register it: a plain function, run by Dask workers.
+
+Nothing here knows of Prefect or of the cluster; `train_head` can be called as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from features.backbones import load_backbone
+from features.images import read_mask
+from features.preprocess import mask_to_input
+from flows.home import Home
+from flows.planner import HeadPlan, training_key
+from flows.runtime import PeakMemory, WorkerProgress
+from headwater.errors import DataError
+from headwater.spec import digest
+from heads.base import FeatureSource, Head, get_head
+from heads.calibrate import Calibration, calibrate
+from heads.data import split_held_out
+from heads.metrics import Metrics, evaluate
+from heads.trainer import TrainOptions
+from storage.registry import Registry
+from storage.store import FeatureStore
+from storage.table import Selection
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """All a training needs, by reference: picklable, small, no arrays.
+
+    Parameters
+    ----------
+    plan
+        The head and what it reads.
+    image_set, home, store_url, tracking_url
+        Where things are.
+    snapshot
+        Store version to train and evaluate on.
+    root
+        Folder that image and mask paths are relative to.
+    backbone
+        Backbone settings, for the serving model.
+    training
+        Training settings.
+    weights
+        Resolved weight file, None for the demo's untrained net.
+    untrained_seed
+        Of the demo's net.
+    known_by
+        Train only on images that had arrived by then, nanoseconds UTC.
+    parent_run
+        MLflow run that this one is nested under.
+    threads
+        Torch threads.
+    """
+
+    plan: HeadPlan
+    image_set: str
+    home: str
+    snapshot: str
+    root: str
+    backbone: dict[str, Any]
+    training: dict[str, Any]
+    store_url: str | None = None
+    tracking_url: str | None = None
+    weights: str | None = None
+    untrained_seed: int | None = None
+    known_by: int | None = None
+    parent_run: str | None = None
+    threads: int = 1
+
+
+@dataclass
+class TrainOutcome:
+    """What came of a training.
+
+    Parameters
+    ----------
+    head, version, run_id, model
+        Where to find it in MLflow.
+    metrics
+        Final figures on the test images.
+    seconds, peak_mb
+        Time of the fit and peak memory of the process that did it.
+    reused
+        Whether a finished training with the same key was found instead.
+    pictures
+        Files written for people to look at.
+    notes
+        Things to know, such as metrics that could not be computed.
+    """
+
+    head: str
+    version: str = ""
+    run_id: str = ""
+    model: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    reused: bool = False
+    pictures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ScoredImages:
+    """Scores of one split, with what is known of each image.
+
+    Parameters
+    ----------
+    table
+        Per image ``path, sha256, kind, mask``.
+    scores
+        ``[N]`` float32.
+    maps
+        ``[N, H, W]`` float32.
+    """
+
+    table: list[dict[str, Any]]
+    scores: np.ndarray
+    maps: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """``[N]`` bool, true where defective."""
+        return np.array([row["kind"] != "good" for row in self.table], dtype=bool)
+
+
+#: Training settings that do not change what is learnt.
+_NO_MATTER = ("workers", "device")
+
+
+def images_digest(store: FeatureStore, snapshot: str, known_by: int | None) -> str:
+    """Return a digest of the images and labels at a snapshot: what a training's key depends on.
+
+    Two snapshots with the same images give the same digest, so that extracting for another head
+    does not make a finished training look stale.
+    """
+    table = store.images(snapshot=snapshot, known_by=known_by)
+    rows = sorted((r.sha256, r.split, r.kind, r.mask) for r in table)
+    return digest([list(r) for r in rows])
+
+
+def train_head(job: TrainJob) -> TrainOutcome:
+    """Train, calibrate, evaluate and register one head; find it instead where it is done already.
+
+    Idempotent: the key is (images, head configuration, extractor, options), looked up in MLflow
+    first. A broken training goes on from its checkpoint.
+
+    Raises
+    ------
+    HeadwaterError
+        Whatever stops the training; the MLflow run is marked failed.
+    """
+    home = Home(Path(job.home), job.store_url, job.tracking_url)
+    home.prepare_environment()
+    torch.set_num_threads(job.threads)
+    plan = job.plan
+    store = FeatureStore.open(home.store, job.image_set, create=False)
+    registry = Registry(home.root, home.tracking_url)
+    options = {k: v for k, v in job.training.items() if k not in _NO_MATTER}
+    key = training_key(plan, images_digest(store, job.snapshot, job.known_by), options)
+    done = registry.find_finished(job.image_set, plan.head, key)
+    if done is not None:
+        return TrainOutcome(
+            plan.head,
+            done["version"],
+            done["run_id"],
+            done["model"],
+            done["metrics"],
+            done["seconds"],
+            done["peak_mb"],
+            reused=True,
+            pictures=registry.pictures(done["run_id"]),
+        )
+    train, held_out = normal_sources(store, job)
+    head = get_head(plan.head)(plan.make_config(), train.shapes, plan.spec.input_size)
+    head.check(train)
+    run = registry.start(
+        image_set=job.image_set,
+        head=plan.head,
+        key=key,
+        parent_run=job.parent_run,
+        params=_params(job, len(train), len(held_out)),
+        tags={"snapshot": job.snapshot, "extractor_id": plan.extractor_id},
+    )
+    with run:
+        progress = WorkerProgress(plan.head, run.metric)
+        train_options = TrainOptions(
+            device=job.training["device"],
+            precision=job.training["precision"],
+            threads=job.threads,
+            checkpoint_dir=home.checkpoints / key,
+            epochs=job.training["epochs"],
+            early_stop=job.training["early_stop"],
+        )
+        began = time.perf_counter()
+        with PeakMemory() as memory:
+            figures = head.fit(train, held_out, train_options, progress)
+        seconds = time.perf_counter() - began
+        calibration, held_scores = calibrate_head(head, held_out, job.training["target_fpr"])
+        began = time.perf_counter()
+        scored = score_test(store, job, head)
+        score_seconds = time.perf_counter() - began
+        metrics, notes = evaluate_scores(job, scored, calibration)
+        rows = per_image_rows(scored, calibration.threshold)
+        run.finish(
+            metrics={**metrics, **{f"fit_{k}": v for k, v in figures.items()}},
+            seconds=seconds,
+            peak_mb=memory.peak_mb,
+            score_seconds_per_image=score_seconds / max(len(rows), 1),
+        )
+        pictures = write_artifacts(job, run, scored, held_scores, calibration, rows)
+        version = _register(job, run, head, calibration, scored)
+    _remove_checkpoints(home.checkpoints / key)
+    return TrainOutcome(
+        plan.head,
+        version,
+        run.run_id,
+        run.model_name,
+        dict(metrics),
+        seconds,
+        memory.peak_mb,
+        pictures=pictures,
+        notes=notes,
+    )
+
+
+def normal_sources(store: FeatureStore, job: TrainJob) -> tuple[FeatureSource, FeatureSource]:
+    """Return the normal images to train on (views included) and those held out (plain only).
+
+    Raises
+    ------
+    DataError
+        With fewer than four normal images: two to learn from, two to hold out.
+    """
+    plan = job.plan
+    select = Selection(split="train", kind="good", known_by=job.known_by)
+    plain = store.reader(plan.spec, plan.layers, select, snapshot=job.snapshot)
+    if len(plain) < 4:
+        raise DataError(
+            f"{job.image_set}: {len(plain)} normal image(s) to train on",
+            expected="at least 4",
+            remedy="add normal images and run again",
+        )
+    train_rows, held_rows = split_held_out(plain.ids, job.training["held_out"], 2)
+    train = plain.subset(train_rows)
+    if plan.view_spec is not None:
+        views = store.reader(plan.view_spec, plan.layers, select, snapshot=job.snapshot)
+        kept = {plain.ids[i] for i in train_rows}
+        rows = [i for i, sha in enumerate(views.ids) if sha in kept]
+        train = train.concat(views.subset(rows))
+    return train, plain.subset(held_rows)
+
+
+@torch.inference_mode()
+def score_source(head: Head, source: FeatureSource, batch: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(scores [N], maps [N, H, W])`` of a source, float32, in its order."""
+    scores = np.empty(len(source), np.float32)
+    maps = np.empty((len(source), *head.map_size), np.float32)
+    for start in range(0, len(source), batch):
+        stop = min(start + batch, len(source))
+        got = head.score(source.read(start, stop))
+        scores[start:stop] = got.image.float().cpu().numpy()
+        maps[start:stop] = got.maps.float().cpu().numpy()
+    return scores, maps
+
+
+def calibrate_head(
+    head: Head, held_out: FeatureSource, target_fpr: float
+) -> tuple[Calibration, np.ndarray]:
+    """Set the thresholds on held-out normal images; return them with the scores they came from."""
+    scores, maps = score_source(head, held_out)
+    return calibrate(scores, maps, target_fpr), scores
+
+
+def score_test(store: FeatureStore, job: TrainJob, head: Head) -> ScoredImages:
+    """Score the stored test images, each alone as far as its score is concerned."""
+    plan = job.plan
+    reader = store.reader(plan.spec, plan.layers, Selection(split="test"), snapshot=job.snapshot)
+    rows = {r.sha256: r for r in store.images(snapshot=job.snapshot)}
+    table = []
+    for sha in reader.ids:
+        row = rows[sha]
+        table.append({"path": row.path, "sha256": sha, "kind": row.kind, "mask": row.mask})
+    if not table:
+        empty = np.empty(0, np.float32)
+        return ScoredImages([], empty, np.empty((0, *head.map_size), np.float32))
+    scores, maps = score_source(head, reader)
+    return ScoredImages(table, scores, maps)
+
+
+def evaluate_scores(
+    job: TrainJob, scored: ScoredImages, calibration: Calibration
+) -> tuple[Metrics, list[str]]:
+    """Compute the metrics; a mask that cannot be read any more is noted, its image kept."""
+    notes: list[str] = []
+    masks: list[np.ndarray | None] = []
+    for row in scored.table:
+        masks.append(_mask(job, row, notes))
+    metrics = evaluate(
+        scored.scores,
+        scored.maps,
+        scored.labels,
+        masks,
+        threshold=calibration.threshold,
+        pixel_threshold=calibration.pixel_threshold,
+    )
+    for reason in dict.fromkeys(metrics.omitted.values()):
+        names = [k for k, v in metrics.omitted.items() if v == reason]
+        notes.append(f"{job.plan.head}: no {', '.join(names)}: {reason}")
+    return metrics, notes
+
+
+def _mask(job: TrainJob, row: dict[str, Any], notes: list[str]) -> np.ndarray | None:
+    if row["kind"] == "good" or not row["mask"]:
+        return None
+    path = Path(job.root) / row["mask"]
+    try:
+        return mask_to_input(read_mask(path), job.plan.spec)
+    except (OSError, ValueError) as error:
+        notes.append(f"{path}: {str(error).splitlines()[0]}; counts for image metrics only")
+        return None
+
+
+def per_image_rows(scored: ScoredImages, threshold: float) -> list[dict[str, Any]]:
+    """Return the per-image table: worst mistakes first, then by score."""
+    rows = []
+    for i, row in enumerate(scored.table):
+        score, bad = float(scored.scores[i]), row["kind"] != "good"
+        flagged = score > threshold
+        rows.append(
+            {
+                "index": i,
+                "path": row["path"],
+                "kind": row["kind"],
+                "score": score,
+                "verdict": "anomalous" if flagged else "normal",
+                "correct": flagged == bad,
+                "margin": (score - threshold) * (1 if bad else -1),
+                "map_max": float(scored.maps[i].max()),
+                "sha256": row["sha256"],
+            }
+        )
+    return sorted(rows, key=lambda r: r["margin"])
+
+
+def _params(job: TrainJob, train: int, held_out: int) -> dict[str, Any]:
+    plan = job.plan
+    return {
+        "head": plan.head,
+        "preset": plan.preset,
+        **{f"config.{k}": v for k, v in plan.config.items()},
+        **{f"training.{k}": v for k, v in job.training.items()},
+        "backbone": plan.spec.backbone,
+        "weights_sha256": plan.spec.weights,
+        "layers": ", ".join(x.name for x in plan.layers),
+        "input_size": "x".join(map(str, plan.spec.input_size)),
+        "extractor_precision": plan.spec.precision,
+        "views": plan.view_spec.views.count if plan.view_spec and plan.view_spec.views else 0,
+        "train_rows": train,
+        "held_out_images": held_out,
+        "threads": job.threads,
+    }
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

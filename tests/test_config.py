@@ -1,0 +1,78 @@
+"""Settings: defaults, files, overrides, and mistakes that are reported with their place."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.config import TEMPLATE, Settings, load_settings
+from headwater.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_template_holds_every_key_with_its_default():
+    shown = yaml.safe_load(TEMPLATE)
+    settings = Settings.model_validate(shown)
+    assert settings.extraction == Settings().extraction
+    assert settings.training == Settings().training
+    for name, field in Settings.model_fields.items():
+        assert f"{name}:" in TEMPLATE, name
+        for key in getattr(field.annotation, "model_fields", {}):
+            assert f"{key}:" in TEMPLATE, key
+
+
+def test_options_override_the_file_and_paths_are_relative_to_it(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "headwater.yaml").write_text("images: photos\ntraining: {seed: 3, held_out: 0.2}\n")
+    settings = load_settings(folder / "headwater.yaml", {"training.seed": 7, "home": None})
+    assert settings.images == folder / "photos"
+    assert (settings.training.seed, settings.training.held_out) == (7, 0.2)
+
+
+def test_heads_may_be_a_list_or_a_mapping():
+    Path("headwater.yaml").write_text("heads: [patchcore, f2r]\n")
+    assert load_settings(None, {}).heads == {"patchcore": {}, "f2r": {}}
+    Path("headwater.yaml").write_text("heads:\n  patchcore:\n  f2r: {alpha: 0.5}\n")
+    assert load_settings(None, {}).heads == {"patchcore": {}, "f2r": {"alpha": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("backbone:\n  nam: x\n", ["line 2", "backbone.nam", "'name'?", "name, options, weights"]),
+        ("\nextraction:\n  precision: int8\n", ["line 3", "'int8'", "'float32' or 'bfloat16'"]),
+        ("home: [\n", ["line 2", "expected: valid YAML"]),
+        ("- a\n", ["keys and values"]),
+        ("training: {held_out: 2}\n", ["line 1", "held_out = 2", "less than or equal to 0.5"]),
+    ],
+)
+def test_a_mistake_is_reported_with_its_place_and_the_choices(text, said):
+    Path("headwater.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_settings(None, {})
+    for part in ["headwater.yaml", *said]:
+        assert part in str(error.value)
+
+
+def test_all_mistakes_are_reported_together():
+    Path("headwater.yaml").write_text("trainng: {}\nextraction: {batch: 0}\n")
+    with pytest.raises(ConfigError) as error:
+        load_settings(None, {})
+    assert "trainng" in str(error.value)
+    assert "extraction.batch" in str(error.value)
+
+
+def test_a_mistake_in_an_option_names_the_option():
+    with pytest.raises(ConfigError, match="option --precision"):
+        load_settings(None, {"extraction.precision": "int8"})
+
+
+def test_a_missing_file_is_an_error_only_where_it_was_named():
+    assert load_settings(None, {}) == Settings()
+    with pytest.raises(ConfigError, match="No such file"):
+        load_settings(Path("other.yaml"), {})
