@@ -1,0 +1,81 @@
+"""The Dask runtime: progress reaches the driver, a lost worker's work is done by another."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.runtime import TOPIC, PeakMemory, WorkerProgress, cores, dask_client
+from headwater.errors import ConfigError, HeadwaterError, TrainingError
+
+
+def die_once(folder: str) -> str:
+    """Kill this worker the first time; the count is on disk, as memory dies with the process."""
+    tries = len(list(Path(folder).iterdir()))
+    (Path(folder) / str(tries)).touch()
+    if tries == 0:
+        os._exit(9)
+    return f"done at try {tries + 1}"
+
+
+def report_and_fail(name: str) -> None:
+    progress = WorkerProgress(name, lambda *_: None)
+    for done in range(3):
+        progress.step(done, 3, "epoch")
+        time.sleep(0.12)
+    raise TrainingError("step 3: loss is nan", remedy="lower the learning rate")
+
+
+@pytest.fixture(scope="module")
+def client():
+    with dask_client(2) as one:
+        yield one
+
+
+def test_a_lost_workers_task_is_done_again_by_another(client, tmp_path):
+    future = client.submit(die_once, str(tmp_path), pure=False)
+    assert future.result(timeout=60) == "done at try 2"
+
+
+def test_progress_and_errors_reach_the_driver_whole(client):
+    seen = []
+    client.subscribe_topic(TOPIC, lambda event: seen.append(event[1]))
+    future = client.submit(report_and_fail, "a-head", pure=False)
+    with pytest.raises(TrainingError, match=r"(?s)step 3.*remedy: lower the learning rate"):
+        future.result(timeout=60)
+    deadline = time.monotonic() + 10
+    while len(seen) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [m["done"] for m in seen] == [0, 1, 2]
+    assert seen[0]["name"] == "a-head"
+
+
+def test_workers_get_their_share_of_the_cores(client):
+    threads = client.submit(lambda: os.environ["OMP_NUM_THREADS"]).result(timeout=60)
+    assert int(threads) == max(1, cores() // 2)
+
+
+def test_no_scheduler_at_the_address_is_a_clear_error():
+    with (
+        pytest.raises(ConfigError, match="no Dask scheduler answers at tcp://127.0.0.1:1"),
+        dask_client(1, "tcp://127.0.0.1:1"),
+    ):
+        pass
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    with PeakMemory() as memory:
+        block = np.ones(25_000_000)  # 200 MB
+        time.sleep(0.15)
+        del block
+    assert 150 < memory.peak_mb - memory.base_mb < 400
+
+
+def test_errors_survive_the_way_through_a_pickle():
+    import pickle
+
+    error = HeadwaterError("what", expected="else", remedy="do")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) == "what\n  expected: else\n  remedy: do"
