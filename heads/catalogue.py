@@ -1,1 +1,3 @@
 """Import every head file so that it registers: one line a head."""
+
+import heads.cs_flow  # noqa: F401

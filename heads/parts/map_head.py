@@ -1,0 +1,214 @@
+"""What the flow heads over whole maps share: training, likelihood maps, scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from heads.base import Batch, FeatureSource, HeadConfig, Scores, Shape
+from heads.data import to_device
+from heads.parts.elementary import ActNorm, Standardise, channel_statistics
+from heads.parts.flow_head import FlowHead
+from heads.scoring import Fusion, LikelihoodScores, Normaliser, log_likelihood
+from heads.trainer import Progress, Schedule, TrainOptions, train_module
+from headwater.errors import ConfigError
+from headwater.spec import BackboneInfo
+
+
+@dataclass(frozen=True)
+class MapFlowConfig(HeadConfig):
+    """Settings that the flow heads over maps have in common.
+
+    Parameters
+    ----------
+    image_size
+        Images are resized to this many pixels squared; None leaves it to the run.
+    standardise
+        Subtract mean and divide by deviation of each channel over the training features first. It
+        is a constant affine map: the likelihood moves by a constant and couplings see maps of one
+        scale whatever the backbone.
+    clamp
+        Soft clamp of the log-scales.
+    lr, warmup_epochs, batch_size, epochs, clip_norm
+        Learning rate, epochs of linear warm-up, images per step, epochs, largest gradient norm
+        (None: not clipped).
+    top_k
+        The image score is the mean of this share of the largest pixels; 0 is the maximum.
+    normaliser
+        ``stored``: maxima fixed on held-out normal images; ``image``: each image's own.
+    """
+
+    image_size: int | None = None
+    standardise: bool = True
+    clamp: float = 1.9
+    lr: float = 1e-4
+    warmup_epochs: float = 0.0
+    batch_size: int = 16
+    epochs: int = 100
+    clip_norm: float | None = None
+    top_k: float = 0.03
+    normaliser: Normaliser = "stored"
+
+    @property
+    def resize(self) -> tuple[int, int] | None:
+        """Size for `Needs`."""
+        return None if self.image_size is None else (self.image_size, self.image_size)
+
+
+class MapFlowHead(FlowHead):
+    """Base of flow heads that read maps and score by the likelihood of each position.
+
+    A subclass gives `transform`, `invert` and, where it differs from Adam and the plain negative
+    log-likelihood, `optimizer` and `loss`.
+    """
+
+    Config: ClassVar[type[HeadConfig]] = MapFlowConfig
+    fusion: ClassVar[tuple[Fusion, Fusion]] = ("sum", "sum")
+    config: MapFlowConfig
+
+    def __init__(
+        self, config: MapFlowConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
+    ) -> None:
+        super().__init__(config, shapes, map_size)
+        self.scale = nn.ModuleList(Standardise([shape]) for shape in self.shapes.values())
+        self.scorer = LikelihoodScores(*self.fusion, config.top_k, config.normaliser)
+
+    @abstractmethod
+    def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return latents and log-determinant per sample of the standardised maps."""
+
+    @abstractmethod
+    def invert(self, z: Sequence[Tensor]) -> list[Tensor]:
+        """Return the standardised maps of latents."""
+
+    def standardised(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """Return the standardised maps and the log-determinant of that, ``[B]``."""
+        maps, total = [], None
+        for part, x in zip(self.scale, self.inputs(batch), strict=True):
+            # Channels-last: the layout in which convolutions and norms over channels copy nothing.
+            (x,), log_det = part((x.contiguous(memory_format=torch.channels_last),))
+            maps.append(x)
+            total = log_det if total is None else total + log_det
+        assert total is not None
+        return maps, total
+
+    def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """Return the latents ``[B, C, H, W]`` and ``log|det dz/dx|``, ``[B]``."""
+        maps, fixed = self.standardised(batch)
+        z, log_det = self.transform(maps)
+        return z, log_det + fixed
+
+    def reverse(self, z: Sequence[Tensor]) -> list[Tensor]:
+        """Return the maps whose latents are `z`."""
+        maps = self.invert(z)
+        return [part((x,), rev=True)[0][0] for part, x in zip(self.scale, maps, strict=True)]
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Return the optimizer of this head."""
+        return torch.optim.Adam(parameters, lr=self.config.lr)
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the figures of a batch, per sample; ``loss`` or ``nll`` is minimised."""
+        return {"nll": self.nll(batch)}
+
+    def log_maps(self, batch: Batch) -> list[Tensor]:
+        """Return the log-likelihood maps ``[B, H_i, W_i]`` that are fused to scores."""
+        return [log_likelihood(z) for z in self.latent(batch)[0]]
+
+    def fit(
+        self,
+        train: FeatureSource,
+        held_out: FeatureSource,
+        options: TrainOptions,
+        progress: Progress,
+    ) -> dict[str, float]:
+        """Learn the density of normal features; fix the normalisers on held-out normals."""
+        self.check(train)
+        if self.config.standardise:
+            for part, (mean, std) in zip(
+                self.scale, channel_statistics(train, list(self.shapes)).values(), strict=True
+            ):
+                part.set(mean, std)  # type: ignore[operator]
+        self.to(memory_format=torch.channels_last)
+        result = train_module(
+            self,
+            self.loss,
+            train,
+            held_out,
+            optimizer=self.optimizer,
+            epochs=self.config.epochs,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            options=options,
+            progress=progress,
+            schedule=Schedule(warmup=self.config.warmup_epochs),
+            clip_norm=self.config.clip_norm,
+            identity={
+                "head": self.name,
+                "config": dataclasses.asdict(self.config),
+                "shapes": {k: list(v) for k, v in self.shapes.items()},
+            },
+        )
+        source = held_out if len(held_out) else train
+        with torch.no_grad():
+            device = self.fitted.device
+            batches = source.batches(self.config.batch_size)
+            self.scorer.fit((self.log_maps(to_device(b, device)) for b in batches), self.map_size)
+        self.mark_fitted()
+        return result.figures()
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Scores:
+        """Score maps ``[B, C, H, W]`` per layer; see `LikelihoodScores`."""
+        self.check_ready(batch)
+        device = self.fitted.device
+        return self.scorer(self.log_maps(to_device(batch, device)), self.map_size)
+
+
+def global_affine(dims: Sequence[Shape]) -> ActNorm:
+    """Return a learnt affine map per channel that starts as the identity.
+
+    The maps are standardised already, on all training images and with a floor for channels that
+    hardly move; setting it anew from the first batch would blow such channels up.
+    """
+    part = ActNorm(dims)
+    part.ready.fill_(True)
+    return part
+
+
+def stage_nodes(
+    head: str, backbone: BackboneInfo, strides: Sequence[int], nodes: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return one node per stride: `nodes` where given, else the backbone's stages.
+
+    Raises
+    ------
+    ConfigError
+        Where the backbone has no stage of a stride, or `nodes` are of another number.
+    """
+    if nodes:
+        if len(nodes) != len(strides):
+            raise ConfigError(
+                f"{head}: {len(nodes)} nodes {', '.join(nodes)}",
+                expected=f"{len(strides)} nodes, fine to coarse",
+            )
+        return tuple(nodes)
+    # Of several stages with one stride the deepest sees most.
+    stages = dict(zip(backbone.strides, backbone.stages, strict=True))
+    missing = [s for s in strides if s not in stages]
+    if missing or backbone.tokens:
+        have = ", ".join(f"{n} (stride {s})" for s, n in stages.items()) or "none"
+        raise ConfigError(
+            f"{head} with backbone {backbone.name}: no stage of stride "
+            + ", ".join(map(str, missing or strides)),
+            expected=f"stages of strides {', '.join(map(str, strides))}; it has {have}",
+            remedy="choose another backbone or name the nodes, fine to coarse",
+        )
+    return tuple(stages[s] for s in strides)
