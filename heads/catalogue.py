@@ -1,3 +1,4 @@
 """Import every head file so that it registers: one line a head."""
 
-import heads.cs_flow  # noqa: F401
+import heads.cs_flow
+import heads.gca_flow  # noqa: F401

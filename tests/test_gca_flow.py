@@ -191,19 +191,17 @@ def test_convolution_with_code_is_that_over_the_concatenation():
 
 def test_fusion_subnet_adds_the_up_sampled_mix_to_the_identity():
     torch.manual_seed(0)
-    sizes = [(2, 4, 4), (4, 2, 2)]
-    part = FusionSubnet(sizes, [2, 4], "none")
+    sizes = [(4, 4, 4), (8, 2, 2)]
+    part = FusionSubnet(sizes, [4, 8], "none")
     maps = [torch.randn(1, *s) for s in sizes]
     pooled = torch.cat([F.avg_pool2d(maps[0], 2), maps[1]], 1)
     hidden = F.conv2d(pooled, part.squeeze.weight, part.squeeze.bias, padding=1)
-    hidden = F.layer_norm(hidden.movedim(1, 3), (1,), part.norm.weight, part.norm.bias).movedim(
-        3, 1
-    )
+    hidden = F.layer_norm(hidden.movedim(1, 3), (3,)).movedim(3, 1)
     mix = part.expand(hidden.relu())
     want = part.heads[0](
-        maps[0] + F.interpolate(mix[:, :2], (4, 4), mode="bilinear", align_corners=False)
+        maps[0] + F.interpolate(mix[:, :4], (4, 4), mode="bilinear", align_corners=False)
     )
-    assert part.squeeze.out_channels == 6 // 4
+    assert part.squeeze.out_channels == 12 // 4
     assert torch.allclose(part(maps)[0], want, atol=1e-6)
 
 
