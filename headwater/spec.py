@@ -39,7 +39,7 @@ class LayerSpec:
 
     The text form, which is also the array's name in the store, is
     ``node[+node...][@scale][~op...]``: ``layer3``, ``layer3@0.5``, ``layer2+layer3~mean3``,
-    ``blocks.6+blocks.10~sum``, ``layer1~avg3s2``.
+    ``blocks.6+blocks.10~norm~sum``, ``layer1~avg3s2``.
 
     Parameters
     ----------
@@ -53,12 +53,16 @@ class LayerSpec:
         map is pooled before fusing.
     fuse
         ``"concat"`` (channels of all nodes, every map resized bilinearly to the first's) or ``"sum"``.
+    norm
+        The tokens of the last node pass through the vision transformer's final norm (the module
+        ``norm``, with its weights) before pooling and fusing.
     """
 
     nodes: tuple[str, ...]
     scale: float = 1.0
     pool: str = ""
     fuse: str = "concat"
+    norm: bool = False
 
     def __post_init__(self) -> None:
         if not self.nodes or not all(re.fullmatch(r"[A-Za-z0-9_.]+", n) for n in self.nodes):
@@ -80,6 +84,8 @@ class LayerSpec:
             text += f"@{self.scale:g}"
         if self.pool:
             text += f"~{self.pool}"
+        if self.norm:
+            text += "~norm"
         if self.fuse == "sum" and len(self.nodes) > 1:
             text += "~sum"
         return text
@@ -94,10 +100,10 @@ class LayerSpec:
         except ValueError:
             raise ConfigError(f"layer {text!r}", expected="a number after @") from None
         fuse = "sum" if "sum" in ops else "concat"
-        pools = [o for o in ops if o not in ("sum", "concat")]
+        pools = [o for o in ops if o not in ("sum", "concat", "norm")]
         if len(pools) > 1:
             raise ConfigError(f"layer {text!r}", expected="at most one pooling")
-        return cls(tuple(nodes.split("+")), number, pools[0] if pools else "", fuse)
+        return cls(tuple(nodes.split("+")), number, pools[0] if pools else "", fuse, "norm" in ops)
 
     @property
     def pooling(self) -> tuple[str, int, int] | None:
