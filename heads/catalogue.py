@@ -2,3 +2,4 @@
 
 import heads.cs_flow
 import heads.gca_flow  # noqa: F401
+import heads.patchcore  # noqa: F401
