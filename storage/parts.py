@@ -1,0 +1,171 @@
+"""Where a reader's rows are, and moving them from fetched chunks into batches."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from torch import Tensor
+
+from headwater.errors import StoreError
+from storage.arrays import Maps
+from storage.engine import guard, shared_repository
+from storage.extractors import Extractor
+from storage.layout import IMAGES
+from storage.table import Selection, Table
+
+Batch = dict[str, Tensor]
+#: Batches assembled ahead of the consumer.
+AHEAD = 3
+
+
+@dataclass(frozen=True)
+class PartRef:
+    """What a reader needs in order to find its rows again, in any process."""
+
+    location: str
+    image_set: str
+    snapshot: str
+    spec_id: str
+    layers: tuple[str, ...]
+    select: Selection
+    views: tuple[int, ...] | None = None
+    missing: str = "error"
+
+
+@dataclass
+class Part:
+    """An opened `PartRef`: the feature rows it holds, ascending."""
+
+    store: Any
+    maps: dict[str, Maps]
+    encoding: str
+    rows: np.ndarray
+    sha: np.ndarray
+    views: np.ndarray
+    lacking: np.ndarray
+    table: Table
+    images: np.ndarray
+
+
+def open_part(ref: PartRef) -> Part:
+    """Find a part's rows at its snapshot; raises what is wrong with it."""
+    where = f"store {ref.location}/{ref.image_set}"
+    with guard(where):
+        repository = shared_repository(ref.location, ref.image_set)
+        store = repository.readonly_session(snapshot_id=ref.snapshot).store
+        root = zarr.open_group(store, mode="r")
+        table = Table(root[IMAGES])  # type: ignore[arg-type]
+        extractor = Extractor.open(root, ref.spec_id)
+        if extractor is None:
+            raise StoreError(
+                f"{where}: no features of extractor {ref.spec_id} at snapshot {ref.snapshot}",
+                expected="an extractor that `headwater store inspect` lists",
+                remedy="extract first",
+            )
+        wanted = ref.select.mask(table)
+        here = extractor.image >= 0
+        here[here] = wanted[extractor.image[here]]
+        if ref.views is not None:
+            here &= np.isin(extractor.view, ref.views)
+        maps, filled = {}, here.copy()
+        for layer in ref.layers:
+            maps[layer] = extractor.maps(layer)
+            filled &= extractor.block(layer) >= 0
+        rows = np.flatnonzero(filled)
+        present = np.zeros(len(table), bool)
+        present[extractor.image[rows]] = True
+        lacking = np.flatnonzero(wanted & ~present)
+        half = np.unique(extractor.image[here & ~filled])
+        lacking = np.union1d(lacking, half)
+        if len(lacking) and ref.missing == "error":
+            name = str(table.path[lacking[0]])
+            raise StoreError(
+                f"{where}: {len(lacking)} of {int(wanted.sum())} selected images lack a layer of "
+                f"{', '.join(ref.layers)} at snapshot {ref.snapshot}, such as {name}",
+                expected="features of all selected images",
+                remedy="extract again with these layers, or skip what is missing",
+            )
+        return Part(
+            store=store,
+            maps=maps,
+            encoding=extractor.spec.dtype,
+            rows=rows,
+            sha=table.sha[extractor.image[rows]],
+            views=extractor.view[rows].astype(np.int64),
+            lacking=lacking,
+            table=table,
+            images=extractor.image[rows],
+        )
+
+
+def collect(asked: Sequence[tuple[int, str, list[int], Future[Any]]]) -> dict[Any, Any]:
+    """Wait for requested chunks; return them as tensors by (part, layer, chunk)."""
+    found: dict[Any, Any] = {}
+    for part, layer, chunks, future in asked:
+        for number, data in zip(chunks, future.result(), strict=True):
+            if data is None:
+                raise StoreError(
+                    f"layer {layer}: chunk {number} is missing from the store",
+                    remedy="`headwater store verify --repair` computes it again",
+                )
+            found[(part, layer, number)] = torch.from_numpy(data)
+    return found
+
+
+def copy_rows(out: Tensor, source: Tensor, rows: np.ndarray) -> None:
+    """``out[i] = source[rows[i]]`` with conversion, consecutive rows at once."""
+    if source.dtype == torch.uint16:
+        source = source.view(torch.bfloat16)
+    steps = np.flatnonzero(np.diff(rows) != 1) + 1
+    bounds = [0, *steps.tolist(), len(rows)]
+    if len(bounds) > 64 and out[0].numel() < 16384:
+        out.copy_(source.index_select(0, torch.from_numpy(np.ascontiguousarray(rows))))
+        return
+    for a, b in itertools.pairwise(bounds):
+        first = int(rows[a])
+        out[a:b].copy_(source[first : first + b - a])
+
+
+def read_ahead(source: Iterator[Batch]) -> Iterator[Batch]:
+    """Run an iterator in a thread, a few items ahead."""
+    items: queue.Queue[Any] = queue.Queue(AHEAD)
+    stop = threading.Event()
+    end = object()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in source:
+                put(item)
+                if stop.is_set():
+                    return
+            put(end)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=produce, name="headwater-read-ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := items.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
