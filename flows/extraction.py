@@ -14,6 +14,7 @@ from features.images import ImageRecord, ScanResult, scan_folders, scan_mvtec
 from flows.config import Settings
 from flows.planner import ExtractionPlan, HeadPlan, check_heads, plan_extraction, plan_heads
 from headwater.errors import ConfigError, DataError
+from storage.layout import StoreOptions
 from storage.store import FeatureStore
 from storage.table import ImageRow
 
@@ -237,9 +238,9 @@ def extract_with(
             expected="images in train/good, or in the folder given with --normal",
             remedy=_why_none(report),
         )
-    store = FeatureStore.open(home.store, image_set, compression=settings.extraction.compression)
-    changes = store.sync(rows)
-    report.changes = changes.counts()
+    options = StoreOptions(compression=settings.extraction.compression)
+    store = FeatureStore.open(home.store, image_set, options=options)
+    report.changes = store.sync(rows).counts
     report.scan_seconds = time.perf_counter() - began
     card_keys = {"images", "normal", "defective", "masks"}
     card = {k: str(v) if v else None for k, v in settings.model_dump(include=card_keys).items()}
@@ -285,14 +286,13 @@ def _extract_plan(
         plan.spec.id, backbone.name, [x.name for x in plan.layers], views, len(wanted)
     )
     began, calls = time.perf_counter(), backbone.calls
-    total = sum(len(keys) for _, keys in missing.groups())
-    for layers, keys in missing.groups():
-        jobs = [Job(sha, records[sha].path, view) for sha, view in keys]
+    for work in missing.tasks:
+        jobs = [Job(sha, records[sha].path, view) for sha, view in work.keys]
         blocks = extract(
             jobs,
             backbone,
             plan.spec,
-            layers,
+            work.layers,
             batch=settings.extraction.batch,
             block_bytes=settings.extraction.block_mb * 2**20,
         )
@@ -308,7 +308,7 @@ def _extract_plan(
                 done.commits += 1
                 done.computed += len(block.jobs)
             rate = done.computed / max(time.perf_counter() - began, 1e-9)
-            reporter.update("features", done.computed, total, f"{rate:.1f} images/s")
+            reporter.update("features", done.computed, missing.todo, f"{rate:.1f} images/s")
     done.backbone_calls = backbone.calls - calls
     done.seconds = time.perf_counter() - began
     return done

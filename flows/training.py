@@ -143,9 +143,9 @@ def images_digest(store: FeatureStore, snapshot: str, known_by: int | None) -> s
     Two snapshots with the same images give the same digest, so that extracting for another head
     does not make a finished training look stale.
     """
-    table = store.images(snapshot=snapshot, known_by=known_by)
-    rows = sorted((r.sha256, r.split, r.kind, r.mask) for r in table)
-    return digest([list(r) for r in rows])
+    table = store.table(snapshot)
+    images = table.images(table.rows(Selection(known_by=known_by)))
+    return digest(sorted([r.sha256, r.split, r.kind, r.mask] for r in images))
 
 
 def train_head(job: TrainJob) -> TrainOutcome:
@@ -184,12 +184,14 @@ def train_head(job: TrainJob) -> TrainOutcome:
     head = get_head(plan.head)(plan.make_config(), train.shapes, plan.spec.input_size)
     head.check(train)
     run = registry.start(
-        image_set=job.image_set,
-        head=plan.head,
-        key=key,
+        job.image_set,
+        plan.head,
+        key,
         parent_run=job.parent_run,
         params=_params(job, len(train), len(held_out)),
         tags={"snapshot": job.snapshot, "extractor_id": plan.extractor_id},
+        images=store.table(job.snapshot).images(),
+        store=home.store,
     )
     with run:
         progress = WorkerProgress(plan.head, run.metric)
@@ -243,7 +245,7 @@ def normal_sources(store: FeatureStore, job: TrainJob) -> tuple[FeatureSource, F
     """
     plan = job.plan
     select = Selection(split="train", kind="good", known_by=job.known_by)
-    plain = store.reader(plan.spec, plan.layers, select, snapshot=job.snapshot)
+    plain = store.reader(plan.spec, plan.layers, select, job.snapshot, missing="skip")
     if len(plain) < 4:
         raise DataError(
             f"{job.image_set}: {len(plain)} normal image(s) to train on",
@@ -253,10 +255,10 @@ def normal_sources(store: FeatureStore, job: TrainJob) -> tuple[FeatureSource, F
     train_rows, held_rows = split_held_out(plain.ids, job.training["held_out"], 2)
     train = plain.subset(train_rows)
     if plan.view_spec is not None:
-        views = store.reader(plan.view_spec, plan.layers, select, snapshot=job.snapshot)
+        views = store.reader(plan.view_spec, plan.layers, select, job.snapshot, missing="skip")
         kept = {plain.ids[i] for i in train_rows}
         rows = [i for i, sha in enumerate(views.ids) if sha in kept]
-        train = train.concat(views.subset(rows))
+        train = train.concat([train, views.subset(rows)])
     return train, plain.subset(held_rows)
 
 
@@ -284,8 +286,9 @@ def calibrate_head(
 def score_test(store: FeatureStore, job: TrainJob, head: Head) -> ScoredImages:
     """Score the stored test images, each alone as far as its score is concerned."""
     plan = job.plan
-    reader = store.reader(plan.spec, plan.layers, Selection(split="test"), snapshot=job.snapshot)
-    rows = {r.sha256: r for r in store.images(snapshot=job.snapshot)}
+    select = Selection(split="test", known_by=job.known_by)
+    reader = store.reader(plan.spec, plan.layers, select, job.snapshot, missing="skip")
+    rows = {r.sha256: r for r in store.table(job.snapshot).images()}
     table = []
     for sha in reader.ids:
         row = rows[sha]

@@ -1,0 +1,171 @@
+"""The main job through the command itself: images to registered models, in real processes.
+
+One run is made for the module; the tests look at it from several sides. Weights are those of a
+seeded net written to a file, so that everything here runs without ../shared.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from flows.demo import make_demo_images
+
+HEADWATER = [sys.executable, "-m", "flows.cli"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a small image set and a weight file."""
+    folder = tmp_path_factory.mktemp("job")
+    made = make_demo_images(folder / "made")
+    for part, count in (("train/good", 12), ("test/good", 4), ("test/blob", 4)):
+        (folder / "images" / part).mkdir(parents=True)
+        for path in sorted((made / part).iterdir())[:count]:
+            shutil.copy(path, folder / "images" / part)
+    masks = folder / "images/ground_truth/blob"
+    masks.mkdir(parents=True)
+    for path in sorted((made / "ground_truth/blob").iterdir())[:4]:
+        shutil.copy(path, masks)
+    torch.manual_seed(0)
+    save_file(timm.create_model("resnet18").state_dict(), folder / "resnet18.safetensors")
+    return folder
+
+
+def headwater(work, *arguments, status=0):
+    """Run the command; return its standard output. Fails with all that it said."""
+    environment = {**os.environ, "HEADWATER_HOME": str(work / "home"), "OMP_NUM_THREADS": "1"}
+    environment.pop("HEADWATER_WEIGHTS", None)
+    done = subprocess.run(
+        [*HEADWATER, *map(str, arguments)],
+        cwd=work,
+        env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout if status == 0 else done.stdout + done.stderr
+
+
+RUN = ["--size", "64", "--weights", "resnet18.safetensors", "--backbone", "resnet18"]
+
+
+@pytest.fixture(scope="module")
+def first(work):
+    """Output of the first run."""
+    heads = ["--heads", "patchcore,cs_flow", "--epochs", "2", "--workers", "1"]
+    return headwater(work, "run", "tiles", "--images", "images", *RUN, *heads)
+
+
+def rows_of(work, *arguments):
+    return json.loads(headwater(work, "compare", "tiles", "--json", *arguments))
+
+
+def test_run_ends_with_a_leaderboard_pictures_and_the_ui_command(work, first):
+    assert "leaderboard" in first
+    pictures = [line.strip() for line in first.splitlines() if line.strip().endswith(".png")]
+    assert len(pictures) == 2
+    for picture in pictures:
+        with Image.open(work / picture) as shown:
+            assert shown.width > 300
+    assert "headwater ui --home" in first
+
+
+def test_compare_gives_models_with_exact_names(work, first):
+    rows = rows_of(work)
+    assert {r["head"] for r in rows} == {"patchcore", "cs_flow"}
+    for row in rows:
+        assert row["version"] == "1"
+        assert {"image_auroc", "pixel_auroc", "aupro", "f1", "recall"} <= set(row["metrics"])
+        assert row["snapshot"]
+        assert row["extractor_id"]
+
+
+def test_a_second_run_extracts_and_trains_nothing(work, first):
+    heads = ["--heads", "patchcore,cs_flow", "--epochs", "2"]
+    again = headwater(work, "run", "tiles", *RUN, *heads)
+    assert "the backbone was not run" in again
+    assert again.count("found in MLflow") == 2
+    assert len(rows_of(work)) == 2
+
+
+def test_predict_scores_as_the_evaluation_did(work, first):
+    (row,) = [r for r in rows_of(work) if r["head"] == "patchcore"]
+    from storage.registry import Registry
+
+    table = json.loads(
+        Path(
+            Registry(work / "home").client.download_artifacts(row["run_id"], "tables/images.json")
+        ).read_text()
+    )
+    known = {r["path"]: r for r in table}
+    arguments = ["predict", "tiles", "images/test/blob", "--head", "patchcore", "--json"]
+    got = json.loads(headwater(work, *arguments))
+    assert len(got) == 4
+    for one in got:
+        evaluated = known[str(Path(one["image"]).relative_to(work / "images"))] if Path(
+            one["image"]
+        ).is_absolute() else known[str(Path(one["image"]).relative_to("images"))]
+        assert one["score"] == pytest.approx(evaluated["score"], rel=1e-3)
+        assert one["verdict"] == evaluated["verdict"]
+        with Image.open(one["heat_map"]) as overlay:
+            assert np.asarray(overlay).std() > 0
+
+
+def test_new_images_cost_only_themselves(work, first):
+    copy = work / "more"
+    shutil.copytree(work / "images", copy)
+    extra = sorted((work / "made/train/good").iterdir())[20:23]
+    for path in extra:
+        shutil.copy(path, copy / "train/good")
+    (copy / "train/good/broken.png").write_bytes(extra[0].read_bytes()[:500])
+    arguments = ["extract", "tiles", "--images", "more", *RUN, "--heads", "patchcore", "--json"]
+    report = json.loads(headwater(work, *arguments, status=3).partition("\n{")[0] or "{}")
+    assert report["computed"] == 3
+    assert report["backbone_calls"] == 1
+    assert report["images"] == 23
+    assert "broken.png" in report["set_aside"][0][0]
+
+
+def test_another_weight_file_is_another_extractor(work, first):
+    torch.manual_seed(1)
+    save_file(timm.create_model("resnet18").state_dict(), work / "other.safetensors")
+    arguments = ["--size", "64", "--weights", "other.safetensors", "--heads", "patchcore"]
+    report = json.loads(
+        headwater(work, "extract", "tiles", "--images", "images", *arguments, "--json")
+    )
+    assert report["computed"] == 20
+    back = json.loads(
+        headwater(work, "extract", "tiles", "--images", "images", *RUN, "--heads", "patchcore",
+                  "--json")
+    )  # fmt: skip
+    assert back["computed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "x", "--images", "nowhere"], "nowhere: no such folder"),
+        (["run", "x"], "nothing says where the images"),
+        (["run", "a/b", "--images", "images"], "image set name 'a/b'"),
+        (["run", "x", "--images", "images", "--heads", "patchcor"], "one of"),
+        (["run", "x", "--images", "images", "--weights", "no.safetensors"], "no.safetensors"),
+        (["run", "x", "--images", "images", "--set", "patchcore.rato=1"], "rato"),
+        (["predict", "never", "images"], "no models"),
+        (["compare", "never"], "no models"),
+        (["train", "never", "--heads", "patchcore"], "never"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_explained_without_a_traceback(work, arguments, said):
+    assert said in headwater(work, *arguments, status=2)
