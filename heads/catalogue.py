@@ -1,5 +1,8 @@
 """Import every head file so that it registers: one line a head."""
+# ruff: noqa: F401
 
 import heads.cs_flow
-import heads.gca_flow  # noqa: F401
-import heads.patchcore  # noqa: F401
+import heads.dual_flow
+import heads.fast_flow
+import heads.gca_flow
+import heads.patchcore

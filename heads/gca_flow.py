@@ -25,6 +25,7 @@ from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
 
 STRIDES = (4, 8, 16)
+PAPER_NET = "wide_resnet50_2"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,6 @@ class GCAFlowConfig(MapFlowConfig):
         Pooling of the backbone's maps, as in a layer's name; empty leaves it out.
     """
 
-    image_size: int | None = 512
     lr: float = 1e-4
     warmup_epochs: float = 2.0
     batch_size: int = 16
@@ -67,6 +67,7 @@ class GCAFlowConfig(MapFlowConfig):
     pool: str = "avg3s2"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.blocks or min(self.blocks) < 1:
             raise ConfigError(f"blocks {self.blocks}", expected="at least 1 block per scale")
         if self.subnet not in ("hierarchical", "plain"):
@@ -91,7 +92,7 @@ class MSFlowConfig(GCAFlowConfig):
 # Chosen for a minute's training on two cores from resnet18's maps at 256 px: a third of the
 # blocks, small kernels, a rate that fits the few steps.
 _SMALL = {
-    "image_size": None,
+    "standardise": True,
     "blocks": (1, 2, 3),
     "kernel": 3,
     "expansion": 2,
@@ -132,7 +133,8 @@ class GCAFlow(MapFlowHead):
             )
         strides = STRIDES if not config.nodes else range(len(config.blocks))
         nodes = stage_nodes(cls.name, backbone, strides, config.nodes)
-        return Needs(tuple(LayerSpec((n,), pool=config.pool) for n in nodes), config.resize)
+        layers = tuple(LayerSpec((n,), pool=config.pool) for n in nodes)
+        return Needs(layers, config.resize(512 if backbone.name.startswith(PAPER_NET) else None))
 
     def __init__(
         self, config: GCAFlowConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]

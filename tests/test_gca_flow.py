@@ -242,7 +242,9 @@ def test_defaults_are_the_papers():
     assert (plain.subnet, plain.kernel, plain.attention) == ("plain", 3, "none")
     needs = GCAFlow.needs(config, RESNET, (256, 256))
     assert [x.name for x in needs.layers] == ["layer1~avg3s2", "layer2~avg3s2", "layer3~avg3s2"]
-    assert needs.resize == (512, 512)
+    assert needs.resize is None
+    wide = dataclasses.replace(RESNET, name="wide_resnet50_2.racm_in1k")
+    assert GCAFlow.needs(config, wide, (256, 256)).resize == (512, 512)
 
 
 def test_backbones_without_the_maps_are_refused():

@@ -115,6 +115,8 @@ class DynamicSubnet(nn.Module):
         Close with a ReLU, as the paper's text has it: scale and shift are then never negative.
     groups
         Groups of the IDConv.
+    hidden_ratio
+        Channels between the two convolutions over `channels_in`.
     """
 
     def __init__(
@@ -125,14 +127,16 @@ class DynamicSubnet(nn.Module):
         kernel: int = 3,
         final_relu: bool = False,
         groups: int = 8,
+        hidden_ratio: float = 1.0,
     ) -> None:
         super().__init__()
+        hidden = max(1, int(channels_in * hidden_ratio))
         # Its weights come off the same generator; the others' must not depend on its being there.
         with torch.random.fork_rng(devices=[]):
             self.attention = DynamicSpatialAttention(groups=groups) if attention else None
         self.norm = nn.GroupNorm(1, channels_in)
-        self.first = nn.Conv2d(channels_in, channels_in, kernel, padding=kernel // 2)
-        self.last = damp(nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2))
+        self.first = nn.Conv2d(channels_in, hidden, kernel, padding=kernel // 2)
+        self.last = damp(nn.Conv2d(hidden, channels_out, kernel, padding=kernel // 2))
         self.final_relu = final_relu
 
     def forward(self, x: Tensor) -> Tensor:

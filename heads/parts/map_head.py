@@ -29,11 +29,12 @@ class MapFlowConfig(HeadConfig):
     Parameters
     ----------
     image_size
-        Images are resized to this many pixels squared; None leaves it to the run.
+        Pixels of the square image: a number, ``run`` (the run's own size) or ``auto`` (the paper's
+        size on the paper's backbone, the run's own elsewhere).
     standardise
-        Subtract mean and divide by deviation of each channel over the training features first. It
-        is a constant affine map: the likelihood moves by a constant and couplings see maps of one
-        scale whatever the backbone.
+        Begin with a fixed affine map to mean 0 and deviation 1 per channel, measured on the
+        training images and counted in the log-determinant. The papers have none; it makes learning
+        rate and clamp mean the same on every backbone.
     clamp
         Soft clamp of the log-scales.
     lr, warmup_epochs, batch_size, epochs, clip_norm
@@ -45,8 +46,8 @@ class MapFlowConfig(HeadConfig):
         ``stored``: maxima fixed on held-out normal images; ``image``: each image's own.
     """
 
-    image_size: int | None = None
-    standardise: bool = True
+    image_size: int | str = "auto"
+    standardise: bool = False
     clamp: float = 1.9
     lr: float = 1e-4
     warmup_epochs: float = 0.0
@@ -56,10 +57,17 @@ class MapFlowConfig(HeadConfig):
     top_k: float = 0.03
     normaliser: Normaliser = "stored"
 
-    @property
-    def resize(self) -> tuple[int, int] | None:
-        """Size for `Needs`."""
-        return None if self.image_size is None else (self.image_size, self.image_size)
+    def __post_init__(self) -> None:
+        size = self.image_size
+        if size not in ("auto", "run") and not (isinstance(size, int) and size > 0):
+            raise ConfigError(f"image_size {size!r}", expected="auto, run or a number of pixels")
+        if self.clamp <= 0:
+            raise ConfigError(f"clamp {self.clamp}", expected="a positive number")
+
+    def resize(self, paper_size: int | None) -> tuple[int, int] | None:
+        """Return the size for `Needs`; `paper_size` is the paper's on this backbone, if any."""
+        size = {"auto": paper_size, "run": None}.get(str(self.image_size), self.image_size)
+        return None if size is None else (int(size), int(size))
 
 
 class MapFlowHead(FlowHead):
@@ -212,3 +220,21 @@ def stage_nodes(
             remedy="choose another backbone or name the nodes, fine to coarse",
         )
     return tuple(stages[s] for s in strides)
+
+
+def token_nodes(head: str, backbone: BackboneInfo, blocks: Sequence[int]) -> tuple[str, ...]:
+    """Return the nodes of transformer blocks, 1-based and out of 12, scaled to the depth.
+
+    Raises
+    ------
+    ConfigError
+        Where the backbone is too shallow for as many different blocks.
+    """
+    numbers = [max(1, round(b * backbone.depth / 12)) - 1 for b in blocks]
+    if len(set(numbers)) < len(blocks) or backbone.depth < 1:
+        raise ConfigError(
+            f"{head} with backbone {backbone.name}: {backbone.depth} transformer blocks",
+            expected=f"blocks {', '.join(map(str, blocks))} of 12, or as many of another depth",
+            remedy="choose another backbone or name the nodes",
+        )
+    return tuple(f"blocks.{n}" for n in numbers)
