@@ -16,7 +16,7 @@ from heads.trainer import NullProgress, TrainOptions
 from headwater.errors import ConfigError, FeatureRangeError, NotFittedError, ShapeError
 from headwater.spec import BackboneInfo
 
-LAYER = "layer2+layer3~mean3"
+LAYER = "layer2+layer3~avg3s1"
 CPU = TrainOptions(device="cpu")
 
 
@@ -124,15 +124,15 @@ def test_layers_are_chosen_by_stride() -> None:
     stages = ("layer1", "layer2", "layer3")
     resnet = BackboneInfo("resnet18", stages, (64, 128, 256), (4, 8, 16))
     assert layer(resnet) == LAYER
-    assert layer(resnet, nodes=("layer1",)) == "layer1~mean3"
+    assert layer(resnet, nodes=("layer1",)) == "layer1~avg3s1"
     vit = BackboneInfo("vit", (), (), (), tokens=True, depth=12)
-    assert layer(vit) == "blocks.6+blocks.10~mean3"
+    assert layer(vit) == "blocks.6+blocks.10~avg3s1"
     mobile = BackboneInfo(
         "m", ("blocks.1", "blocks.2", "blocks.4", "blocks.6"), (1,) * 4, (4, 8, 16, 32)
     )
-    assert layer(mobile) == "blocks.2+blocks.4~mean3"
+    assert layer(mobile) == "blocks.2+blocks.4~avg3s1"
     one = BackboneInfo("one", ("deep",), (9,), (32,))
-    assert layer(one) == "deep~mean3"
+    assert layer(one) == "deep~avg3s1"
     with pytest.raises(ConfigError, match="no stages"):
         layer(BackboneInfo("none", (), (), ()))
 
