@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.images import read_image, read_mask
-from features.preprocess import mask_to_input, picture
-from flows import figures
+from features.preprocess import mask_to_input, preprocess
+from flows import figures, figures_maps
 from heads.calibrate import Calibration
-from storage.serving import save_model
 
 if TYPE_CHECKING:
     from flows.training import ScoredImages, TrainJob
-    from heads.base import Head
-    from storage.registry import Run
+    from headwater.spec import ExtractorSpec
+    from storage.registry_run import Run
 
 SHEET = 16
 
@@ -57,23 +56,29 @@ def write_artifacts(
     if cells:
         made.append(folder / "heat-maps.png")
         title = f"{job.image_set} / {job.plan.head}: worst mistakes first"
-        figures.heat_map_sheet(cells, calibration.threshold, made[-1], title)
+        figures_maps.heat_map_sheet(
+            cells,
+            calibration.threshold,
+            made[-1],
+            title,
+            pixel_threshold=calibration.pixel_threshold,
+        )
     for path in made:
         run.log_file(path, "figures")
     return [str(made[-1])] if cells else []
 
 
-def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> figures.Cell | None:
+def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> figures_maps.Cell | None:
     """Return one image of the sheet, or None where its file is not at hand any more."""
     known = scored.table[row["index"]]
     try:
-        image = picture(read_image(Path(job.root) / known["path"]), job.plan.spec)
+        image = as_seen(read_image(Path(job.root) / known["path"]), job.plan.spec)
         mask = None
         if known["mask"]:
             mask = mask_to_input(read_mask(Path(job.root) / known["mask"]), job.plan.spec)
     except (OSError, ValueError):
         return None
-    return figures.Cell(
+    return figures_maps.Cell(
         image=image,
         heat=scored.maps[row["index"]],
         mask=mask,
@@ -84,14 +89,8 @@ def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> figures.C
     )
 
 
-def register_model(
-    job: TrainJob, run: Run, head: Head, calibration: Calibration, example: np.ndarray | None
-) -> str:
-    """Save the self-contained serving model, log and register it; return its version.
-
-    Parameters
-    ----------
-    example
-        An image ``[H, W, 3]`` uint8 for the input example; a grey one is made where none is given.
-    """
-    raise NotImplementedError(save_model)
+def as_seen(image: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
+    """Return what the backbone sees of an image, ``[h, w, 3]`` uint8, normalisation undone."""
+    x = preprocess(image, spec).numpy()
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
+    return np.clip(np.rint((x * std + mean) * 255), 0, 255).astype(np.uint8).transpose(1, 2, 0)

@@ -52,6 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
 @app.command(rich_help_panel="The job")
 def run(
     image_set: SetArgument,
@@ -69,7 +70,9 @@ def run(
     precision: PrecisionOption = None,
     preset: PresetOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")
+    ] = None,
     target_fpr: Annotated[
         float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
     ] = None,
@@ -153,7 +156,9 @@ def train(
     precision: PrecisionOption = None,
     preset: PresetOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")
+    ] = None,
     target_fpr: Annotated[
         float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
     ] = None,
@@ -218,7 +223,9 @@ def predict(
         failed = [{"image": str(b.path), "error": b.reason} for b in broken]
         out.print_json(json.dumps([*rows, *failed]))
     else:
-        cells = [[r["image"], r["score"], r["threshold"], r["verdict"], r["heat_map"]] for r in rows]
+        cells = [
+            [r["image"], r["score"], r["threshold"], r["verdict"], r["heat_map"]] for r in rows
+        ]
         out.print(table(["image", "score", "threshold", "verdict", "heat map"], cells))
         for one in broken:
             err.print(f"set aside {one.path}: {one.reason}", markup=False)
@@ -305,7 +312,9 @@ def init(
     try:
         path.write_text(TEMPLATE)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", expected="a file that can be written") from None
+        raise ConfigError(
+            f"{path}: {error.strerror}", expected="a file that can be written"
+        ) from None
     out.print(f"wrote {path}: edit it, then `headwater run my-product`")
 
 

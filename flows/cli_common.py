@@ -26,7 +26,8 @@ ConfigOption = Annotated[
     Path | None, typer.Option(help="Settings file. [default: ./headwater.yaml if there is one]")
 ]
 StoreOption = Annotated[
-    str | None, typer.Option(help="Feature store: a folder or s3://bucket/prefix. [default: in home]")
+    str | None,
+    typer.Option(help="Feature store: a folder or s3://bucket/prefix. [default: in home]"),
 ]
 TrackingOption = Annotated[
     str | None, typer.Option(help="MLflow tracking URI. [default: SQLite in home]")
@@ -37,7 +38,9 @@ ImagesOption = Annotated[
 ]
 NormalOption = Annotated[Path | None, typer.Option(help="Plain folder of normal images.")]
 DefectiveOption = Annotated[Path | None, typer.Option(help="Plain folder of defective images.")]
-MasksOption = Annotated[Path | None, typer.Option(help="Folder of masks, NAME.png or NAME_mask.png.")]
+MasksOption = Annotated[
+    Path | None, typer.Option(help="Folder of masks, NAME.png or NAME_mask.png.")
+]
 BackboneOption = Annotated[str | None, typer.Option(help="timm model name. [default: resnet18]")]
 WeightsOption = Annotated[
     Path | None,
@@ -77,7 +80,8 @@ RehashOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SnapshotOption = Annotated[
-    str | None, typer.Option(help="Train on this snapshot or tag of the store. [default: the newest]")
+    str | None,
+    typer.Option(help="Train on this snapshot or tag of the store. [default: the newest]"),
 ]
 
 

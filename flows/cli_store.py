@@ -2,10 +2,362 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from flows.cli_common import (
+    SET_ASIDE,
+    BackboneOption,
+    BackboneOptionsOption,
+    ConfigOption,
+    HomeOption,
+    JsonOption,
+    SetArgument,
+    StoreOption,
+    TrackingOption,
+    WeightsOption,
+    settings_from,
+)
+from flows.console import Reporter, err, out, size, table
+
+if TYPE_CHECKING:
+    from storage.store import FeatureStore
 
 store_app = typer.Typer(
     help="Look after the feature store of an image set.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+AtOption = Annotated[
+    str | None, typer.Option("--snapshot", help="Snapshot id or tag. [default: the newest]")
+]
+
+
+def _open(options: dict[str, Any]) -> FeatureStore:
+    settings, home = settings_from(options)
+    from flows.extraction import require_set
+    from storage.store import FeatureStore
+
+    return FeatureStore.open(home.store, require_set(settings), create=False)
+
+
+def _json(value: Any) -> None:
+    out.print_json(json.dumps(value, default=str))
+
+
+@store_app.command()
+def ls(
+    home: HomeOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the image sets of the store."""
+    _, place = settings_from(locals())
+    from storage.maintenance import inspect, list_sets
+    from storage.store import FeatureStore
+
+    rows = []
+    for name in list_sets(place.store):
+        facts = inspect(FeatureStore.open(place.store, name, create=False))
+        rows.append({k: facts[k] for k in ("image_set", "images", "snapshot", "written_at")})
+        rows[-1]["extractors"] = len(facts["extractors"])
+        rows[-1]["bytes"] = facts["bytes"]
+    if json_:
+        _json(rows)
+        return
+    columns = ["image set", "images", "extractors", "features", "snapshot", "written"]
+    cells = [
+        [r["image_set"], r["images"], r["extractors"], size(r["bytes"]), r["snapshot"],
+         r["written_at"]]
+        for r in rows
+    ]  # fmt: skip
+    out.print(table(columns, cells) if rows else f"no image sets in {place.store}")
+
+
+@store_app.command()
+def log(
+    image_set: SetArgument,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many.")] = None,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the snapshots of a set, newest first."""
+    opened = _open(locals())
+    from storage.maintenance import log as entries_of
+
+    entries = entries_of(opened, limit)
+    if json_:
+        _json([dataclasses.asdict(e) for e in entries])
+        return
+    rows = [
+        [e.snapshot, f"{e.written_at:%Y-%m-%d %H:%M:%S}", ", ".join(e.tags), e.message]
+        for e in entries
+    ]
+    out.print(table(["snapshot", "written (UTC)", "tags", "what"], rows))
+
+
+@store_app.command()
+def inspect(
+    image_set: SetArgument,
+    snapshot: AtOption = None,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show what a set's store holds: images, extractors, layers, shapes, coverage, bytes."""
+    opened = _open(locals())
+    from storage.maintenance import inspect as facts_of
+
+    facts = facts_of(opened, snapshot)
+    if json_:
+        _json(facts)
+        return
+    tags = f"  tags: {', '.join(facts['tags'])}" if facts["tags"] else ""
+    kinds = ", ".join(f"{n} {kind}" for kind, n in facts["kinds"].items())
+    out.print(f"[bold]{facts['image_set']}[/] at {facts['snapshot']} ({facts['written_at']}){tags}")
+    out.print(f"{facts['images']} images: {kinds}; {facts['removed']} removed ones remembered")
+    for extractor in facts["extractors"]:
+        spec = extractor["extractor"]
+        height, width = spec["crop"] or spec["resize"]
+        views = f", {extractor['views']} views" if extractor["views"] else ""
+        out.print(
+            f"\n[bold]extractor {extractor['id']}[/]  {spec['backbone']} "
+            f"({spec['weights'][:12]}), {height}x{width} px, {spec['precision']}{views}; "
+            f"made {extractor['created']} by headwater {extractor['headwater']}"
+        )
+        rows = [
+            [
+                layer["name"],
+                "x".join(map(str, layer["shape"])),
+                layer["dtype"],
+                layer["rows"],
+                f"{100 * layer['coverage']:.0f} %",
+                size(layer["bytes"]),
+                f"{layer['compression']} ({layer['ratio']:.2f}x)",
+            ]
+            for layer in extractor["layers"]
+        ]
+        columns = ["layer", "shape", "dtype", "rows", "coverage", "bytes", "compression"]
+        out.print(table(columns, rows))
+
+
+@store_app.command()
+def diff(
+    image_set: SetArgument,
+    a: Annotated[str, typer.Argument(metavar="A", help="Snapshot id or tag.")],
+    b: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="Snapshot id or tag. [default: the newest]")
+    ] = None,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Name what changed from snapshot A to snapshot B."""
+    opened = _open(locals())
+    from storage.maintenance import diff as diff_of
+
+    found = diff_of(opened, a, b)
+    if json_:
+        _json(dataclasses.asdict(found))
+        return
+    out.print(f"{found.old} -> {found.new}")
+    for sign, what, names in (
+        ("+", "added", found.added),
+        ("-", "removed", found.removed),
+        ("~", "relabelled", found.relabelled),
+        (">", "renamed", [f"{old} -> {new}" for old, new in found.renamed]),
+        ("+", "layers added", found.layers_added),
+        ("-", "layers removed", found.layers_removed),
+    ):
+        if names:
+            out.print(f"{what}: {len(names)}")
+            for name in names[:200]:
+                out.print(f"  {sign} {name}", markup=False)
+            if len(names) > 200:
+                out.print(f"  and {len(names) - 200} more (--json lists all)")
+    for layer, count in found.rows.items():
+        out.print(f"rows of {layer}: {count:+d}", markup=False)
+    if not any((found.added, found.removed, found.relabelled, found.renamed, found.rows)):
+        out.print("no difference")
+
+
+@store_app.command()
+def verify(
+    image_set: SetArgument,
+    snapshot: AtOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Compute what is damaged again, and just that.")
+    ] = False,
+    backbone: BackboneOption = None,
+    weights: WeightsOption = None,
+    backbone_options: BackboneOptionsOption = None,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Read every feature again; name damage by image and layer. Exit status 3 if there is any."""
+    options = locals()
+    opened = _open(options)
+    from storage.upkeep import verify as verify_store
+
+    with Reporter(quiet=json_).live() as reporter:
+        report = verify_store(
+            opened, snapshot, progress=lambda done, total: reporter.update("verify", done, total)
+        )
+    repaired, broken = 0, []
+    if repair and report.damage:
+        from flows.repair import repair as repair_store
+
+        merged, place = settings_from(options)
+        with Reporter(quiet=json_).live() as reporter:
+            repaired, broken = repair_store(merged, place, opened, report.damage, reporter)
+    whole = not report.problems and (not report.damage or (repair and not broken))
+    if json_:
+        facts = {**dataclasses.asdict(report), "repaired": repaired, "ok": whole}
+        facts["not_repaired"] = [{"path": str(b.path), "reason": b.reason} for b in broken]
+        _json(facts)
+    else:
+        out.print(f"read {report.rows:,} maps, {size(report.bytes)}, at {report.snapshot}")
+        for problem in report.problems:
+            out.print(f"problem: {problem}", style="red", markup=False)
+        for damage in report.damage[:50]:
+            out.print(f"damaged: {damage}", markup=False)
+        if len(report.damage) > 50:
+            out.print(f"and {len(report.damage) - 50} more (--json lists all)")
+        if repaired:
+            out.print(f"repaired: {repaired} maps computed again")
+        for one in broken:
+            err.print(f"not repaired: {one.path}: {one.reason}", markup=False)
+        if report.damage and not repair:
+            out.print(f"{len(report.damage)} damaged maps; --repair computes just these again")
+        if report.ok:
+            out.print("all is well")
+    raise typer.Exit(0 if whole else SET_ASIDE)
+
+
+@store_app.command()
+def tag(
+    image_set: SetArgument,
+    name: Annotated[str, typer.Argument(help="The tag; it never moves.")],
+    snapshot: AtOption = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the tag instead.")] = False,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Give a snapshot a name that keeps it from expiring."""
+    opened = _open(locals())
+    from storage import maintenance
+
+    if delete:
+        maintenance.untag(opened, name)
+        out.print(f"deleted tag {name}")
+        return
+    out.print(f"{name} -> {maintenance.tag(opened, name, snapshot)}")
+
+
+@store_app.command()
+def gc(
+    image_set: SetArgument,
+    older_than: Annotated[
+        str, typer.Option(help="Age of snapshots that expire: 30d, 12h.")
+    ] = "30d",
+    grace: Annotated[
+        str, typer.Option(help="Unreachable data younger than this stays: a writer may need it.")
+    ] = "1d",
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Do it. Without this nothing is changed.")
+    ] = False,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    tracking: TrackingOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Expire old snapshots and free their space; never those that a tag or a model refers to."""
+    options = locals()
+    opened = _open(options)
+    _, place = settings_from(options)
+    from flows.repair import parse_age
+    from storage.registry import Registry
+    from storage.upkeep import gc as collect
+
+    registry = Registry(place.root, place.tracking_url)
+    models = {row["snapshot"] for row in registry.leaderboard(image_set)} - {""}
+    report = collect(
+        opened,
+        older_than=dt.timedelta(seconds=parse_age(older_than)),
+        grace=dt.timedelta(seconds=parse_age(grace)),
+        protect=models,
+        dry_run=not delete,
+    )
+    if json_:
+        _json(dataclasses.asdict(report))
+        return
+    would = "would expire" if report.dry_run else "expired"
+    out.print(f"{would} {len(report.expired)} snapshots, freeing {size(report.bytes)}")
+    if report.kept:
+        out.print(f"{len(report.kept)} old ones stay: tagged, newest, or a model refers to them")
+    if report.dry_run:
+        out.print("nothing was changed; --delete does it")
+
+
+@store_app.command()
+def export(
+    image_set: SetArgument,
+    target: Annotated[str, typer.Argument(help="Folder, or s3://bucket/prefix with --as-store.")],
+    snapshot: AtOption = None,
+    as_store: Annotated[
+        bool, typer.Option("--as-store", help="A Headwater store instead of a plain Zarr folder.")
+    ] = False,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Copy one snapshot to a plain Zarr v3 folder, or to another store."""
+    opened = _open(locals())
+    from storage.upkeep import export as export_store
+
+    count = export_store(opened, target, snapshot, plain=not as_store)
+    out.print(f"wrote {size(count)} to {target}")
+
+
+@store_app.command()
+def drift(
+    image_set: SetArgument,
+    since: Annotated[str, typer.Option(help="Snapshot or tag: its images are the reference.")],
+    picture: Annotated[
+        Path | None, typer.Option("--out", help="PNG to write. [default: in home]")
+    ] = None,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Compare the images that came after a snapshot with those that were there, layer by layer."""
+    options = locals()
+    opened = _open(options)
+    _, place = settings_from(options)
+    from flows.drift_report import report_drift
+
+    target = picture or place.pictures / image_set / "drift.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    facts, lines = report_drift(opened, since, target)
+    if json_:
+        _json(facts)
+        return
+    for line in lines:
+        out.print(line)

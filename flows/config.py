@@ -207,7 +207,9 @@ def _explain(
         else:
             given = problem.get("input")
             texts.append(f"{place}: {dotted} = {given!r}")
-            hints.append(problem["msg"].removeprefix("Input should be ").removeprefix("Value error, "))
+            hints.append(
+                problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            )
     unique = list(dict.fromkeys(zip(texts, hints, strict=True)))
     several = len(unique) > 1
     return ConfigError(

@@ -20,7 +20,6 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-
 _live: list[Reporter] = []
 
 
@@ -87,7 +86,9 @@ class Reporter:
                 rest = (now - self._begun[name]) / max(done, 1) * (total - done)
                 share = f"{100 * done / max(total, 1):3.0f} %"
                 print(
-                    f"  {name}: {share}, about {rest:.0f} s left  {text}", file=sys.stderr, flush=True
+                    f"  {name}: {share}, about {rest:.0f} s left  {text}",
+                    file=sys.stderr,
+                    flush=True,
                 )
 
     def line(self, text: str) -> None:

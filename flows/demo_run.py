@@ -20,9 +20,10 @@ def run_demo(images: Path | None, home: Path | None, workers: int | None) -> int
     """
     settings, place = settings_from({"home": home, "workers": workers, "backbone": BACKBONE})
     from features.backbones import find_weights
+
     from flows.demo import make_demo_images
     from flows.pipeline import run_pipeline
-    from flows.report import show_run, shorten
+    from flows.report import shorten, show_run
 
     seed = None
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from features.backbones import Backbone, best_precision, find_weights, load_backbone
 from features.extract import Job, extract
+
 from features.images import ImageRecord, ScanResult, scan_folders, scan_mvtec
 from flows.config import Settings
 from flows.planner import ExtractionPlan, HeadPlan, check_heads, plan_extraction, plan_heads
@@ -282,9 +283,7 @@ def _extract_plan(
     wanted = wanted_rows(plan, records)
     missing = store.plan(plan.spec, plan.layers, wanted)
     views = plan.spec.views.count if plan.spec.views else 0
-    done = Extracted(
-        plan.spec.id, backbone.name, [x.name for x in plan.layers], views, len(wanted)
-    )
+    done = Extracted(plan.spec.id, backbone.name, [x.name for x in plan.layers], views, len(wanted))
     began, calls = time.perf_counter(), backbone.calls
     for work in missing.tasks:
         jobs = [Job(sha, records[sha].path, view) for sha, view in work.keys]

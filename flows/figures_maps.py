@@ -232,10 +232,8 @@ def heat_map_sheet(
             zorder=2,
         )
         board.add_patch(Rectangle((x, top - 4), picture.shape[1], 2.5, color=colour, lw=0))
-    start = (
-        "near the pixel threshold" if pixel_threshold is not None else "the highest 5 % of pixels"
-    )
-    legend = f"input | mask outlined | heat map (from {start} up); anomalous above {threshold:.4g}"
+    start = "near the pixel threshold" if pixel_threshold is not None else "the top 5 % of pixels"
+    legend = f"input | mask | heat map, from {start} up; anomalous above {threshold:.4g}"
     board.text(margin, height - 12, legend, fontsize=8.5, color=MUTED)
     board.set_xlim(0, width)
     board.set_ylim(height, 0)

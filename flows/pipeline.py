@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.backbones import Backbone
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from features.backbones import Backbone
 from flows.config import Settings
 from flows.console import reporter as live_reporter
 from flows.extraction import (
@@ -182,9 +182,7 @@ def make_jobs(
     ]
 
 
-def train_all(
-    settings: Settings, home: Home, jobs: list[TrainJob], result: RunResult
-) -> RunResult:
+def train_all(settings: Settings, home: Home, jobs: list[TrainJob], result: RunResult) -> RunResult:
     """Train the heads in parallel; one that fails does not take the others with it.
 
     Raises

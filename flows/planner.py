@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flows.config import DEFAULT_HEADS, Settings, pair
+from heads.base import HeadConfig, get_head, make_config, registry
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, digest
-from heads.base import HeadConfig, get_head, make_config, registry
 
 if TYPE_CHECKING:
     from features.backbones import Backbone

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.images import BrokenImage, list_images, read_image
-from flows.figures import prediction_overlay
+from flows.figures_maps import prediction_overlay
 from headwater.errors import DataError, ImageError, ModelError
 from storage.registry import Registry
 from storage.serving import Detector
@@ -93,7 +93,15 @@ def predict_images(
             continue
         (got,) = detector.predict([pixels], threshold=threshold)
         target = _free_name(folder, path, rows)
-        prediction_overlay(pixels, got.map, got.score, got.verdict, got.threshold, target)
+        prediction_overlay(
+            pixels,
+            got.map,
+            got.score,
+            got.verdict,
+            got.threshold,
+            target,
+            pixel_threshold=got.pixel_threshold,
+        )
         rows.append(
             {
                 "image": str(path),

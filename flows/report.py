@@ -55,7 +55,9 @@ def show_set_aside(report: ExtractionReport) -> None:
         for path, reason in report.set_aside[:20]:
             err.print(f"  {path}: {reason.splitlines()[0]}", markup=False)
         if len(report.set_aside) > 20:
-            err.print(f"  and {len(report.set_aside) - 20} more (headwater extract --json lists all)")
+            err.print(
+                f"  and {len(report.set_aside) - 20} more (headwater extract --json lists all)"
+            )
     for note in report.notes[:20]:
         err.print(f"note: {note}", markup=False)
     if len(report.notes) > 20:

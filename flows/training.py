@@ -5,6 +5,8 @@ Nothing here knows of Prefect or of the cluster; `train_head` can be called as i
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,21 +14,25 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from features.backbones import load_backbone
-from features.images import read_mask
+
+from features.images import read_image, read_mask
 from features.preprocess import mask_to_input
-from flows.home import Home
+from flows.artifacts import write_artifacts
+from flows.home import Home, working_folder
 from flows.planner import HeadPlan, training_key
 from flows.runtime import PeakMemory, WorkerProgress
-from headwater.errors import DataError
-from headwater.spec import digest
 from heads.base import FeatureSource, Head, get_head
 from heads.calibrate import Calibration, calibrate
 from heads.data import split_held_out
 from heads.metrics import Metrics, evaluate
 from heads.trainer import TrainOptions
+from headwater.errors import DataError, WeightsError
+from headwater.spec import digest
+from storage.maintenance import tag
 from storage.registry import Registry
+from storage.registry_run import Run
+from storage.serving import save_model
 from storage.store import FeatureStore
 from storage.table import Selection
 
@@ -220,8 +226,10 @@ def train_head(job: TrainJob) -> TrainOutcome:
             score_seconds_per_image=score_seconds / max(len(rows), 1),
         )
         pictures = write_artifacts(job, run, scored, held_scores, calibration, rows)
-        version = _register(job, run, head, calibration, scored)
-    _remove_checkpoints(home.checkpoints / key)
+        version = register(job, run, head, calibration, scored, key)
+    # Retention must never remove what a registered model was trained on.
+    tag(store, f"model-{plan.head}-v{version}", job.snapshot)
+    shutil.rmtree(home.checkpoints / key, ignore_errors=True)
     return TrainOutcome(
         plan.head,
         version,
@@ -263,7 +271,9 @@ def normal_sources(store: FeatureStore, job: TrainJob) -> tuple[FeatureSource, F
 
 
 @torch.inference_mode()
-def score_source(head: Head, source: FeatureSource, batch: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def score_source(
+    head: Head, source: FeatureSource, batch: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
     """Return ``(scores [N], maps [N, H, W])`` of a source, float32, in its order."""
     scores = np.empty(len(source), np.float32)
     maps = np.empty((len(source), *head.map_size), np.float32)
@@ -280,7 +290,7 @@ def calibrate_head(
 ) -> tuple[Calibration, np.ndarray]:
     """Set the thresholds on held-out normal images; return them with the scores they came from."""
     scores, maps = score_source(head, held_out)
-    return calibrate(scores, maps, target_fpr), scores
+    return calibrate(scores, maps, target_fpr=target_fpr), scores
 
 
 def score_test(store: FeatureStore, job: TrainJob, head: Head) -> ScoredImages:
@@ -374,7 +384,36 @@ def _params(job: TrainJob, train: int, held_out: int) -> dict[str, Any]:
     }
 
 
-def _remove_checkpoints(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+def register(
+    job: TrainJob, run: Run, head: Head, calibration: Calibration, scored: ScoredImages, key: str
+) -> str:
+    """Save the self-contained serving model and register it; return its version."""
+    plan = job.plan
+    backbone = load_backbone(
+        plan.spec.backbone,
+        Path(job.weights) if job.weights else None,
+        options=job.backbone["options"],
+        untrained_seed=job.untrained_seed,
+    )
+    if backbone.weights_id != plan.spec.weights:
+        raise WeightsError(
+            f"{job.weights} is not the weight file the features were made with",
+            expected=f"SHA-256 {plan.spec.weights}",
+            remedy="put the file back, or extract with the new one",
+        )
+    example = None
+    for row in scored.table[:1]:
+        with contextlib.suppress(OSError, ValueError):
+            example = read_image(Path(job.root) / row["path"])
+    with working_folder(Path(job.home) / "tmp", "model-") as folder:
+        save_model(
+            folder / "model",
+            head=head.to("cpu"),
+            backbone=backbone,
+            spec=plan.spec,
+            layers=plan.layers,
+            calibration=calibration,
+            example=example,
+            about={"image_set": job.image_set, "snapshot": job.snapshot, "key": key},
+        )
+        return run.register(folder / "model")

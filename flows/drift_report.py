@@ -1,0 +1,65 @@
+"""Drift of new images against those that were there, as numbers, lines and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows import figures
+from storage.drift import LayerDrift, drift
+
+if TYPE_CHECKING:
+    from storage.store import FeatureStore
+
+
+def report_drift(
+    store: FeatureStore, since: str, picture: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Compare, draw, and return JSON-ready facts and the lines to print.
+
+    Parameters
+    ----------
+    store
+        The set's store.
+    since
+        Snapshot or tag; what was there is the reference.
+    picture
+        PNG to write.
+    """
+    found = drift(store, since)
+    widest = max(found, key=lambda one: one.frechet / max(one.frechet_chance, 1e-12))
+    figures.drift(
+        {_name(one, found): one.frechet for one in found},
+        {_name(one, found): one.frechet_chance for one in found},
+        widest.nearest_reference,
+        widest.nearest_new,
+        picture,
+        f"{store.image_set}: {widest.new} new images against {widest.reference} since {since}",
+    )
+    drifted = [one for one in found if one.drifted]
+    facts = {
+        "image_set": store.image_set,
+        "since": store.resolve(since),
+        "drifted": bool(drifted),
+        "layers": [one.to_json() for one in found],
+        "picture": str(picture),
+    }
+    lines = [
+        f"{store.image_set}: {widest.new} new normal images against {widest.reference} of {since}"
+    ]
+    for one in found:
+        lines.append(
+            f"  {_name(one, found)}: mean moved {one.mean_distance:.3f} (chance "
+            f"{one.mean_chance:.3f}), Frechet {one.frechet:.4f} (chance {one.frechet_chance:.4f}), "
+            f"nearest-neighbour distance {one.nearest_ratio:.2f}x"
+            + ("  DRIFTED" if one.drifted else "")
+        )
+    lines.append("drift found" if drifted else "no drift beyond chance")
+    lines.append(f"picture: {picture}")
+    return facts, lines
+
+
+def _name(one: LayerDrift, found: list[LayerDrift]) -> str:
+    """Return the layer's name, with its extractor where several have it."""
+    twins = [x for x in found if x.layer == one.layer]
+    return one.layer if len(twins) == 1 else f"{one.layer} ({one.extractor[:6]})"
