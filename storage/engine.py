@@ -201,8 +201,11 @@ def submit(work: Coroutine[Any, Any, Any]) -> Future[Any]:
     return asyncio.run_coroutine_threadsafe(work, _event_loop())
 
 
-async def fetch_chunks(store: Any, keys: Sequence[str]) -> list[Any]:
-    """Return the raw bytes of each key as a uint8 array, or None where there is no such chunk."""
+async def fetch_chunks(store: Any, keys: Sequence[str], *, errors: bool = False) -> list[Any]:
+    """Return the raw bytes of each key as a uint8 array, or None where there is no such chunk.
+
+    With `errors` a chunk that cannot be read is given as its exception instead of raising it.
+    """
     prototype = default_buffer_prototype()
     gate = asyncio.Semaphore(PARALLEL)
 
@@ -211,7 +214,7 @@ async def fetch_chunks(store: Any, keys: Sequence[str]) -> list[Any]:
             buffer = await store.get(key, prototype)
         return None if buffer is None else buffer.as_array_like()
 
-    return list(await asyncio.gather(*(one(k) for k in keys)))
+    return list(await asyncio.gather(*(one(k) for k in keys), return_exceptions=errors))
 
 
 async def put_chunks(store: Any, chunks: Mapping[str, Any]) -> None:

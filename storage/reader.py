@@ -115,6 +115,12 @@ class FeatureReader:
         return self._views.tolist()
 
     @property
+    def images(self) -> np.ndarray:
+        """Row in the image table behind each row (of the part's own store)."""
+        images = np.concatenate([p.images for p in self.open()])
+        return images if self.keep is None else images[self.keep]
+
+    @property
     def missing(self) -> list[str]:
         """Paths of selected images that lack a layer and are left out."""
         return [str(p) for part in self.open() for p in part.table.path[part.lacking]]

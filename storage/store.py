@@ -8,10 +8,8 @@ costs another try at the commit, never another pass of the backbone.
 from __future__ import annotations
 
 import contextlib
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,45 +26,15 @@ from storage.extractors import Extractor, Plan, make_plan
 from storage.layout import BRANCH, FEATURES, FORMAT, IMAGES, StoreOptions
 from storage.reader import FeatureReader, PartRef
 from storage.table import ImageRow, Selection, SyncReport, Table, compare, create_table
-from storage.writing import describe, put_block, subgroup, unique_keys
-
-#: Seconds during which a lost race for the commit is run again.
-RETRY_SECONDS = 600.0
-
-
-class _NothingToDoError(Exception):
-    """Raised inside a transaction to leave it without a commit."""
-
-
-@dataclass(frozen=True)
-class WriteReport:
-    """What a `write` stored.
-
-    Parameters
-    ----------
-    snapshot
-        The snapshot that holds the block.
-    rows
-        New feature rows.
-    maps
-        Per layer, rows written (new or filled in).
-    images
-        Images that entered the table.
-    known
-        Keys that were there completely.
-    bytes
-        Bytes of maps given to the disk.
-    retries
-        Times the commit was tried again because another came first.
-    """
-
-    snapshot: str
-    rows: int = 0
-    maps: dict[str, int] | None = None
-    images: int = 0
-    known: int = 0
-    bytes: int = 0
-    retries: int = 0
+from storage.writing import (
+    NothingToDoError,
+    WriteReport,
+    describe,
+    put_block,
+    subgroup,
+    transact,
+    unique_keys,
+)
 
 
 class FeatureStore:
@@ -200,7 +168,7 @@ class FeatureStore:
             def build(session: icechunk.Session) -> str:
                 with contextlib.suppress(FileNotFoundError):
                     zarr.open_group(session.store, mode="r")
-                    raise _NothingToDoError
+                    raise NothingToDoError
                 attributes = {
                     "headwater_format": FORMAT,
                     "image_set": self.image_set,
@@ -243,25 +211,13 @@ class FeatureStore:
         -------
         The snapshot and the number of times the race was lost.
         """
-        deadline, retries = time.monotonic() + RETRY_SECONDS, 0
         with guard(self.name):
-            while True:
-                with commit_lock(self.location, self.image_set):
-                    session = self.repository.writable_session(BRANCH)
-                    try:
-                        message = work(session)
-                        extra = {"headwater": __version__, **(metadata() if metadata else {})}
-                        return session.commit(message, extra), retries
-                    except _NothingToDoError:
-                        return session.snapshot_id, retries
-                    except icechunk.ConflictError as error:
-                        if time.monotonic() > deadline:
-                            raise StoreError(
-                                f"{self.name}: {retries} commits in a row lost the race",
-                                remedy="let fewer processes write into this set at once",
-                            ) from error
-                retries += 1
-                time.sleep(random.uniform(0, min(2.0, 0.05 * 2 ** min(retries, 6))))
+            return transact(
+                self.repository,
+                lambda: commit_lock(self.location, self.image_set),
+                work,
+                lambda: {"headwater": __version__, **(metadata() if metadata else {})},
+            )
 
     def sync(self, images: Iterable[ImageRow], *, complete: bool = True) -> SyncReport:
         """Compare scanned images with the table; commit removals, returns, renames and labels.
@@ -287,7 +243,7 @@ class FeatureStore:
             table = Table(subgroup(zarr.open_group(session.store), IMAGES))
             changes = compare(table, scan, complete=complete)
             if not changes.any:
-                raise _NothingToDoError
+                raise NothingToDoError
             table.update(changes.rows, **changes.values)
             table.update(changes.restore, removed_at=np.zeros(len(changes.restore), np.int64))
             now = np.full(len(changes.remove), time.time_ns(), np.int64)
@@ -377,7 +333,7 @@ class FeatureStore:
             report.clear()
             report.update(put_block(session, spec, keys, ready, rows, self.options))
             if not report["rows"] and not any(report["maps"].values()):
-                raise _NothingToDoError
+                raise NothingToDoError
             return message + describe(spec, report)
 
         def facts() -> dict[str, Any]:

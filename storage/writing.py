@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import icechunk
@@ -14,8 +17,75 @@ from headwater.errors import StoreError
 from headwater.spec import ExtractorSpec
 from storage.checks import Key, Prepared
 from storage.extractors import Extractor
-from storage.layout import IMAGES, StoreOptions
+from storage.layout import BRANCH, IMAGES, StoreOptions
 from storage.table import ImageRow, Table
+
+#: Seconds during which a lost race for the commit is run again.
+RETRY_SECONDS = 600.0
+
+
+class NothingToDoError(Exception):
+    """Raised inside a transaction to leave it without a commit."""
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What a `write` stored.
+
+    Parameters
+    ----------
+    snapshot
+        The snapshot that holds the block.
+    rows
+        New feature rows.
+    maps
+        Per layer, rows written (new or filled in).
+    images
+        Images that entered the table.
+    known
+        Keys that were there completely.
+    bytes
+        Bytes of maps given to the disk.
+    retries
+        Times the commit was tried again because another came first.
+    """
+
+    snapshot: str
+    rows: int = 0
+    maps: dict[str, int] | None = None
+    images: int = 0
+    known: int = 0
+    bytes: int = 0
+    retries: int = 0
+
+
+def transact(
+    repository: icechunk.Repository,
+    lock: Callable[[], AbstractContextManager[None]],
+    work: Callable[[icechunk.Session], str],
+    metadata: Callable[[], dict[str, Any]],
+) -> tuple[str, int]:
+    """Run `work` on the newest state until its commit is the next one.
+
+    Returns the snapshot and the number of times that another commit came first.
+    """
+    deadline, retries = time.monotonic() + RETRY_SECONDS, 0
+    while True:
+        with lock():
+            session = repository.writable_session(BRANCH)
+            try:
+                message = work(session)
+                return session.commit(message, metadata()), retries
+            except NothingToDoError:
+                return session.snapshot_id, retries
+            except icechunk.ConflictError as error:
+                if time.monotonic() > deadline:
+                    raise StoreError(
+                        f"{retries + 1} commits in a row lost the race",
+                        remedy="let fewer processes write into this set at once",
+                    ) from error
+        retries += 1
+        time.sleep(random.uniform(0, min(2.0, 0.05 * 2 ** min(retries, 6))))
 
 
 def subgroup(root: zarr.Group, name: str) -> zarr.Group:

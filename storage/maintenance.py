@@ -1,0 +1,289 @@
+"""What a data engineer asks of a store: history, contents, differences, tags."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import icechunk
+import numpy as np
+
+from headwater.errors import ConfigError, SnapshotError, StoreError
+from storage.engine import guard, is_remote
+from storage.extractors import Extractor
+from storage.layout import BRANCH
+from storage.store import FeatureStore
+from storage.table import Table
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One commit. `written_at` is UTC; `tags` are the names that point here."""
+
+    snapshot: str
+    written_at: dt.datetime
+    message: str
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def list_sets(location: str | Path) -> list[str]:
+    """Return the image sets below a location, in order of name.
+
+    On S3 this needs boto3 (a listing is not something the engine offers).
+    """
+    if not is_remote(location):
+        base = Path(location)
+        return sorted(p.parent.name for p in base.glob("*/refs") if p.is_dir())
+    try:
+        import boto3
+    except ImportError:
+        raise StoreError(
+            f"listing the image sets of {location}",
+            expected="boto3 for listing a bucket",
+            remedy="name the set, or pip install boto3",
+        ) from None
+    bucket, _, prefix = str(location)[len("s3://") :].strip("/").partition("/")
+    base_key = f"{prefix}/" if prefix else ""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    pages = boto3.client("s3", endpoint_url=endpoint).get_paginator("list_objects_v2")
+    names = {
+        item["Prefix"][len(base_key) :].strip("/")
+        for page in pages.paginate(Bucket=bucket, Prefix=base_key, Delimiter="/")
+        for item in page.get("CommonPrefixes", [])
+    }
+    return sorted(n for n in names if n)
+
+
+def tags(store: FeatureStore) -> dict[str, str]:
+    """Return ``{tag: snapshot}``."""
+    with guard(store.name):
+        names = sorted(store.repository.list_tags())
+        return {name: store.repository.lookup_tag(name) for name in names}
+
+
+def tag(store: FeatureStore, name: str, snapshot: str | None = None) -> str:
+    """Give a snapshot a name that keeps it from expiring; return the snapshot.
+
+    A name is given once and for all; giving it again to the same snapshot does nothing.
+
+    Raises
+    ------
+    ConfigError
+        The name belongs to another snapshot, or did.
+    """
+    target = store.resolve(snapshot)
+    if not name or "/" in name:
+        raise ConfigError(f"tag {name!r}", expected="a name without '/'")
+    known = tags(store)
+    if known.get(name) == target:
+        return target
+    try:
+        store.repository.create_tag(name, target)
+    except icechunk.IcechunkError as error:
+        if "already exists" not in str(error):
+            with guard(store.name):
+                raise
+        if tags(store).get(name) == target:
+            return target
+        raise ConfigError(
+            f"tag {name!r} of {store.name} is taken"
+            + (f" by {known[name]}" if name in known else " (it was deleted)"),
+            expected="a new name: a tag never moves",
+        ) from error
+    return target
+
+
+def untag(store: FeatureStore, name: str) -> None:
+    """Delete a tag; its name cannot be given again. Raises `SnapshotError` where it is unknown."""
+    known = tags(store)
+    if name not in known:
+        raise SnapshotError(
+            f"tag {name!r} of {store.name}", expected="one of " + (", ".join(known) or "none")
+        )
+    with guard(store.name):
+        store.repository.delete_tag(name)
+
+
+def log(store: FeatureStore, limit: int | None = None) -> list[LogEntry]:
+    """Return commits, newest first."""
+    named: dict[str, list[str]] = {}
+    for name, snapshot in tags(store).items():
+        named.setdefault(snapshot, []).append(name)
+    entries: list[LogEntry] = []
+    with guard(store.name):
+        for info in store.repository.ancestry(branch=BRANCH):
+            if limit is not None and len(entries) >= limit:
+                break
+            labels = tuple(named.get(info.id, ()))
+            message, metadata = info.message, dict(info.metadata)
+            entries.append(LogEntry(info.id, info.written_at, message, labels, metadata))
+    return entries
+
+
+def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
+    """Return what a store holds, ready for JSON.
+
+    ``images`` is the number of images present; ``extractors`` lists how each was made and per
+    layer shape, dtype, rows, coverage of the present images, bytes and compression ratio.
+    ``stored_bytes`` counts what the snapshot's chunks take, every chunk in full.
+    """
+    snapshot = store.resolve(snapshot)
+    table = store.table(snapshot)
+    here = table.removed_at == 0
+    split, kind = table.split[here], table.kind[here]
+    labels, counts = np.unique(split.astype(str) + "/" + kind.astype(str), return_counts=True)
+    with guard(store.name):
+        written = store.repository.lookup_snapshot(snapshot).written_at
+    extractors = [_describe(e, table, here) for e in store.extractors(snapshot)]
+    return {
+        "image_set": store.image_set,
+        "location": store.location,
+        "snapshot": snapshot,
+        "written_at": written.isoformat(timespec="seconds"),
+        "tags": sorted(n for n, s in tags(store).items() if s == snapshot),
+        "images": int(here.sum()),
+        "removed": int(len(table) - here.sum()),
+        "kinds": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
+        "extractors": extractors,
+        "bytes": sum(x["bytes"] for e in extractors for x in e["layers"]),
+        "stored_bytes": sum(x["stored_bytes"] for e in extractors for x in e["layers"]),
+    }
+
+
+def _describe(extractor: Extractor, table: Table, here: np.ndarray) -> dict[str, Any]:
+    spec = extractor.spec
+    assigned = extractor.image >= 0
+    present = assigned.copy()
+    present[assigned] = here[extractor.image[assigned]]
+    views = spec.views.count if spec.views else 1
+    wanted = int(here.sum()) * views
+    layers = []
+    for name in extractor.layers:
+        maps = extractor.maps(name)
+        filled = extractor.block(name) >= 0
+        rows = int(filled.sum())
+        chunks = len(np.unique(np.flatnonzero(filled) // maps.rows))
+        array = extractor.array(f"{name}/maps")
+        compression = str(array.attrs.get("compression", "none"))
+        full = chunks * maps.rows * maps.row_bytes
+        stored = full if maps.codec is None else _stored(array)
+        layers.append(
+            {
+                "name": name,
+                "shape": list(maps.shape[1:]),
+                "dtype": spec.dtype,
+                "rows": rows,
+                "coverage": round(int((filled & present).sum()) / wanted, 6) if wanted else 1.0,
+                "chunk_rows": maps.rows,
+                "bytes": rows * maps.row_bytes,
+                "stored_bytes": stored,
+                "compression": compression,
+                "ratio": round(full / stored, 3) if stored else 1.0,
+            }
+        )
+    return {
+        "id": spec.id,
+        "extractor": spec.to_json(),
+        "headwater": extractor.group.attrs.get("headwater"),
+        "created": extractor.group.attrs.get("created"),
+        "rows": int(assigned.sum()),
+        "views": views if spec.views else 0,
+        "layers": layers,
+    }
+
+
+def _stored(array: Any) -> int:
+    """Return the bytes of an array's chunks as stored (they are looked at, not read)."""
+    return int(array.nbytes_stored())
+
+
+@dataclass(frozen=True)
+class StoreDiff:
+    """What changed from one snapshot to another. Images are named by path.
+
+    `layers_added` and `layers_removed` name ``"<extractor id>/<layer>"``; `rows` counts the
+    feature rows that each layer gained (or lost).
+    """
+
+    old: str
+    new: str
+    added: list[str]
+    removed: list[str]
+    renamed: list[tuple[str, str]]
+    relabelled: list[str]
+    layers_added: list[str]
+    layers_removed: list[str]
+    rows: dict[str, int]
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(self.__dict__, indent=2)
+
+
+def diff(store: FeatureStore, old: str, new: str | None = None) -> StoreDiff:
+    """Compare two snapshots (ids or tags) of a set; `new` is the newest without it.
+
+    Rows of the table never move, so the tables are compared column by column.
+    """
+    before, after = store.resolve(old), store.resolve(new)
+    one, two = Table(_images(store, before)), Table(_images(store, after))
+    n = max(len(one), len(two))
+    was, now = _present(one, n), _present(two, n)
+    both = np.flatnonzero(was & now)
+    renamed: list[tuple[str, str]] = []
+    relabelled: list[str] = []
+    if len(both):
+        moved = both[one.path[both] != two.path[both]]
+        renamed = list(zip(one.path[moved].tolist(), two.path[moved].tolist(), strict=True))
+        other = (one.split[both] != two.split[both]) | (one.kind[both] != two.kind[both])
+        relabelled = two.path[both[other | (one.masks[both] != two.masks[both])]].tolist()
+    added, removed = np.flatnonzero(now & ~was), np.flatnonzero(was & ~now)
+    rows_before, rows_after = _filled(store, before), _filled(store, after)
+    changes = {
+        k: rows_after.get(k, 0) - rows_before.get(k, 0) for k in {**rows_before, **rows_after}
+    }
+    return StoreDiff(
+        old=before,
+        new=after,
+        added=two.path[added].tolist(),
+        removed=one.path[removed].tolist(),
+        renamed=renamed,
+        relabelled=relabelled,
+        layers_added=sorted(set(rows_after) - set(rows_before)),
+        layers_removed=sorted(set(rows_before) - set(rows_after)),
+        rows={k: v for k, v in sorted(changes.items()) if v},
+    )
+
+
+def _images(store: FeatureStore, snapshot: str) -> Any:
+    return store.root(snapshot)["images"]
+
+
+def _present(table: Table, n: int) -> np.ndarray:
+    mask = np.zeros(n, bool)
+    mask[: len(table)] = table.removed_at == 0
+    return mask
+
+
+def _filled(store: FeatureStore, snapshot: str) -> dict[str, int]:
+    found = {}
+    for extractor in store.extractors(snapshot):
+        for layer in extractor.layers:
+            name = f"{extractor.spec.id}/{layer}"
+            found[name] = int((extractor.block(layer) >= 0).sum())
+    return found
+
+
+def summary(entries: Sequence[LogEntry]) -> list[str]:
+    """Return the log as lines of text."""
+    return [
+        f"{e.snapshot}  {e.written_at:%Y-%m-%d %H:%M:%S}  {e.message}"
+        + (f"  [{', '.join(e.tags)}]" if e.tags else "")
+        for e in entries
+    ]

@@ -1,0 +1,204 @@
+"""Garbage collection and export."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import shutil
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import icechunk
+import zarr
+from zarr.storage import LocalStore
+
+from headwater.errors import ConfigError
+from storage.engine import fetch_chunks, guard, is_remote, submit
+from storage.layout import BRANCH
+from storage.maintenance import tags
+from storage.store import FeatureStore
+
+_DAY = dt.timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class GcReport:
+    """What a garbage collection removed, or would.
+
+    Parameters
+    ----------
+    dry_run
+        Nothing was changed.
+    expired
+        Snapshots that are (would be) gone.
+    kept
+        Snapshots that stay though they are old enough: newest, tagged or protected.
+    bytes, chunks
+        Freed; in a dry run on S3 only what is unreachable already.
+    """
+
+    dry_run: bool
+    expired: list[str]
+    kept: list[str]
+    bytes: int
+    chunks: int
+
+
+def gc(
+    store: FeatureStore,
+    *,
+    older_than: dt.datetime | dt.timedelta = 30 * _DAY,
+    grace: dt.timedelta = _DAY,
+    protect: Collection[str] = (),
+    dry_run: bool = True,
+) -> GcReport:
+    """Expire old snapshots and free what only they hold.
+
+    Parameters
+    ----------
+    store
+        The store.
+    older_than
+        Snapshots older than this (or written before it) expire, but never the newest, tagged
+        ones and those in `protect`.
+    grace
+        Objects younger than this stay even if unreachable: a writer may be about to commit them.
+    protect
+        Snapshots that registered models refer to. They are tagged ``keep-<id>`` first.
+    dry_run
+        Only say what would happen.
+    """
+    now = dt.datetime.now(dt.UTC)
+    limit = (now - older_than if isinstance(older_than, dt.timedelta) else older_than).astimezone(
+        dt.UTC
+    )
+    with guard(store.name):
+        repository = store.repository
+        history = {i.id: i for i in repository.ancestry(branch=BRANCH)}
+        root = list(history)[-1]
+        named = tags(store)
+        for name in named:
+            history |= {i.id: i for i in repository.ancestry(tag=name)}
+        held = {store.snapshot, root, *named.values(), *(p for p in protect if p in history)}
+        old = [i for i, info in history.items() if info.written_at < limit]
+        expired = [i for i in old if i not in held]
+        kept = [i for i in old if i in held and i != root]
+        if dry_run and not is_remote(store.location):
+            return GcReport(True, expired, kept, *_rehearse(store, limit, now - grace, protect))
+        if dry_run:
+            summary = repository.garbage_collect(now - grace, dry_run=True)
+            return GcReport(True, expired, kept, summary.bytes_deleted, summary.chunks_deleted)
+        freed = _collect(repository, limit, now - grace, protect)
+        left = {i.id for i in repository.ancestry(branch=BRANCH)} | set(tags(store).values())
+        return GcReport(False, [i for i in expired if i not in left], kept, *freed)
+
+
+def _collect(
+    repository: icechunk.Repository,
+    limit: dt.datetime,
+    objects: dt.datetime,
+    protect: Collection[str],
+) -> tuple[int, int]:
+    named = {repository.lookup_tag(t) for t in repository.list_tags()}
+    known = {i.id for i in repository.ancestry(branch=BRANCH)}
+    for snapshot in protect:
+        if snapshot not in named and snapshot in known:
+            repository.create_tag(f"keep-{snapshot}", snapshot)
+    repository.expire_snapshots(limit)
+    summary = repository.garbage_collect(objects)
+    return summary.bytes_deleted, summary.chunks_deleted
+
+
+def _rehearse(
+    store: FeatureStore, limit: dt.datetime, objects: dt.datetime, protect: Collection[str]
+) -> tuple[int, int]:
+    """Collect garbage in a copy made of hard links: the same figures, nothing touched."""
+    source = Path(store.location) / store.image_set
+    with tempfile.TemporaryDirectory(prefix=".gc-", dir=store.location) as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(source, copy, copy_function=os.link)
+        storage = icechunk.local_filesystem_storage(str(copy))
+        return _collect(icechunk.Repository.open(storage), limit, objects, protect)
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def export(
+    store: FeatureStore,
+    target: str | Path,
+    snapshot: str | None = None,
+    *,
+    plain: bool = True,
+) -> int:
+    """Copy one snapshot elsewhere; return the bytes copied.
+
+    Parameters
+    ----------
+    store
+        The store.
+    target
+        With `plain` a folder that becomes an ordinary Zarr v3 group; otherwise a location (folder
+        or ``s3://bucket/prefix``) that gets a Headwater store of the set with this one snapshot.
+    snapshot
+        Id or tag; the newest without it.
+    plain
+        Which of the two.
+
+    Raises
+    ------
+    ConfigError
+        The target exists.
+    """
+    source = store.root(snapshot).store
+    if not plain:
+        other = FeatureStore.open(target, store.image_set)
+        if len(other.table()) or other.extractors():
+            raise ConfigError(f"{other.name} is not empty", expected="a location without this set")
+        copied = 0
+
+        def work(session: icechunk.Session) -> str:
+            nonlocal copied
+            copied = submit(_copy(source, session.store)).result()
+            return f"copy of snapshot {store.resolve(snapshot)} of {store.name}"
+
+        other.transact(work)
+        return copied
+    folder = Path(target)
+    if folder.exists():
+        raise ConfigError(f"export target {folder} exists", expected="a folder yet to be made")
+    with guard(f"exporting to {folder}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Under another name until complete: a half-made export must not look like a whole one.
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            size = submit(_copy(source, LocalStore(part))).result()
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        part.rename(folder)
+        return int(size)
+
+
+async def _copy(source: Any, target: Any) -> int:
+    """Copy all keys, a few at a time."""
+    gate, total = asyncio.Semaphore(8), 0
+    make = zarr.core.buffer.default_buffer_prototype().buffer.from_array_like
+
+    async def one(key: str) -> int:
+        async with gate:
+            (data,) = await fetch_chunks(source, [key])
+            if data is None:
+                return 0
+            await target.set(key, make(data))
+            return len(data)
+
+    keys = [key async for key in source.list()]
+    for start in range(0, len(keys), 1024):
+        total += sum(await asyncio.gather(*(one(k) for k in keys[start : start + 1024])))
+    return total
