@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from flows.figures_maps import Cell, heat_map_sheet, heat_scale, overview, prediction_overlay
@@ -210,10 +211,10 @@ def draw_leaderboard(axes: Axes, rows: Sequence[Mapping[str, Any]], title: str =
             value = row["metrics"].get(key)
             place = at + 0.4 - height * (k + 0.5)
             if value is None:
+                # Said, so that a missing bar is not taken for a zero.
                 axes.text(0.01, place, f"no {name}", fontsize=8, color=MUTED, va="center")
                 continue
-            label = name if at == len(ordered) - 1 else None
-            axes.barh(place, value, height * 0.86, color=colour, label=label)
+            axes.barh(place, value, height * 0.86, color=colour)
             axes.text(value + 0.008, place, f"{value:.3f}", fontsize=8.5, va="center", color=INK)
     names = [_model(r) for r in ordered]
     axes.set_yticks(range(len(names)), names)
@@ -223,16 +224,15 @@ def draw_leaderboard(axes: Axes, rows: Sequence[Mapping[str, Any]], title: str =
     axes.xaxis.grid(True, color=FAINT, lw=0.8)
     quiet(axes, title)
     axes.tick_params(axis="y", length=0, labelsize=10)
-    handles, _ = axes.get_legend_handles_labels()
-    axes.legend(
-        handles,
-        [name for _, name, _ in present],
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.26 / max(1, len(rows)) - 0.05),
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-    )
+    if present:
+        axes.legend(
+            handles=[Patch(color=colour, label=name) for _, name, colour in present],
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.26 / len(rows) - 0.05),
+            ncols=3,
+            frameon=False,
+            fontsize=9,
+        )
 
 
 def _model(row: Mapping[str, Any]) -> str:
