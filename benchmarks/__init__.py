@@ -1,1 +1,1 @@
-"""Measurements: ratios in one run against what a user would have instead. See docs/benchmarks.md."""
+"""Measurements, as ratios in one run against what a user would have; see docs/benchmarks.md."""

@@ -17,15 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
-from benchmarks.machine import machine
 from features.backbones import Backbone, best_precision, load_backbone
 from features.extract import Job, extract
+
+from benchmarks.machine import machine
 from features.images import read_image, scan_mvtec
 from features.preprocess import preprocess
-from headwater.spec import ExtractorSpec, LayerSpec
 from heads.base import Batch, get_head, make_config
 from heads.trainer import NullProgress, TrainOptions
+from headwater.spec import ExtractorSpec, LayerSpec
 from storage.store import FeatureStore
 from storage.table import ImageRow, Selection
 

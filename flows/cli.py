@@ -29,6 +29,7 @@ from flows.cli_common import (
     PrecisionOption,
     PresetOption,
     RehashOption,
+    SeedOption,
     SetArgument,
     SetOption,
     SizeOption,
@@ -70,9 +71,7 @@ def run(
     precision: PrecisionOption = None,
     preset: PresetOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")
-    ] = None,
+    seed: SeedOption = None,
     target_fpr: Annotated[
         float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
     ] = None,
@@ -123,8 +122,8 @@ def extract(
     scheduler: Annotated[
         str | None, typer.Option(help="Extract on an existing Dask cluster.")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Extract in so many local processes.")
+    extract_workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Extract in so many local processes.")
     ] = None,
     home: HomeOption = None,
     store: StoreOption = None,
@@ -156,9 +155,7 @@ def train(
     precision: PrecisionOption = None,
     preset: PresetOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")
-    ] = None,
+    seed: SeedOption = None,
     target_fpr: Annotated[
         float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
     ] = None,

@@ -27,7 +27,7 @@ ConfigOption = Annotated[
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option(help="Feature store: a folder or s3://bucket/prefix. [default: in home]"),
+    typer.Option(help="Store: a folder or s3://bucket/prefix. [default: in home]"),
 ]
 TrackingOption = Annotated[
     str | None, typer.Option(help="MLflow tracking URI. [default: SQLite in home]")
@@ -38,9 +38,7 @@ ImagesOption = Annotated[
 ]
 NormalOption = Annotated[Path | None, typer.Option(help="Plain folder of normal images.")]
 DefectiveOption = Annotated[Path | None, typer.Option(help="Plain folder of defective images.")]
-MasksOption = Annotated[
-    Path | None, typer.Option(help="Folder of masks, NAME.png or NAME_mask.png.")
-]
+MasksOption = Annotated[Path | None, typer.Option(help="Folder of NAME.png or NAME_mask.png.")]
 BackboneOption = Annotated[str | None, typer.Option(help="timm model name. [default: resnet18]")]
 WeightsOption = Annotated[
     Path | None,
@@ -78,10 +76,11 @@ PresetOption = Annotated[
 RehashOption = Annotated[
     bool, typer.Option("--rehash", help="Read every file, even those that look unchanged.")
 ]
+SeedOption = Annotated[int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SnapshotOption = Annotated[
     str | None,
-    typer.Option(help="Train on this snapshot or tag of the store. [default: the newest]"),
+    typer.Option(help="Train on this snapshot or tag. [default: the newest]"),
 ]
 
 
@@ -132,6 +131,7 @@ def settings_from(options: dict[str, Any]) -> tuple[Settings, Home]:
         "device": "training.device",
         "target_fpr": "training.target_fpr",
         "scheduler": "dask.scheduler",
+        "extract_workers": "extraction.workers",
     }
     overrides = {key: options.get(name) for name, key in plain.items()}
     if options.get("normal") is not None:

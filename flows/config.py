@@ -41,6 +41,7 @@ class ExtractionSettings(_Strict):
     compression: Literal["none", "lz4", "zstd"] = "none"
     batch: int = Field(16, ge=1, le=4096, description="images a backbone call")
     block_mb: int = Field(64, ge=1, le=4096, description="megabytes of features a commit")
+    workers: int | None = Field(None, ge=1, description="processes that extract; default: this one")
 
 
 class TrainingSettings(_Strict):
@@ -256,6 +257,7 @@ extraction:
   compression: none              # none | lz4 | zstd
   batch: 16                      # images a backbone call
   block_mb: 64                   # megabytes of features a commit
+  # workers: 4                   # processes that extract; default: this one alone
 
 heads:                           # name: its settings (headwater heads lists both)
   patchcore: {}

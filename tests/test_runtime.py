@@ -59,7 +59,7 @@ def test_workers_get_their_share_of_the_cores(client):
 
 def test_no_scheduler_at_the_address_is_a_clear_error():
     with (
-        pytest.raises(ConfigError, match="no Dask scheduler answers at tcp://127.0.0.1:1"),
+        pytest.raises(ConfigError, match="no Dask scheduler answers at tcp"),
         dask_client(1, "tcp://127.0.0.1:1"),
     ):
         pass
