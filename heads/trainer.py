@@ -256,9 +256,9 @@ def train_module(
         )  # fmt: skip
         if keeper is not None and (state := keeper.load()) is not None:
             run.restore(state, result)
-            for name, values in result.history.items():
-                for epoch, value in enumerate(values, 1):
-                    progress.metric(name, value, epoch)
+            for epoch in range(1, result.epochs + 1):
+                for name, values in result.history.items():
+                    progress.metric(name, values[epoch - 1], epoch)
         saved, first_epoch = time.perf_counter(), result.epochs
         for epoch in range(first_epoch + 1, total_epochs + 1):
             if run.patience_over(options.early_stop, result):
