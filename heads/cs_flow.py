@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from FrEIA.framework import GraphINN, InputNode, Node, OutputNode
+from FrEIA.framework import InputNode, Node, OutputNode
 from torch import Tensor, nn
 
 from heads.base import Batch, FeatureSource, HeadConfig, Scores, Shape, register
@@ -17,6 +17,7 @@ from heads.parts.cross_attention import ChannelGate, PublishedGate
 from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet
 from heads.parts.elementary import Permute, Standardise, channel_statistics
 from heads.parts.flow_head import FlowHead
+from heads.parts.graph import OrderedGraphINN
 from heads.parts.seeds import seeded
 from heads.scoring import upsample
 from heads.trainer import Progress, Schedule, TrainOptions, train_module
@@ -188,7 +189,7 @@ class CSFlow(FlowHead):
             )
         return fitting[-1]
 
-    def _build(self, dims: Sequence[Shape]) -> GraphINN:
+    def _build(self, dims: Sequence[Shape]) -> OrderedGraphINN:
         """Return the graph: per scale standardisation (and gate), then the coupling blocks."""
         config = self.config
         inputs = [InputNode(*d, name=f"scale {k}") for k, d in enumerate(dims)]
@@ -218,7 +219,7 @@ class CSFlow(FlowHead):
             nodes.append(coupling)
             tips = [(coupling, k) for k in range(len(dims))]
         nodes += [OutputNode(tip, name=f"latent {k}") for k, tip in enumerate(tips)]
-        return GraphINN(nodes, force_tuple_output=True)
+        return OrderedGraphINN(nodes)
 
     def _subnet(self, kernel: int) -> Any:
         config = self.config

@@ -75,7 +75,7 @@ def _excite(channels_in: int, hidden: int, channels_out: int) -> nn.Sequential:
     last = nn.Linear(hidden, channels_out)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(channels_in, hidden), nn.ReLU(), last)
+    return nn.Sequential(nn.Linear(channels_in, hidden), nn.LeakyReLU(0.1), last)
 
 
 class PublishedGate(Elementary):

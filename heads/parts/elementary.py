@@ -16,6 +16,7 @@ from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 
 from heads.base import FeatureSource
+from heads.data import check_finite
 from headwater.errors import ConfigError
 
 
@@ -142,7 +143,9 @@ def channel_statistics(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return ``{layer: (mean [C], std [C])}`` over rows and positions, in one pass, float64."""
     sums: dict[str, list[Tensor]] = {}
+    ids = source.ids
     for batch in source.batches(size):
+        check_finite({k: v for k, v in batch.items() if k in (*layers, "_rows")}, "training", ids)
         for layer in layers:
             x = batch[layer].double()
             pair = [x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]
