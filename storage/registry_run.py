@@ -178,6 +178,8 @@ class Run:
                 await_creation_for=60,
             )
             self.version = str(made.version)
+            linked = json.dumps([{"name": self.model_name, "version": self.version}])
+            self._client.set_logged_model_tags(self.model_id, {"mlflow.modelVersions": linked})
             self._client.set_registered_model_alias(self.model_name, "challenger", self.version)
             # Last: with this tag the training counts as done.
             self._client.set_tag(self.run_id, "headwater.version", self.version)
