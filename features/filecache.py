@@ -15,7 +15,8 @@ from types import TracebackType
 from features.pixels import decode_image, read_mask
 from headwater.errors import HeadwaterError
 
-Progress = Callable[[int, int, str], None]
+#: Called with (files done, files in all).
+Progress = Callable[[int, int], None]
 #: Files looked up and read at a time: bounds the memory of a scan.
 _CHUNK = 512
 #: Raised when `_read` finds something else in a file, so that old caches are read anew.
@@ -127,9 +128,8 @@ class FileCache:
         workers
             Reading threads; hashing and decoding both release Python's lock.
         progress
-            Called with (files done, files in all, text).
+            Called with (files done, files in all).
         """
-        text = "masks" if mask else "images"
         with ThreadPoolExecutor(workers or min(8, (os.cpu_count() or 1) + 1)) as pool:
             for start in range(0, len(paths), _CHUNK):
                 part = paths[start : start + _CHUNK]
@@ -143,7 +143,7 @@ class FileCache:
                 for p, f in zip(part, found, strict=True):
                     yield f[1] if f else fresh[p][1]
                 if progress is not None:
-                    progress(min(start + _CHUNK, len(paths)), len(paths), text)
+                    progress(min(start + _CHUNK, len(paths)), len(paths))
 
     def _lookup(self, paths: Sequence[str], mask: bool) -> dict[str, _Entry]:
         marks = ",".join("?" * len(paths))

@@ -174,7 +174,7 @@ def scan_mvtec(
     workers
         Reading threads.
     progress
-        Called with (done, total, text).
+        Called with (files done, files in all), for the images and then for the masks.
 
     Raises
     ------

@@ -1,0 +1,221 @@
+"""Images to blocks of stored features: decoding and backbone side by side in every lane."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.backbones import Backbone
+from features.lanes import lanes
+from features.pixels import decode_image, sha256_of_bytes
+from features.preprocess import make_view, preprocess
+from headwater.errors import ConfigError, HeadwaterError, ImageError
+from headwater.spec import ExtractorSpec, LayerSpec
+
+_TORCH_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row of features to compute: an image, or an augmented view of it."""
+
+    sha256: str
+    path: Path
+    view: int = 0
+
+
+@dataclass
+class FeatureBlock:
+    """Features of consecutive jobs.
+
+    Parameters
+    ----------
+    jobs
+        Those that succeeded; row i of every array is ``jobs[i]``.
+    maps
+        ``{layer.name: [n, C, H, W]}`` in the stored dtype. Values beyond its range are infinite,
+        so that the store can name them. bfloat16, which numpy lacks, is its bits as uint16.
+    failed
+        Jobs whose image could not be used, with the reason.
+    """
+
+    jobs: list[Job]
+    maps: dict[str, np.ndarray]
+    failed: list[tuple[Job, str]] = field(default_factory=list)
+
+
+def extract(
+    jobs: Sequence[Job],
+    backbone: Backbone,
+    spec: ExtractorSpec,
+    layers: Sequence[LayerSpec],
+    *,
+    batch: int | None = None,
+    workers: int | None = None,
+    block_bytes: int = 64 << 20,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[FeatureBlock]:
+    """Compute features in blocks, in the order of the jobs.
+
+    Every lane (see `features.lanes`) takes a batch from file to stored dtype, so that one decodes
+    while others compute and no core waits. Two blocks and the batches in hand are in memory.
+    A file whose bytes are no longer those of the job's hash fails, as unreadable ones do.
+
+    Parameters
+    ----------
+    jobs
+        What to compute.
+    backbone
+        Whose weights were checked for `layers`.
+    spec
+        Preprocessing, precision, stored dtype and, for jobs with ``view > 0``, the views.
+    layers
+        What to store.
+    batch
+        Images a lane takes at a time; by default what the backbone sees at once.
+    workers
+        Lanes; by default `torch.get_num_threads()`.
+    block_bytes
+        About how large a block is.
+    progress
+        Called with (jobs done, jobs in all).
+
+    Raises
+    ------
+    ConfigError
+        A specification that is not this backbone's, or views asked of a specification without.
+    """
+    layers = tuple(layers)
+    _check(jobs, backbone, spec)
+    shapes = backbone.shapes(layers, spec.input_size)
+    dtype = _TORCH_DTYPES[spec.dtype]
+    row_bytes = sum(c * h * w for c, h, w in shapes.values()) * dtype.itemsize
+    rows = max(1, block_bytes // row_bytes)
+    size = max(1, min(batch or backbone.batch_size(spec.input_size), rows))
+    count = workers or min(torch.get_num_threads(), 32)
+    ahead = max(2 * count, -(-rows // size))
+
+    def run(part: Sequence[Job]) -> tuple[list[Job], dict[str, Tensor], list[tuple[Job, str]]]:
+        good, images, failed = [], [], []
+        for job in part:
+            try:
+                images.append(_load(job, spec))
+                good.append(job)
+            except HeadwaterError as error:
+                failed.append((job, error.culprit.removeprefix(f"{job.path}: ")))
+        if not good:
+            return good, {}, failed
+        maps = backbone.maps(torch.stack(images), layers, spec.precision)
+        # Values too large become infinite here; a clamp would hide them.
+        return good, {k: v.to("cpu", dtype) for k, v in maps.items()}, failed
+
+    block = _Collector(shapes, dtype, rows)
+    done = 0
+    with lanes(count) as pool:
+        queue: deque[Future] = deque()
+        starts = iter(range(0, len(jobs), size))
+        try:
+            while True:
+                while len(queue) < ahead and (start := next(starts, None)) is not None:
+                    queue.append(pool.submit(run, jobs[start : start + size]))
+                if not queue:
+                    break
+                good, maps, failed = queue.popleft().result()
+                done += len(good) + len(failed)
+                yield from block.add(good, maps, failed)
+                if progress is not None:
+                    progress(done, len(jobs))
+            yield from block.rest()
+        finally:
+            for future in queue:
+                future.cancel()
+
+
+class _Collector:
+    """Gathers batches into blocks of a fixed number of rows."""
+
+    def __init__(
+        self, shapes: dict[str, tuple[int, int, int]], dtype: torch.dtype, rows: int
+    ) -> None:
+        self.shapes, self.dtype, self.rows = shapes, dtype, rows
+        self._begin()
+
+    def _begin(self) -> None:
+        self.jobs: list[Job] = []
+        self.failed: list[tuple[Job, str]] = []
+        self.maps: dict[str, Tensor] = {}
+
+    def add(
+        self, jobs: list[Job], maps: dict[str, Tensor], failed: list[tuple[Job, str]]
+    ) -> Iterator[FeatureBlock]:
+        self.failed += failed
+        taken = 0
+        while taken < len(jobs):
+            if not self.maps:
+                self.maps = {
+                    k: torch.empty((self.rows, *s), dtype=self.dtype)
+                    for k, s in self.shapes.items()
+                }
+            at = len(self.jobs)
+            n = min(self.rows - at, len(jobs) - taken)
+            for k, v in maps.items():
+                self.maps[k][at : at + n] = v[taken : taken + n]
+            self.jobs += jobs[taken : taken + n]
+            taken += n
+            if len(self.jobs) == self.rows:
+                yield from self.rest()
+
+    def rest(self) -> Iterator[FeatureBlock]:
+        if self.jobs or self.failed:
+            n = len(self.jobs)
+            maps = {
+                k: _numpy(self.maps[k][:n] if n else torch.empty((0, *s), dtype=self.dtype))
+                for k, s in self.shapes.items()
+            }
+            block = FeatureBlock(self.jobs, maps, self.failed)
+            self._begin()
+            yield block
+
+
+def _load(job: Job, spec: ExtractorSpec) -> Tensor:
+    try:
+        data = job.path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{job.path}: {error.strerror or error}") from error
+    if sha256_of_bytes(data) != job.sha256:
+        raise ImageError(f"{job.path}: its bytes changed since it was scanned")
+    image = decode_image(data, str(job.path))
+    if job.view and spec.views is not None:
+        image = make_view(image, job.sha256, job.view, spec.views)
+    return preprocess(image, spec)
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def _check(jobs: Sequence[Job], backbone: Backbone, spec: ExtractorSpec) -> None:
+    ours = (backbone.name, backbone.weights_id, backbone.options)
+    if (spec.backbone, spec.weights, spec.options) != ours:
+        raise ConfigError(
+            f"the specification is of {spec.backbone} with weights {spec.weights[:16]}",
+            expected=f"{backbone.name} with {backbone.weights_id[:16]}, the backbone given",
+        )
+    limit = spec.views.count if spec.views else 0
+    wrong = next((j for j in jobs if not 0 <= j.view <= limit), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"view {wrong.view} of {wrong.path}",
+            expected=f"0 to {limit}, what the specification has",
+        )
