@@ -113,6 +113,8 @@ class Head(nn.Module):
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: Whether it reads pairs: `fit` takes `heads.pairs.PairSource`s, `score` their batches.
+    pairs: ClassVar[bool] = False
 
     def __init__(self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]) -> None:
         super().__init__()

@@ -1,0 +1,113 @@
+"""Unchanged crops cut out of labelled pairs: normal pairs, for training without labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from features.pairs import SIDES, PairRecord
+from features.pixels import read_image, read_mask
+from headwater.errors import ConfigError, DataError
+
+
+def cut_normal_pairs(
+    pairs: Sequence[PairRecord],
+    out: Path,
+    size: int,
+    *,
+    per_pair: int = 4,
+    margin: int = 0,
+    seed: int = 0,
+) -> list[Path]:
+    """Cut crops in which nothing changed out of labelled pairs, for training without labels.
+
+    Crops of a pair do not overlap; where they lie follows from the pair's key and `seed` alone.
+
+    Parameters
+    ----------
+    pairs
+        Pairs with masks and images of equal size; those without a mask, or smaller than the
+        crop, give none.
+    out
+        ``current/`` and ``history/`` below it receive PNG files named ``<key>_<top>_<left>``: a
+        folder that `scan_pairs` reads.
+    size
+        Side of the square crops, pixels.
+    per_pair
+        Crops of a pair at most.
+    margin
+        Pixels around a crop that must be unchanged as well.
+
+    Returns
+    -------
+    list of Path
+        The current images written.
+
+    Raises
+    ------
+    ConfigError
+        A size, number or margin that cannot be.
+    DataError
+        Where no pair has room for a crop.
+    """
+    if size < 8 or per_pair < 1 or margin < 0:
+        raise ConfigError(
+            f"crops of {size} px, {per_pair} per pair, margin {margin}",
+            expected="at least 8 px, at least 1 per pair, a margin of 0 or more",
+        )
+    written = []
+    for pair in pairs:
+        same = (pair.current.width, pair.current.height) == (
+            pair.history.width,
+            pair.history.height,
+        )
+        if pair.mask is None or not same:
+            continue
+        draw = int(hashlib.sha256(f"{seed}:{pair.key}".encode()).hexdigest()[:16], 16)
+        corners = _free_squares(read_mask(pair.mask), size, per_pair, margin, draw)
+        for side in SIDES if corners else ():
+            pixels = read_image(getattr(pair, side).path)
+            for top, left in corners:
+                name = f"{pair.key.replace('/', '_')}_{top}_{left}.png"
+                path = out / side / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels[top : top + size, left : left + size]).save(path)
+                if side == SIDES[0]:
+                    written.append(path)
+    if not written:
+        raise DataError(
+            f"none of {len(pairs)} pairs has an unchanged square of {size} px",
+            expected="pairs with masks and room for a crop",
+            remedy="ask for smaller crops or a smaller margin",
+        )
+    return written
+
+
+def _free_squares(
+    mask: np.ndarray, size: int, count: int, margin: int, draw: int
+) -> list[tuple[int, int]]:
+    """Return up to `count` disjoint squares without a marked pixel, drawn uniformly one by one."""
+    height, width = mask.shape
+    if height < size or width < size:
+        return []
+    taken = np.pad(mask, margin).astype(np.int32)
+    rng, found = np.random.default_rng(draw), []
+    for _ in range(count):
+        area = np.pad(taken.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        span = size + 2 * margin
+        inside = (
+            area[span:, span:] - area[:-span, span:] - area[span:, :-span] + area[:-span, :-span]
+        )
+        free = np.flatnonzero(inside == 0)
+        if not free.size:
+            break
+        top, left = np.unravel_index(rng.choice(free), inside.shape)
+        found.append((int(top), int(left)))
+        # In the padded frame the square itself begins `margin` further on.
+        rows = slice(int(top) + margin, int(top) + margin + size)
+        taken[rows, int(left) + margin : int(left) + margin + size] = 1
+    return found
