@@ -5,4 +5,6 @@ import heads.cs_flow
 import heads.dual_flow
 import heads.fast_flow
 import heads.gca_flow
+import heads.pair_diff
+import heads.pair_flow
 import heads.patchcore

@@ -13,6 +13,7 @@ import torch
 
 from heads.base import FeatureSource, Head, Shape, get_head, make_config
 from heads.data import TensorSource
+from tests.pairs_tiny import pair_source
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,22 @@ def build(name: str, **settings: Any) -> Head:
 
 
 PYRAMID = {"n": (6, 4, 6), "n@0.5": (6, 2, 3), "n@0.25": (6, 1, 2)}
+PAIR_LEVELS = {"one": (3, 4, 6), "two": (5, 2, 3)}
 CROSS_SCALE = {"hidden": 8, "kernels": (3, 5), "epochs": 12, "lr": 5e-3, "batch_size": 5}
 
 TINY: dict[str, Tiny] = {
     "cs_flow": Tiny(CROSS_SCALE, PYRAMID),
     "csa_flow": Tiny({**CROSS_SCALE, "reduction": 4, "standardise": True}, PYRAMID),
-}
+    "pair_diff": Tiny(
+        {
+            "layers": 1, "heads": 2, "embedding": 8, "mlp": 8, "width": 4, "epochs": 4, "lr": 5e-3,
+        },
+        PAIR_LEVELS,
+        source=lambda rows, seed: pair_source(PAIR_LEVELS, rows, seed),
+    ),
+    "pair_flow": Tiny(
+        {"steps": 2, "epochs": 10, "batch_size": 6, "lr": 5e-3},
+        PAIR_LEVELS,
+        source=lambda rows, seed: pair_source(PAIR_LEVELS, rows, seed, changed=False),
+    ),
+}  # fmt: skip

@@ -149,7 +149,8 @@ def test_mistakes_end_in_a_clear_error(name: str) -> None:
     with pytest.raises(NotFittedError, match=name):
         build(name).score(batch)
     head = fitted(name)[0]
-    layer = next(iter(TINY[name].shapes))
+    # The first layer; of pairs, that of the current images.
+    layer = next(iter(batch))
     with pytest.raises(ShapeError, match="maps of shape"):
         head.score({**batch, layer: batch[layer][..., :-1]})
     with pytest.raises(ShapeError, match="not in the batch"):
@@ -217,7 +218,7 @@ def test_the_log_determinant_is_the_jacobians_per_sample(name: str) -> None:
 
         def latent(flat: Tensor, parts: list[Tensor] = parts, sizes: list[int] = sizes) -> Tensor:
             maps = [f.view(p.shape) for f, p in zip(flat.split(sizes), parts, strict=True)]
-            z, _ = head.latent(dict(zip(head.shapes, maps, strict=True)))
+            z, _ = head.latent_of(maps)
             return torch.cat([part.flatten() for part in z])
 
         flat = torch.cat([p.flatten() for p in parts])

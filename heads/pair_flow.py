@@ -1,0 +1,134 @@
+"""A flow head over the differences of normal pairs: change detection without labels.
+
+Ours, beside AnoDFDNet, since labelled pairs are rare: it learns what differs between two images of
+one place when nothing is wrong (light, viewpoint, noise), and finds differences unlike these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from heads.base import Batch, FeatureSource, HeadConfig, Scores, register
+from heads.data import to_device
+from heads.fast_flow import FastFlow, FastFlowConfig
+from heads.pairs import CURRENT
+from heads.parts.pair_head import DifferenceSource, PairHead, differences
+from heads.scoring import top_k_mean, upsample
+from heads.trainer import Progress, TrainOptions
+from headwater.errors import ConfigError
+from headwater.spec import BackboneInfo, Needs
+
+
+@dataclass(frozen=True)
+class PairFlowConfig(FastFlowConfig):
+    """Settings of `pair_flow`.
+
+    Parameters
+    ----------
+    noise
+        Deviation of the Gaussian noise added in training, in units of a channel's deviation.
+        Where two images agree exactly their differences are exactly 0, and a density over such
+        points grows without bound: the noise bounds it, as dequantisation does for pixels.
+    scoring
+        ``energy``: ½ mean_c z² averaged over layers, which never saturates. ``likelihood``:
+        FastFlow's ``max(P) - P`` with the maximum of held-out pairs.
+    """
+
+    standardise: bool = True
+    lr: float = 1e-3
+    batch_size: int = 8
+    epochs: int = 60
+    top_k: float = 0.001
+    noise: float = 0.1
+    scoring: Literal["energy", "likelihood"] = "energy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise < 0:
+            raise ConfigError(f"noise {self.noise}", expected="0 or more")
+        if self.scoring not in ("energy", "likelihood"):
+            raise ConfigError(f"scoring {self.scoring!r}", expected="energy or likelihood")
+
+
+@register
+class PairFlow(PairHead, FastFlow):
+    """FastFlow's stacks of couplings over ``|F_c - F_h|``, one per layer, fitted on normal pairs.
+
+    The features are AnoDFDNet's (eq. 2), the flow head FastFlow's (section 3.3). Masks are not
+    looked at. Normal pairs may be crops in which nothing has changed
+    (`features.pair_crops.cut_normal_pairs`), at the scale at which pairs will be tested.
+    """
+
+    name: ClassVar[str] = "pair_flow"
+    Config: ClassVar[type[HeadConfig]] = PairFlowConfig
+    paper: ClassVar[str] = "ours, on AnoDFDNet's feature differences and FastFlow's couplings"
+    summary: ClassVar[str] = "paired images without labels: flow head over feature differences"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "vit": {"steps": 20, "hidden_ratio": 0.16},
+        "small": {"steps": 4, "epochs": 10},
+    }
+    config: PairFlowConfig
+
+    @classmethod
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+        """Return the stages of strides 4, 8 and 16, or one block of a transformer.
+
+        The image size is the run's own, but where the configuration names one.
+        """
+        found = super().needs(config, backbone, resize)
+        assert isinstance(config, PairFlowConfig)
+        return Needs(found.layers, config.resize(None))
+
+    def inputs(self, batch: Batch) -> list[Tensor]:
+        """Return the layers' absolute differences, of a pair batch or already taken."""
+        if any(name.startswith(CURRENT) for name in batch):
+            batch = differences(batch)
+        return [batch[layer] for layer in self.shapes]
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the negative log-likelihood per dimension, ``[B]``; of noisy maps in training."""
+        if self.training and self.config.noise:
+            batch = dict(batch)
+            for layer, part in zip(self.shapes, self.scale, strict=True):
+                x = batch[layer]
+                std = part.std[None, :, None, None]  # type: ignore[index]
+                # Drawn on the CPU, whose generator a checkpoint keeps on every device.
+                noise = torch.randn(x.shape).to(x.device)
+                batch[layer] = x + self.config.noise * std * noise
+        return {"nll": self.nll(batch)}
+
+    def fit(
+        self,
+        train: FeatureSource,
+        held_out: FeatureSource,
+        options: TrainOptions,
+        progress: Progress,
+    ) -> dict[str, float]:
+        """Learn the density of normal pairs' differences; `train`, `held_out`: `PairSource`s."""
+        self.check(train)
+        self.check(held_out)
+        return FastFlow.fit(
+            self, DifferenceSource(train), DifferenceSource(held_out), options, progress
+        )
+
+    def check(self, batch: Mapping[str, Tensor] | FeatureSource) -> None:
+        """Raise `ShapeError` where the pairs' maps are not those this head was built for."""
+        if isinstance(batch, DifferenceSource):
+            batch = batch.source
+        PairHead.check(self, batch)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Scores:
+        """Score pairs by how unlikely their differences are; see `PairFlowConfig.scoring`."""
+        self.check_ready(batch)
+        pairs = {k: v for k, v in batch.items() if not k.startswith("_")}
+        log_maps = self.log_maps(to_device(pairs, self.fitted.device))
+        if self.config.scoring == "likelihood":
+            return self.scorer(log_maps, self.map_size)
+        maps = -torch.stack([upsample(m, self.map_size) for m in log_maps]).mean(0)
+        return Scores(image=top_k_mean(maps, self.config.top_k), maps=maps)
