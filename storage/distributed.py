@@ -201,9 +201,8 @@ def commit_blocks(
 ) -> WriteReport:
     """Commit what workers wrote, together with its images; run by the driver.
 
-    Commits of others in between do no harm: the forks are merged into the newest state, and
-    where somebody else stored an image or touched a chunk meanwhile, the maps are taken from the
-    fork and written as an ordinary block would be.
+    The forks are merged into the newest state. Where others have appended rows or touched a chunk
+    meanwhile, the maps are copied out of the fork and written as an ordinary block would be.
     """
     known = {i.sha256: i for i in images}
     report: dict[str, Any] = {}
@@ -252,14 +251,18 @@ class _Merge:
     def look(self, block: Written) -> bool:
         """Return whether a block's chunks can be taken over as they are.
 
-        They can where every row is still ours (reserved, or known and not filled) and no other
-        row of these chunks was filled since.
+        They can where every row is still ours (reserved, or known and not filled), no other row
+        of these chunks was filled since, and the arrays are as long as they were: a fork that is
+        merged into a session where its array has grown makes the engine (1.1.21) drop, at the
+        commit and without a word, the chunks behind the old end.
         """
         _, now = self._open(block.spec)
         base = Extractor.open(zarr.open_group(pickle.loads(block.fork).store), block.spec.id)
         assert base is not None
         for layer in block.crc32:
             maps = now.maps(layer)
+            if base.maps(layer).shape != maps.shape:
+                return False
             mine = np.isin(np.arange(len(now)) // maps.rows, block.rows // maps.rows)
             was = np.full(len(now), -1, np.int32)
             before = base.block(layer)

@@ -91,6 +91,7 @@ def open_repository(location: str, image_set: str, *, create: bool) -> icechunk.
     SnapshotError
         There is none and `create` is false.
     """
+    check_set_name(image_set)
     where = f"image set {image_set!r} in {location}"
     if set_exists(location, image_set):
         with guard(where):

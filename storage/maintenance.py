@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime as dt
 import json
 import os
@@ -137,7 +138,7 @@ def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
     table = store.table(snapshot)
     here = table.removed_at == 0
     split, kind = table.split[here], table.kind[here]
-    labels, counts = np.unique(split.astype(str) + "/" + kind.astype(str), return_counts=True)
+    kinds = collections.Counter(zip(split.tolist(), kind.tolist(), strict=True))
     with guard(store.name):
         written = store.repository.lookup_snapshot(snapshot).written_at
     extractors = [_describe(e, table, here) for e in store.extractors(snapshot)]
@@ -149,7 +150,7 @@ def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
         "tags": sorted(n for n, s in tags(store).items() if s == snapshot),
         "images": int(here.sum()),
         "removed": int(len(table) - here.sum()),
-        "kinds": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
+        "kinds": {f"{s}/{k}": n for (s, k), n in sorted(kinds.items())},
         "extractors": extractors,
         "bytes": sum(x["bytes"] for e in extractors for x in e["layers"]),
         "stored_bytes": sum(x["stored_bytes"] for e in extractors for x in e["layers"]),

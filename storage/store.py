@@ -117,21 +117,28 @@ class FeatureStore:
         with guard(self.name):
             if snapshot in self.repository.list_tags():
                 return self.repository.lookup_tag(snapshot)
-            try:
-                return self.repository.lookup_snapshot(snapshot).id
-            except (icechunk.IcechunkError, ValueError) as error:
-                raise SnapshotError(
-                    f"{self.name}: snapshot {snapshot!r} does not exist",
-                    expected="an id or a tag that `headwater store log` lists",
-                    remedy="it may have expired: tag the snapshots that must stay",
-                ) from error
+            with contextlib.suppress(icechunk.IcechunkError, ValueError):
+                # An id's last letter has bits to spare: another id may be read as this one.
+                if self.repository.lookup_snapshot(snapshot).id == snapshot:
+                    return snapshot
+        raise SnapshotError(
+            f"{self.name}: snapshot {snapshot!r} does not exist",
+            expected="an id or a tag that `headwater store log` lists",
+            remedy="it may have expired: tag the snapshots that must stay",
+        )
 
     def root(self, snapshot: str | None = None) -> zarr.Group:
         """Return the root group, read-only, at a snapshot."""
         snapshot = self.resolve(snapshot)
         with guard(self.name):
             session = self.repository.readonly_session(snapshot_id=snapshot)
-            return zarr.open_group(session.store, mode="r")
+            try:
+                return zarr.open_group(session.store, mode="r")
+            except FileNotFoundError:
+                raise SnapshotError(
+                    f"{self.name}: snapshot {snapshot} is the empty one before the first commit",
+                    expected="a later one",
+                ) from None
 
     def table(self, snapshot: str | None = None) -> Table:
         """Return the image table at a snapshot."""

@@ -21,6 +21,18 @@ from storage.engine import fetch_chunks, guard, is_remote, submit
 from storage.layout import BRANCH
 from storage.maintenance import tags
 from storage.store import FeatureStore
+from storage.verify import Damage, VerifyReport, damaged_keys, invalidate, verify
+
+__all__ = [
+    "Damage",
+    "GcReport",
+    "VerifyReport",
+    "damaged_keys",
+    "export",
+    "gc",
+    "invalidate",
+    "verify",
+]
 
 _DAY = dt.timedelta(days=1)
 
@@ -108,9 +120,14 @@ def _collect(
     for snapshot in protect:
         if snapshot not in named and snapshot in known:
             repository.create_tag(f"keep-{snapshot}", snapshot)
+    # What is garbage already goes first: on a full disk expiring has no room to write.
+    first = repository.garbage_collect(objects)
     repository.expire_snapshots(limit)
-    summary = repository.garbage_collect(objects)
-    return summary.bytes_deleted, summary.chunks_deleted
+    second = repository.garbage_collect(objects)
+    return (
+        first.bytes_deleted + second.bytes_deleted,
+        first.chunks_deleted + second.chunks_deleted,
+    )
 
 
 def _rehearse(
