@@ -132,6 +132,7 @@ class DualFlow(MapFlowHead):
             raise ConfigError(f"{self.name}: {len(self.shapes)} layers", expected="one fused layer")
         names = ("global", "local") if config.branches == "both" else (config.branches,)
         self.branches = nn.ModuleDict({name: self._branch(name) for name in names})
+        self.settle()
 
     def _branch(self, name: str) -> SequenceINN:
         config, local = self.config, name == "local"
@@ -161,21 +162,6 @@ class DualFlow(MapFlowHead):
         (x,) = super().inputs(batch)
         return [x] * len(self.branches)
 
-    def standardised(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """Return the standardised map per branch and the log-determinants' sum, ``[B]``."""
-        total, maps = None, []
-        for x in self.inputs(batch):
-            part = self.scale[0]
-            (y,), log_det = part((x.contiguous(memory_format=torch.channels_last),))
-            maps.append(y)
-            total = log_det if total is None else total + log_det
-        assert total is not None
-        return maps, total
-
-    def reverse(self, z: Sequence[Tensor]) -> list[Tensor]:
-        """Return the map per branch whose latents are `z`."""
-        return [self.scale[0]((x,), rev=True)[0][0] for x in self.invert(z)]
-
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return AdamW with the paper's settings."""
         c = self.config
@@ -196,7 +182,7 @@ class DualFlow(MapFlowHead):
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return the branches' negative log-likelihoods per dimension and their sum."""
-        maps, fixed = self.standardised(batch)
+        maps, fixed = self.standardised(self.inputs(batch))
         fixed = fixed / len(maps)
         figures = {}
         for (name, branch), x in zip(self.branches.items(), maps, strict=True):

@@ -106,6 +106,7 @@ class FastFlow(MapFlowHead):
         self.stacks = nn.ModuleList(
             self._stack(shape, index) for index, shape in enumerate(self.shapes.values())
         )
+        self.settle()
 
     def _stack(self, shape: Shape, index: int) -> SequenceINN:
         stack = SequenceINN(*shape)

@@ -157,6 +157,7 @@ class GCAFlow(MapFlowHead):
             dims = list(self.shapes.values())
             with seeded(self._seed(len(dims), 0)):
                 self.fuse = FusionCoupling(dims, clamp=config.clamp, attention=config.attention)
+        self.settle()
 
     def _stack(self, shape: Shape, count: int, index: int) -> SequenceINN:
         position = PositionCode(self.config.position_channels, *shape[1:])

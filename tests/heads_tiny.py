@@ -80,6 +80,11 @@ PYRAMID = {"n": (6, 4, 6), "n@0.5": (6, 2, 3), "n@0.25": (6, 1, 2)}
 PAIR_LEVELS = {"one": (3, 4, 6), "two": (5, 2, 3)}
 CROSS_SCALE = {"hidden": 8, "kernels": (3, 5), "epochs": 12, "lr": 5e-3, "batch_size": 5}
 
+STAGES = {"s1": (6, 6, 4), "s2": (8, 3, 2), "s3": (9, 2, 2)}
+MULTI_SCALE = {"position_channels": 4, "kernel": 3, "warmup_epochs": 0.0, "lr": 5e-3}
+MULTI_SCALE |= {"blocks": (1, 2, 2), "epochs": 8, "batch_size": 5}
+BRIEF = {"lr": 5e-3, "epochs": 8, "batch_size": 5}
+
 TINY: dict[str, Tiny] = {
     "cs_flow": Tiny(CROSS_SCALE, PYRAMID),
     "csa_flow": Tiny({**CROSS_SCALE, "reduction": 4, "standardise": True}, PYRAMID),
@@ -95,4 +100,8 @@ TINY: dict[str, Tiny] = {
         PAIR_LEVELS,
         source=lambda rows, seed: pair_source(PAIR_LEVELS, rows, seed, changed=False),
     ),
+    "gca_flow": Tiny({**MULTI_SCALE, "expansion": 2}, STAGES),
+    "ms_flow": Tiny({**MULTI_SCALE, "standardise": True}, STAGES),
+    "fast_flow": Tiny({**BRIEF, "steps": 3}, STAGES),
+    "dual_flow": Tiny({**BRIEF, "layers": 2, "standardise": True}, {"m": (7, 4, 3)}),
 }  # fmt: skip

@@ -126,7 +126,7 @@ def test_gca_is_the_papers_formula():
     assert part.band.kernel_size == (odd_kernel(16),) == (3,)
     for n in range(3):
         v = x[n].reshape(16, 20)
-        logit = part.logit.weight.view(16) @ v + part.logit.bias
+        logit = part.logit.weight.view(16) @ v
         context = v @ (logit.exp() / logit.exp().sum())
         w = part.band.weight.view(3)
         padded = F.pad(context, (1, 1))

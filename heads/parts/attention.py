@@ -96,13 +96,15 @@ class GlobalContextChannel(_BandGate):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        self.logit = nn.Conv2d(channels, 1, 1)
+        # Without a bias: the softmax would take it out again.
+        self.logit = nn.Conv2d(channels, 1, 1, bias=False)
 
     def context(self, x: Tensor) -> Tensor:
         """Return the attended context ``[B, C]``: ``sum_p softmax_p(logit) * x``."""
-        # The softmax over thousands of positions is taken in float32 under autocast.
-        logit = self.logit(x).flatten(2).float()
-        weights = torch.softmax(logit, dim=2).to(x.dtype)
+        logit = self.logit(x).flatten(2)
+        # Over thousands of positions bfloat16 would not do.
+        wide = torch.promote_types(logit.dtype, torch.float32)
+        weights = torch.softmax(logit, dim=2, dtype=wide).to(x.dtype)
         return torch.einsum("bcp,bop->bc", x.flatten(2), weights)
 
 

@@ -36,6 +36,10 @@ class FlowHead(Head):
     def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Return the latents and ``log|det dz/dx|`` per sample, ``[B]``."""
 
+    def latent_of(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return `latent` of maps as `inputs` gives them."""
+        return self.latent(dict(zip(self.shapes, maps, strict=True)))
+
     @abstractmethod
     def reverse(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the inputs (as `inputs` gives them) that `latent` maps to `z`."""

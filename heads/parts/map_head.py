@@ -85,7 +85,9 @@ class MapFlowHead(FlowHead):
         self, config: MapFlowConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
     ) -> None:
         super().__init__(config, shapes, map_size)
-        self.scale = nn.ModuleList(Standardise([shape]) for shape in self.shapes.values())
+        self.scale = nn.ModuleList(
+            Standardise([shape]) for shape in self.shapes.values() if config.standardise
+        )
         self.scorer = LikelihoodScores(*self.fusion, config.top_k, config.normaliser)
 
     @abstractmethod
@@ -96,27 +98,45 @@ class MapFlowHead(FlowHead):
     def invert(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the standardised maps of latents."""
 
-    def standardised(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+    def settle(self) -> None:
+        """Lay the weights out channels-last; called when a subclass is built.
+
+        It is the layout in which convolutions and norms over channels copy nothing. A head that was
+        loaded must have it too, or its scores would differ in the last digit.
+        """
+        self.to(memory_format=torch.channels_last)
+
+    def standardised(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the standardised maps and the log-determinant of that, ``[B]``."""
-        maps, total = [], None
-        for part, x in zip(self.scale, self.inputs(batch), strict=True):
-            # Channels-last: the layout in which convolutions and norms over channels copy nothing.
-            (x,), log_det = part((x.contiguous(memory_format=torch.channels_last),))
-            maps.append(x)
-            total = log_det if total is None else total + log_det
-        assert total is not None
-        return maps, total
+        out = [x.contiguous(memory_format=torch.channels_last) for x in maps]
+        total = out[0].new_zeros(len(out[0]))
+        # One part per layer; where branches read the same layer they share it.
+        for i, part in enumerate(self.parts_of(len(out))):
+            (out[i],), log_det = part((out[i],))
+            total = total + log_det
+        return out, total
+
+    def parts_of(self, count: int) -> list[nn.Module]:
+        """Return the standardising part of each of `count` maps; none where it is off."""
+        parts = list(self.scale)
+        return parts * (count // len(parts)) if parts else []
 
     def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Return the latents ``[B, C, H, W]`` and ``log|det dz/dx|``, ``[B]``."""
-        maps, fixed = self.standardised(batch)
-        z, log_det = self.transform(maps)
+        return self.latent_of(self.inputs(batch))
+
+    def latent_of(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return `latent` of maps as `inputs` gives them."""
+        standard, fixed = self.standardised(maps)
+        z, log_det = self.transform(standard)
         return z, log_det + fixed
 
     def reverse(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the maps whose latents are `z`."""
         maps = self.invert(z)
-        return [part((x,), rev=True)[0][0] for part, x in zip(self.scale, maps, strict=True)]
+        for i, part in enumerate(self.parts_of(len(maps))):
+            maps[i] = part((maps[i],), rev=True)[0][0]
+        return maps
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return the optimizer of this head."""
@@ -144,7 +164,6 @@ class MapFlowHead(FlowHead):
                 self.scale, channel_statistics(train, list(self.shapes)).values(), strict=True
             ):
                 part.set(mean, std)  # type: ignore[operator]
-        self.to(memory_format=torch.channels_last)
         result = train_module(
             self,
             self.loss,
