@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from features.backbones import Backbone, best_precision, load_backbone
-from features.extract import Job, extract
 
 from benchmarks.machine import machine
+from features.backbones import Backbone, load_backbone
+from features.extract import Job, extract
 from features.images import read_image, scan_mvtec
+from features.precision import best_precision
 from features.preprocess import preprocess
 from heads.base import Batch, get_head, make_config
 from heads.trainer import NullProgress, TrainOptions

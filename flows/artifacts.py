@@ -13,7 +13,8 @@ from flows import figures, figures_maps
 from heads.calibrate import Calibration
 
 if TYPE_CHECKING:
-    from flows.training import ScoredImages, TrainJob
+    from flows.evaluation import ScoredImages
+    from flows.training import TrainJob
     from headwater.spec import ExtractorSpec
     from storage.registry_run import Run
 

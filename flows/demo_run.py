@@ -19,8 +19,7 @@ def run_demo(images: Path | None, home: Path | None, workers: int | None) -> int
     is run and the scores are said to be illustrative. Nothing else ever does that.
     """
     settings, place = settings_from({"home": home, "workers": workers, "backbone": BACKBONE})
-    from features.backbones import find_weights
-
+    from features.weights import find_weights
     from flows.demo import make_demo_images
     from flows.pipeline import run_pipeline
     from flows.report import shorten, show_run

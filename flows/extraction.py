@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.backbones import Backbone, best_precision, find_weights, load_backbone
+from features.backbones import Backbone, load_backbone
 from features.extract import Job, extract
-
 from features.images import ImageRecord, ScanResult, scan_folders, scan_mvtec
+from features.precision import best_precision
+from features.weights import find_weights
 from flows.config import Settings
 from flows.planner import ExtractionPlan, HeadPlan, check_heads, plan_extraction, plan_heads
 from headwater.errors import ConfigError, DataError
@@ -139,8 +140,14 @@ def scan(settings: Settings, home: Home, reporter: Reporter, rehash: bool = Fals
     return scan_folders(settings.normal, settings.defective, settings.masks, **common)
 
 
-def open_backbone(settings: Settings, untrained_seed: int | None = None) -> tuple[Backbone, str]:
-    """Load the backbone; return it with the arithmetic it is to run in."""
+def open_backbone(
+    settings: Settings, home: Home, untrained_seed: int | None = None
+) -> tuple[Backbone, str]:
+    """Load the backbone; return it with the arithmetic it is to run in.
+
+    ``auto`` is settled by a measurement once for a set and backbone, and remembered: the arithmetic
+    is part of the extractor's identity and must not change with the machine's mood.
+    """
     chosen = settings.backbone
     weights = None
     if untrained_seed is None:
@@ -149,7 +156,16 @@ def open_backbone(settings: Settings, untrained_seed: int | None = None) -> tupl
         chosen.name, weights, options=chosen.options, untrained_seed=untrained_seed
     )
     wanted = settings.extraction.precision
-    return backbone, best_precision(backbone) if wanted == "auto" else wanted
+    if wanted != "auto":
+        return backbone, wanted
+    image_set = require_set(settings)
+    card = home.card(image_set)
+    settled: dict[str, str] = card.setdefault("precision", {})
+    key = f"{backbone.name}:{backbone.weights_id}"
+    if key not in settled:
+        settled[key] = best_precision(backbone)
+        home.write_card(image_set, card)
+    return backbone, settled[key]
 
 
 def image_rows(result: ScanResult) -> list[ImageRow]:
@@ -198,9 +214,9 @@ def extract_set(
     untrained_seed
         Only the demo gives one: an untrained net instead of weights.
     """
-    check_heads(settings.heads, "paper")
+    check_heads(settings)
     settings = resolve_images(settings, home)
-    backbone, precision = open_backbone(settings, untrained_seed)
+    backbone, precision = open_backbone(settings, home, untrained_seed)
     plans = plan_heads(settings, backbone, precision)
     return extract_with(settings, home, reporter, backbone, plans, rehash=rehash)
 
@@ -245,10 +261,15 @@ def extract_with(
     report.changes = store.sync(rows).counts
     report.scan_seconds = time.perf_counter() - began
     card_keys = {"images", "normal", "defective", "masks"}
-    card = {k: str(v) if v else None for k, v in settings.model_dump(include=card_keys).items()}
+    given = settings.model_dump(include=card_keys)
     home.write_card(
         image_set,
-        {**card, "root": str(found.root), "backbone": settings.backbone.model_dump(mode="json")},
+        {
+            **home.card(image_set),
+            **{k: str(v.absolute()) if v else None for k, v in given.items()},
+            "root": str(found.root),
+            "backbone": settings.backbone.model_dump(mode="json"),
+        },
     )
     by_sha = {r.sha256: r for r in found.records}
     row_of = {r.sha256: r for r in rows}

@@ -19,7 +19,8 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "PREFECT_LOGGING_LEVEL": "ERROR",
+    # The command reports errors itself, without a traceback where the user can cure them.
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
     "PREFECT_CLI_COLORS": "false",
     # The embedded API takes 7-20 s to start on two busy cores; the default patience is 20 s.

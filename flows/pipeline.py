@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.backbones import Backbone
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from features.backbones import Backbone
 from flows.config import Settings
 from flows.console import reporter as live_reporter
 from flows.extraction import (
@@ -107,7 +107,7 @@ def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     """
     settings = Settings.model_validate(request["settings"])
     home = Home.at(request["home"], settings.store, settings.tracking)
-    backbone, precision = open_backbone(settings, request["untrained_seed"])
+    backbone, precision = open_backbone(settings, home, request["untrained_seed"])
     plans = plan_heads(settings, backbone, precision)
     extraction = extract_task(settings, home, backbone, plans, request["rehash"])
     jobs = make_jobs(
@@ -136,7 +136,7 @@ def train_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     home = Home.at(request["home"], settings.store, settings.tracking)
     store = FeatureStore.open(home.store, image_set, create=False)
     snapshot = store.resolve(request["snapshot"])
-    backbone, precision = open_backbone(settings, request["untrained_seed"])
+    backbone, precision = open_backbone(settings, home, request["untrained_seed"])
     plans = plan_heads(settings, backbone, precision)
     jobs = make_jobs(
         settings,
@@ -238,11 +238,10 @@ def run_pipeline(
     HeadwaterError
         For mistakes in the settings, images or weights. Heads that fail are in the result.
     """
-    check_heads(settings.heads, "paper")
+    check_heads(settings)
     settings = resolve_images(settings, home)
-    if untrained_seed is None:
-        open_backbone(settings)
     _check_folders(settings)
+    plan_heads(settings, *open_backbone(settings, home, untrained_seed))
     request = {
         "settings": settings.model_dump(mode="json"),
         "home": str(home.root),
@@ -280,7 +279,7 @@ def train_pipeline(
     SnapshotError
         Where the set or the snapshot does not exist.
     """
-    check_heads(settings.heads, "paper")
+    check_heads(settings)
     image_set = require_set(settings)
     FeatureStore.open(home.store, image_set, create=False).resolve(snapshot)
     card = home.card(image_set).get("backbone")

@@ -75,9 +75,15 @@ def _gpu(device: str) -> bool:
     return device == "auto" and torch.cuda.is_available()
 
 
-def check_heads(heads: Mapping[str, Mapping[str, Any]], preset: str) -> None:
+def chosen_heads(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return the heads asked for, or the default ones, each with its settings."""
+    return settings.heads or {name: {} for name in DEFAULT_HEADS}
+
+
+def check_heads(settings: Settings) -> None:
     """Raise `ConfigError` for an unknown head or setting, before anything is loaded or scanned."""
-    for name, values in heads.items():
+    preset = resolve_preset(settings.training.preset, settings.training.device)
+    for name, values in chosen_heads(settings).items():
         settings = {k: v for k, v in values.items() if k != "preset"}
         make_config(name, settings, _preset_of(name, values, preset))
 
@@ -108,9 +114,8 @@ def plan_heads(settings: Settings, backbone: Backbone, precision: str) -> list[H
         For an unknown head, setting or preset, or a backbone without the maps a head needs.
     """
     preset = resolve_preset(settings.training.preset, settings.training.device)
-    chosen = settings.heads or {name: {} for name in DEFAULT_HEADS}
     plans = []
-    for name, values in chosen.items():
+    for name, values in chosen_heads(settings).items():
         own = _preset_of(name, values, preset)
         config_values = {k: v for k, v in values.items() if k != "preset"}
         config_values.setdefault("seed", settings.training.seed)

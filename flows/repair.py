@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.extract import Job, extract
-
 from features.images import BrokenImage, sha256_of
 from flows.config import Settings
 from flows.extraction import open_backbone
@@ -51,7 +50,7 @@ def repair(
         settings.backbone = type(settings.backbone).model_validate(card["backbone"])
     root = Path(card.get("root", ""))
     work = damaged_keys(store, damage)
-    backbone, _ = open_backbone(settings)
+    backbone, _ = open_backbone(settings, home)
     for spec in work:
         if (spec.backbone, spec.weights) != (backbone.name, backbone.weights_id):
             raise WeightsError(

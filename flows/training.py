@@ -12,20 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from features.backbones import load_backbone
 
-from features.images import read_image, read_mask
-from features.preprocess import mask_to_input
+from features.images import read_image
 from flows.artifacts import write_artifacts
+from flows.evaluation import (
+    ScoredImages,
+    calibrate_head,
+    evaluate_scores,
+    per_image_rows,
+    score_test,
+)
 from flows.home import Home, working_folder
 from flows.planner import HeadPlan, training_key
 from flows.runtime import PeakMemory, WorkerProgress
 from heads.base import FeatureSource, Head, get_head
-from heads.calibrate import Calibration, calibrate
+from heads.calibrate import Calibration
 from heads.data import split_held_out
-from heads.metrics import Metrics, evaluate
 from heads.trainer import TrainOptions
 from headwater.errors import DataError, WeightsError
 from headwater.spec import digest
@@ -113,30 +117,6 @@ class TrainOutcome:
     reused: bool = False
     pictures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class ScoredImages:
-    """Scores of one split, with what is known of each image.
-
-    Parameters
-    ----------
-    table
-        Per image ``path, sha256, kind, mask``.
-    scores
-        ``[N]`` float32.
-    maps
-        ``[N, H, W]`` float32.
-    """
-
-    table: list[dict[str, Any]]
-    scores: np.ndarray
-    maps: np.ndarray
-
-    @property
-    def labels(self) -> np.ndarray:
-        """``[N]`` bool, true where defective."""
-        return np.array([row["kind"] != "good" for row in self.table], dtype=bool)
 
 
 #: Training settings that do not change what is learnt.
@@ -268,101 +248,6 @@ def normal_sources(store: FeatureStore, job: TrainJob) -> tuple[FeatureSource, F
         rows = [i for i, sha in enumerate(views.ids) if sha in kept]
         train = train.concat([train, views.subset(rows)])
     return train, plain.subset(held_rows)
-
-
-@torch.inference_mode()
-def score_source(
-    head: Head, source: FeatureSource, batch: int = 8
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(scores [N], maps [N, H, W])`` of a source, float32, in its order."""
-    scores = np.empty(len(source), np.float32)
-    maps = np.empty((len(source), *head.map_size), np.float32)
-    for start in range(0, len(source), batch):
-        stop = min(start + batch, len(source))
-        got = head.score(source.read(start, stop))
-        scores[start:stop] = got.image.float().cpu().numpy()
-        maps[start:stop] = got.maps.float().cpu().numpy()
-    return scores, maps
-
-
-def calibrate_head(
-    head: Head, held_out: FeatureSource, target_fpr: float
-) -> tuple[Calibration, np.ndarray]:
-    """Set the thresholds on held-out normal images; return them with the scores they came from."""
-    scores, maps = score_source(head, held_out)
-    return calibrate(scores, maps, target_fpr=target_fpr), scores
-
-
-def score_test(store: FeatureStore, job: TrainJob, head: Head) -> ScoredImages:
-    """Score the stored test images, each alone as far as its score is concerned."""
-    plan = job.plan
-    select = Selection(split="test", known_by=job.known_by)
-    reader = store.reader(plan.spec, plan.layers, select, job.snapshot, missing="skip")
-    rows = {r.sha256: r for r in store.table(job.snapshot).images()}
-    table = []
-    for sha in reader.ids:
-        row = rows[sha]
-        table.append({"path": row.path, "sha256": sha, "kind": row.kind, "mask": row.mask})
-    if not table:
-        empty = np.empty(0, np.float32)
-        return ScoredImages([], empty, np.empty((0, *head.map_size), np.float32))
-    scores, maps = score_source(head, reader)
-    return ScoredImages(table, scores, maps)
-
-
-def evaluate_scores(
-    job: TrainJob, scored: ScoredImages, calibration: Calibration
-) -> tuple[Metrics, list[str]]:
-    """Compute the metrics; a mask that cannot be read any more is noted, its image kept."""
-    notes: list[str] = []
-    masks: list[np.ndarray | None] = []
-    for row in scored.table:
-        masks.append(_mask(job, row, notes))
-    metrics = evaluate(
-        scored.scores,
-        scored.maps,
-        scored.labels,
-        masks,
-        threshold=calibration.threshold,
-        pixel_threshold=calibration.pixel_threshold,
-    )
-    for reason in dict.fromkeys(metrics.omitted.values()):
-        names = [k for k, v in metrics.omitted.items() if v == reason]
-        notes.append(f"{job.plan.head}: no {', '.join(names)}: {reason}")
-    return metrics, notes
-
-
-def _mask(job: TrainJob, row: dict[str, Any], notes: list[str]) -> np.ndarray | None:
-    if row["kind"] == "good" or not row["mask"]:
-        return None
-    path = Path(job.root) / row["mask"]
-    try:
-        return mask_to_input(read_mask(path), job.plan.spec)
-    except (OSError, ValueError) as error:
-        notes.append(f"{path}: {str(error).splitlines()[0]}; counts for image metrics only")
-        return None
-
-
-def per_image_rows(scored: ScoredImages, threshold: float) -> list[dict[str, Any]]:
-    """Return the per-image table: worst mistakes first, then by score."""
-    rows = []
-    for i, row in enumerate(scored.table):
-        score, bad = float(scored.scores[i]), row["kind"] != "good"
-        flagged = score > threshold
-        rows.append(
-            {
-                "index": i,
-                "path": row["path"],
-                "kind": row["kind"],
-                "score": score,
-                "verdict": "anomalous" if flagged else "normal",
-                "correct": flagged == bad,
-                "margin": (score - threshold) * (1 if bad else -1),
-                "map_max": float(scored.maps[i].max()),
-                "sha256": row["sha256"],
-            }
-        )
-    return sorted(rows, key=lambda r: r["margin"])
 
 
 def _params(job: TrainJob, train: int, held_out: int) -> dict[str, Any]:
