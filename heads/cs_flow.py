@@ -106,11 +106,11 @@ class CSAFlowConfig(CSFlowConfig):
 # Found on held-out normals' likelihood and on synthetic defects; see docs/heads.md.
 SMALL: dict[str, Any] = {
     "image_size": "run",
-    "hidden": 64,
-    "kernels": (3, 3, 3, 5),
+    "hidden": 32,
+    "kernels": (3, 3),
     "standardise": True,
-    "epochs": 40,
-    "lr": 1e-3,
+    "epochs": 30,
+    "lr": 2e-3,
     "schedule": "cosine",
 }
 
@@ -143,6 +143,9 @@ class CSFlow(FlowHead):
             )
         with seeded(config.seed):
             self.couplings = self._build(dims)
+        # Here and not in fit: a loaded head must have the layout, too, or its scores would differ
+        # in the last digit.
+        self.couplings.to(memory_format=torch.channels_last)
 
     @classmethod
     def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
@@ -265,7 +268,6 @@ class CSFlow(FlowHead):
         self.check(held_out)
         config = self.config
         self._standardise(train)
-        self.couplings.to(memory_format=torch.channels_last)
         result = train_module(
             self,
             self.nll,

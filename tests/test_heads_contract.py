@@ -20,7 +20,8 @@ from headwater.errors import FeatureRangeError, HeadwaterError, NotFittedError, 
 from tests.heads_tiny import TINY, build, structured
 
 OPTIONS = TrainOptions(device="cpu", precision="float32", threads=1)
-HEADS = sorted(registry())
+# A head without a tiny instance fails one test, which says what to do, and not all of them.
+HEADS = sorted(set(registry()) & set(TINY))
 FLOWS = [n for n in HEADS if issubclass(registry()[n], FlowHead)]
 
 
@@ -63,7 +64,8 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 def test_every_head_has_a_tiny_instance() -> None:
-    assert set(HEADS) <= set(TINY), "add an entry to tests/heads_tiny.py"
+    missing = set(registry()) - set(TINY)
+    assert not missing, f"add {', '.join(sorted(missing))} to tests/heads_tiny.py"
 
 
 @pytest.mark.parametrize("name", HEADS)
