@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.base import FeatureSource
+from heads.data import check_finite
 from headwater.errors import NotFittedError
 
 _CHUNK = 4096
@@ -33,6 +34,8 @@ def collect_vectors(
         if not keep:
             continue
         maps = source.read(low, min(low + 16, len(source)))[layer].cpu()[keep]
+        rows = torch.tensor([low + k for k in keep])
+        check_finite({layer: maps, "_rows": rows}, "reading features", source.ids)
         vectors = maps.permute(0, 2, 3, 1).reshape(-1, channels)
         if out.dtype == torch.float16 and not torch.equal(vectors.half().float(), vectors):
             out = out.float()
@@ -118,8 +121,9 @@ class Gallery(nn.Module):
         return distances.topk(min(count, len(self)), largest=False).indices
 
 
-def _resampling(source: int, target: int, sigma: float) -> Tensor:
+def _resampling(source: int, target: int, positions: float) -> Tensor:
     """Return ``[target, source]``: bilinear resizing, then Gaussian smoothing, along one axis."""
+    sigma = positions * target / source
     # float64 throughout: the matrix is made once and must be the same everywhere
     at = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
     low = np.floor(at).astype(int)
@@ -145,7 +149,7 @@ class MapMaker(nn.Module):
     source, target
         ``(height, width)`` of the distances and of the maps.
     sigma
-        Standard deviation of the Gaussian in pixels of the map; 0 for none.
+        Standard deviation of the Gaussian in positions of the distances; 0 for none.
     """
 
     rows: Tensor

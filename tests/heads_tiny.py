@@ -104,4 +104,15 @@ TINY: dict[str, Tiny] = {
     "ms_flow": Tiny({**MULTI_SCALE, "standardise": True}, STAGES),
     "fast_flow": Tiny({**BRIEF, "steps": 3}, STAGES),
     "dual_flow": Tiny({**BRIEF, "layers": 2, "standardise": True}, {"m": (7, 4, 3)}),
+    "patchcore": Tiny({"ratio": 0.5}, {"m": (7, 4, 3)}),
+    "padim": Tiny({"channels": 5}, {"m": (7, 4, 3)}),
+    "f2r": Tiny(
+        # gamma 1: at the paper's 0.001 the other losses may cost likelihood
+        {
+            "steps": 2, "epochs": 16, "batch_size": 5, "lr": 5e-3, "ratio": 0.5, "views": 1,
+            "gamma": 1.0,
+        },
+        {"m": (7, 4, 3)},
+        views=1,
+    ),
 }  # fmt: skip

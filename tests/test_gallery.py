@@ -63,7 +63,7 @@ def test_score_of_an_image_does_not_depend_on_its_company() -> None:
 
 def test_score_by_definition() -> None:
     train, test = _maps(4, 0), _maps(2, 1)
-    head = _fitted(train, ratio=1.0, sigma=0.0)
+    head = _fitted(train, ratio=1.0, sigma=0.0, reweight=False)
     bank = train.permute(0, 2, 3, 1).reshape(-1, 12).double()
     got = head.score({LAYER: test})
     for k, one in enumerate(test):
@@ -88,7 +88,7 @@ def test_reweighting_by_definition() -> None:
 
 
 def test_smoothing_keeps_constants_and_blurs() -> None:
-    make, sharp = (MapMaker((8, 9), (64, 72), sigma=sigma) for sigma in (4.0, 0.0))
+    make, sharp = (MapMaker((8, 9), (64, 72), sigma=sigma) for sigma in (0.5, 0.0))
     assert make(torch.full((8, 9), 3.0)) == pytest.approx(torch.full((64, 72), 3.0), rel=1e-6)
     spot = torch.zeros(8, 9)
     spot[4, 4] = 1.0

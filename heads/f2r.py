@@ -1,0 +1,340 @@
+"""F²R: features are factorized into local and global parts, scaled, reversed and compared."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heads.base import Batch, FeatureSource, HeadConfig, Scores, Shape, device_of, register
+from heads.neighbours import collect_vectors
+from heads.parts.flow_head import FlowHead
+from heads.parts.seeds import seeded
+from heads.parts.vector import perceptron, vector_glow
+from heads.patchcore import GalleryConfig, GalleryHead, fused_layer
+from heads.trainer import Progress, Schedule, TrainOptions, running, train_module
+from headwater.errors import ConfigError
+from headwater.spec import BackboneInfo, Needs, ViewSpec
+
+PAPER_BACKBONE = "wide_resnet50_2"
+
+
+@dataclass(frozen=True)
+class F2RConfig(GalleryConfig):
+    """Settings of `f2r`; the defaults are the paper's (section IV.A).
+
+    Parameters
+    ----------
+    alpha, beta
+        Scale of the local and of the global half (section III.A). At 1, 1 the result is the plain
+        gallery's.
+    select
+        ``fixed`` keeps `alpha` and `beta`; ``synthetic`` picks them from the grid on held-out
+        normals against synthetic defects made of them. The paper's own choice, on the test labels,
+        is `heads.f2r_grid.grid` with labels, marked ``oracle``.
+    coreset
+        ``once``: chosen at 1, 1 and re-reversed; ``per_point``: chosen anew at alpha, beta.
+    implementation
+        ``cls``: cosine similarity; ``reg``: squared error (second term of eq. 5).
+    gamma
+        Weight of the negative log-likelihood (eq. 6).
+    steps, width, clamp
+        Glow's steps; hidden width of its couplings as a multiple of the channels (9/8 gives the
+        paper's number of parameters); soft clamp of the log-scales.
+    views, rotation
+        Seeded rotated views beside each image, and their largest angle in degrees.
+    positions
+        Positions drawn per image and step; 0 takes all.
+    image_size
+        ``auto``: the paper's 256 px cropped to 224 on its backbone, the run's own elsewhere;
+        ``paper`` or ``run`` everywhere.
+    epochs
+        Times each image is seen, as itself or as one of its views.
+    """
+
+    alpha: float = 1.0
+    beta: float = 1.0
+    select: Literal["fixed", "synthetic"] = "fixed"
+    coreset: Literal["once", "per_point"] = "once"
+    implementation: Literal["cls", "reg"] = "cls"
+    gamma: float = 0.001
+    steps: int = 6
+    width: float = 1.125
+    clamp: float = 1.9
+    views: int = 4
+    rotation: float = 30.0
+    positions: int = 0
+    image_size: str = "auto"
+    epochs: int = 300
+    batch_size: int = 32
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = {
+            "select": ("fixed", "synthetic"),
+            "coreset": ("once", "per_point"),
+            "implementation": ("cls", "reg"),
+            "image_size": ("auto", "paper", "run"),
+        }
+        for name, valid in choices.items():
+            if getattr(self, name) not in valid:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)!r}", expected="one of " + ", ".join(valid)
+                )
+        if self.steps < 1 or self.width <= 0 or self.views < 0 or self.positions < 0:
+            raise ConfigError(
+                f"steps {self.steps}, width {self.width}, views {self.views}, "
+                f"positions {self.positions}",
+                expected="at least one step, a width above 0, nothing negative",
+            )
+
+
+class _Factorization(nn.Module):
+    """What is trained: the invertible net and the two perceptrons that are dropped afterwards.
+
+    Parameters
+    ----------
+    glow
+        T.
+    channels, places
+        Of the feature vectors; number of positions in a map.
+    config
+        The head's settings.
+    """
+
+    def __init__(self, glow: nn.Module, channels: int, places: int, config: F2RConfig) -> None:
+        super().__init__()
+        self.glow, self.config = glow, config
+        self.local_half = channels // 2
+        self.local_net = perceptron(self.local_half, channels, channels)
+        self.global_net = perceptron(channels - self.local_half, channels, places)
+
+    def forward(self, maps: Tensor) -> dict[str, Tensor]:
+        """Return the losses of ``[B, C, H, W]`` maps (eqs. 2, 5 and 6).
+
+        ``nll`` is told per dimension; in the loss it is the paper's, per vector.
+        """
+        config, channels = self.config, maps.shape[1]
+        vectors = maps.flatten(2).transpose(1, 2)
+        places = torch.arange(vectors.shape[1], device=maps.device).expand(len(maps), -1)
+        if self.training and 0 < config.positions < vectors.shape[1]:
+            # drawn on the CPU, whose generator a resumed training restores
+            drawn = torch.rand(places.shape).argsort(1)[:, : config.positions].to(maps.device)
+            places = drawn
+            vectors = vectors.gather(1, drawn[..., None].expand(-1, -1, channels))
+        f, label = vectors.reshape(-1, channels), places.reshape(-1)
+        z, logdet = self.glow(f)
+        nll = 0.5 * z.square().sum(1) - logdet
+        z_local, z_global = z[:, : self.local_half], z[:, self.local_half :]
+        centred_l, centred_g = z_local - z_local.mean(0), z_global - z_global.mean(0)
+        with torch.autocast(maps.device.type, enabled=False):
+            covariance = (centred_l.T @ centred_g / max(1, len(z) - 1)).abs().mean()
+        guess = self.local_net(z_local).float()
+        if config.implementation == "cls":
+            local = -F.cosine_similarity(guess, f, dim=1).mean()
+        else:
+            local = F.mse_loss(guess, f)
+        position = F.cross_entropy(self.global_net(z_global).float(), label)
+        loss = config.gamma * nll.mean() + covariance + local + position
+        return {
+            "loss": loss,
+            "nll": nll.mean() / channels,
+            "covariance": covariance,
+            "local": local,
+            "position": position,
+        }
+
+
+@register
+class F2R(GalleryHead, FlowHead):
+    """Nearest distance between features whose local and global parts were scaled.
+
+    Zhu et al., "Factorized Industrial Anomaly Detection and Localization": ``z = T(f)``,
+    ``z = [z_l, z_g]``, ``f̃ = T⁻¹([α z_l, β z_g])``; f̃ of the normals is the gallery.
+    """
+
+    name = "f2r"
+    Config = F2RConfig
+    config: F2RConfig
+    paper = "F²R, Feature Factorization and Reversion (Zhu et al. 2023)"
+    summary = "gallery of features with scaled local and global parts"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {
+            "views": 0,
+            "positions": 256,
+            "epochs": 16,
+            "batch_size": 8,
+            "lr": 1e-3,
+            "image_size": "run",
+            "ratio": 0.02,
+        }
+    }
+
+    preference: Tensor
+    members: Tensor
+
+    def __init__(
+        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
+    ) -> None:
+        super().__init__(config, shapes, map_size)
+        self.channels = self.shapes[self.layer][0]
+        if self.channels < 4:
+            raise ConfigError(f"f2r on {self.channels} channels", expected="at least 4")
+        self.register_buffer("preference", torch.tensor([self.config.alpha, self.config.beta]))
+        self.register_buffer("members", torch.empty(0, self.channels))
+        with seeded(config.seed):
+            self.glow = vector_glow(
+                self.channels,
+                self.config.steps,
+                max(2, round(self.config.width * self.channels)),
+                self.config.clamp,
+                config.seed,
+            )
+
+    @classmethod
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+        """Return the gallery's fused layer and the rotated views."""
+        config = cast("F2RConfig", config)
+        paper = config.image_size == "paper" or (
+            config.image_size == "auto" and backbone.name == PAPER_BACKBONE
+        )
+        views = None
+        if config.views:
+            views = ViewSpec(count=config.views, rotation=config.rotation, seed=config.seed)
+        return Needs(
+            (fused_layer(config, backbone, cls.name),),
+            resize=(256, 256) if paper else None,
+            crop=(224, 224) if paper else None,
+            views=views,
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        found = state_dict.get(prefix + "members")
+        if found is not None and found.shape[1:] == self.members.shape[1:]:
+            self.members = torch.empty_like(found, device=self.members.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+
+    # --- the invertible net
+
+    def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """Return ``[z]`` like the maps, and ``log|det dz/df|`` per sample, ``[B]``."""
+        maps = batch[self.layer]
+        b, c, h, w = maps.shape
+        z, logdet = self.glow(maps.permute(0, 2, 3, 1).reshape(-1, c))
+        return [z.reshape(b, h, w, c).permute(0, 3, 1, 2)], logdet.reshape(b, h * w).sum(1)
+
+    def reverse(self, z: Sequence[Tensor]) -> list[Tensor]:
+        """Return the maps that `latent` takes to `z`."""
+        b, c, h, w = z[0].shape
+        f, _ = self.glow(z[0].permute(0, 2, 3, 1).reshape(-1, c), rev=True)
+        return [f.reshape(b, h, w, c).permute(0, 3, 1, 2)]
+
+    @torch.no_grad()
+    def reversed_features(self, vectors: Tensor, alpha: float, beta: float) -> Tensor:
+        """Return f̃ of ``[n, C]`` vectors at a preference (section III.A), float32."""
+        half = self.channels // 2
+        device = self.preference.device
+        scale = torch.full((self.channels,), beta, device=device)
+        scale[:half] = alpha
+        out = torch.empty(len(vectors), self.channels, device=device)
+        for low in range(0, len(vectors), 8192):
+            z, _ = self.glow(vectors[low : low + 8192].to(device).float())
+            out[low : low + 8192] = self.glow(z * scale, rev=True)[0]
+        return out
+
+    def features(self, vectors: Tensor) -> Tensor:
+        """Return f̃ of one image's vectors at the head's preference."""
+        alpha, beta = self.preference.tolist()
+        return self.reversed_features(vectors, alpha, beta)
+
+    def prefer(self, alpha: float, beta: float, limit: int = 0) -> None:
+        """Take another alpha and beta: the gallery's members are reversed anew.
+
+        Parameters
+        ----------
+        alpha, beta
+            Scales of the local and of the global half.
+        limit
+            Use only so many members: the first ones, which are a coreset of that size; 0 for all.
+        """
+        self.preference.copy_(torch.tensor([alpha, beta]))
+        self.gallery.set(self.reversed_features(self.members[: limit or None], alpha, beta))
+
+    # --- learning
+
+    def fit(
+        self,
+        train: FeatureSource,
+        held_out: FeatureSource,
+        options: TrainOptions,
+        progress: Progress,
+    ) -> dict[str, float]:
+        """Train the invertible net, drop the perceptrons, choose the gallery, pick alpha, beta."""
+        self.check(train)
+        began, config = time.perf_counter(), self.config
+        device, places = device_of(options.device), self.size[0] * self.size[1]
+        with seeded(config.seed + 1):
+            module = _Factorization(self.glow, self.channels, places, config)
+        images = max(1, len(set(train.ids)))
+        result = train_module(
+            module,
+            lambda batch: module(batch[self.layer]),
+            train,
+            held_out,
+            optimizer=lambda p: torch.optim.AdamW(
+                p, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+            ),
+            # an epoch of the source shows each image once per view
+            epochs=max(1, math.ceil(config.epochs * images / max(1, len(train)))),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            options=options,
+            progress=progress,
+            schedule=Schedule("cosine"),
+            clip_norm=config.clip_norm or None,
+            identity={"head": self.name, "config": config},
+        )
+        self.to(device).eval()
+        with running(device, options.threads):
+            figures = self._fill_gallery(train, held_out, device, progress)
+        self.mark_fitted()
+        return {**result.figures(), **figures, "fit_seconds": time.perf_counter() - began}
+
+    def _fill_gallery(
+        self,
+        train: FeatureSource,
+        held_out: FeatureSource,
+        device: torch.device,
+        progress: Progress,
+    ) -> dict[str, float]:
+        from heads.f2r_grid import select_synthetic
+
+        config = self.config
+        vectors = collect_vectors(train, self.layer)
+        alpha, beta = config.alpha, config.beta
+        rows, figures = self.choose(vectors, device, progress)
+        self.members = vectors[rows].float().to(device)
+        if config.select == "synthetic":
+            alpha, beta = select_synthetic(self, held_out, config.seed, progress)
+        if config.coreset == "per_point" and (alpha, beta) != (1.0, 1.0):
+            turned = self.reversed_features(vectors, alpha, beta)
+            rows, figures = self.choose(turned, device, progress)
+            self.members = vectors[rows].float().to(device)
+        self.prefer(alpha, beta)
+        return {**figures, "alpha": alpha, "beta": beta}
+
+    def score(self, batch: Batch) -> Scores:
+        """Score each image alone by its nearest distances in the reversed space."""
+        return GalleryHead.score(self, batch)

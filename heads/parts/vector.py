@@ -1,0 +1,131 @@
+"""Glow on single vectors: the packed invertible linear map, its steps and perceptrons."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from FrEIA.framework import SequenceINN
+from torch import Tensor, nn
+
+from heads.parts.coupling import AffineCoupling
+from heads.parts.elementary import ActNorm, Elementary
+
+
+class InvertibleLinear(Elementary):
+    """An invertible linear map of vectors, ``W = P L (U + diag(sign · exp(log_s)))``.
+
+    Kingma & Dhariwal, "Glow" (2018), section 3.2. Both triangles sit in one matrix, so that the
+    number of parameters is the number of degrees of freedom. In evaluation the matrix and its
+    inverse (worked out in float64) are kept until a parameter changes.
+
+    Parameters
+    ----------
+    dims_in
+        One shape, ``(C,)``.
+    seed
+        Decides the rotation it begins as.
+    """
+
+    order: Tensor
+    sign: Tensor
+
+    def __init__(self, dims_in: Sequence[Sequence[int]], seed: int) -> None:
+        super().__init__(dims_in)
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(self.channels, self.channels, generator=generator, dtype=torch.float64)
+        p, lower, upper = torch.linalg.lu(torch.linalg.qr(noise)[0])
+        diagonal = upper.diagonal()
+        self.register_buffer("order", p.argmax(1))  # row i of P has its one there
+        self.register_buffer("sign", diagonal.sign().float())
+        self.packed = nn.Parameter((lower.tril(-1) + upper.triu(1)).float())
+        self.log_s = nn.Parameter(diagonal.abs().log().float())
+        self._kept: dict[tuple[object, ...], Tensor] = {}
+
+    def _triangles(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        packed = self.packed.to(dtype)
+        eye = torch.eye(self.channels, dtype=dtype, device=packed.device)
+        diagonal = self.sign.to(dtype) * self.log_s.to(dtype).exp()
+        return packed.tril(-1) + eye, packed.triu(1) + diagonal.diag()
+
+    def weight(self, dtype: torch.dtype, rev: bool = False) -> Tensor:
+        """Return the matrix, or its inverse, as `dtype`."""
+        if torch.is_grad_enabled() and not rev:
+            lower, upper = self._triangles(dtype)
+            return (lower @ upper)[self.order]
+        changes = (self.packed._version, self.log_s._version, self.sign._version)
+        place = (self.packed.data_ptr(), self.log_s.data_ptr(), self.packed.device)
+        state = (*changes, *place, dtype)
+        if self._kept and next(iter(self._kept))[:-1] != state:
+            self._kept.clear()
+        key = (*state, rev)
+        if key not in self._kept:
+            lower, upper = self._triangles(torch.float64)
+            if rev:
+                eye = torch.eye(self.channels, dtype=torch.float64, device=lower.device)
+                turned = torch.empty_like(eye)
+                turned[self.order] = eye  # the transpose of the permutation
+                half = torch.linalg.solve_triangular(lower, turned, upper=False, unitriangular=True)
+                whole = torch.linalg.solve_triangular(upper, half, upper=True)
+            else:
+                whole = (lower @ upper)[self.order]
+            if torch.is_grad_enabled():
+                return whole.to(dtype)
+            self._kept[key] = whole.to(dtype)
+        return self._kept[key]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_kept": {}}
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] | None = None,
+        rev: bool = False,
+        jac: bool = True,
+    ) -> tuple[tuple[Tensor], Tensor]:
+        """Mix the channels, or undo it where `rev`."""
+        x = x_or_z[0]
+        # bfloat16 here would make the inverse wrong in the third digit
+        with torch.autocast(x.device.type, enabled=False):
+            y = x @ self.weight(x.dtype, rev).T
+        return (y,), self.spread(self.log_s.to(x.dtype).sum(), x, rev)
+
+
+def coupling_net(hidden: int, channels_in: int, channels_out: int) -> nn.Sequential:
+    """Return a three-layer perceptron whose last layer starts at zero, as Glow's does."""
+    last = nn.Linear(hidden, channels_out)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Linear(channels_in, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        last,
+    )
+
+
+def vector_glow(channels: int, steps: int, hidden: int, clamp: float, seed: int) -> SequenceINN:
+    """Return Glow on vectors: per step ActNorm, invertible linear map, affine coupling."""
+    glow = SequenceINN(channels)
+    for k in range(steps):
+        glow.append(ActNorm)
+        glow.append(InvertibleLinear, seed=seed * 1000 + k)
+        glow.append(
+            AffineCoupling,
+            subnet=lambda a, b: coupling_net(hidden, a, b),
+            clamp=clamp,
+            two_sided=False,
+        )
+    return glow
+
+
+def perceptron(channels_in: int, hidden: int, channels_out: int, layers: int = 4) -> nn.Sequential:
+    """Return `layers` linear layers with batch norm and leaky ReLU between them."""
+    widths = [channels_in, *[hidden] * (layers - 1)]
+    parts: list[nn.Module] = []
+    for a, b in itertools.pairwise(widths):
+        parts += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU()]
+    return nn.Sequential(*parts, nn.Linear(widths[-1], channels_out))

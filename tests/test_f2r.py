@@ -1,0 +1,231 @@
+"""F²R: the paper's claims and sizes; the general promises are in the contract tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from heads.base import make_config
+from heads.data import TensorSource
+from heads.f2r import F2R, F2RConfig
+from heads.f2r_grid import POINTS, GridResult, grid, partial_spearman
+from heads.parts.vector import InvertibleLinear, vector_glow
+from heads.patchcore import PatchCore, PatchCoreConfig
+from heads.synthetic import KINDS, blob, synthetic_defects
+from heads.trainer import NullProgress, TrainOptions
+from headwater.spec import BackboneInfo
+
+LAYER = "layer2+layer3~avg3s1"
+CPU = TrainOptions(device="cpu", precision="float32", threads=1)
+SHAPES = {LAYER: (8, 4, 5)}
+TINY = {"epochs": 30, "views": 0, "batch_size": 4, "lr": 3e-3, "ratio": 0.5, "steps": 3}
+
+
+def _maps(count: int, seed: int) -> Tensor:
+    """Texture in the first channels, position in the last ones: something to factorize."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(count, 8, 4, 5, generator=generator)
+    maps[:, 4] += torch.linspace(-2, 2, 5)
+    maps[:, 5] += torch.linspace(-2, 2, 4)[:, None]
+    return maps + 3
+
+
+def _fitted(**settings: object) -> tuple[F2R, dict[str, float]]:
+    head = F2R(make_config("f2r", {**TINY, **settings}), SHAPES, (16, 20))  # type: ignore[arg-type]
+    source, held = TensorSource({LAYER: _maps(12, 0)}), TensorSource({LAYER: _maps(4, 1)})
+    return head, head.fit(source, held, CPU, NullProgress())
+
+
+@pytest.fixture(scope="module")
+def fitted() -> F2R:
+    return _fitted()[0]
+
+
+def test_at_one_one_it_is_the_plain_gallery(fitted: F2R) -> None:
+    plain = PatchCore(PatchCoreConfig(ratio=0.5, reweight=False), SHAPES, (16, 20))
+    plain.fit(TensorSource({LAYER: _maps(12, 0)}), fitted_source(), CPU, NullProgress())
+    batch = {LAYER: _maps(5, 2)}
+    ours, theirs = fitted.score(batch), plain.score(batch)
+    torch.testing.assert_close(ours.image, theirs.image, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.maps, theirs.maps, rtol=1e-4, atol=1e-4)
+    # and it went through the trained net, not around it
+    assert not torch.allclose(fitted.latent(batch)[0][0], batch[LAYER], atol=0.5)
+
+
+def fitted_source() -> TensorSource:
+    return TensorSource({LAYER: _maps(4, 1)})
+
+
+def test_scaling_acts_on_the_halves_of_the_latent(fitted: F2R) -> None:
+    vectors = _maps(2, 3).permute(0, 2, 3, 1).reshape(-1, 8)
+    with torch.no_grad():
+        z, _ = fitted.glow(vectors)
+        turned, _ = fitted.glow(fitted.reversed_features(vectors, 0.5, 1.2))
+    torch.testing.assert_close(turned[:, :4], 0.5 * z[:, :4], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(turned[:, 4:], 1.2 * z[:, 4:], rtol=1e-3, atol=1e-3)
+
+
+def test_training_factorizes() -> None:
+    class Seen(NullProgress):
+        curves: dict[str, list[float]] = {}
+
+        def metric(self, name: str, value: float, epoch: int) -> None:
+            self.curves.setdefault(name, []).append(value)
+
+    head = F2R(make_config("f2r", {**TINY, "epochs": 60}), SHAPES, (16, 20))
+    head.fit(TensorSource({LAYER: _maps(12, 0)}), fitted_source(), CPU, Seen())
+    first, last = ({k: v[i] for k, v in Seen.curves.items()} for i in (0, -1))
+    assert last["held_out_position"] < first["held_out_position"] - 0.05  # z_g knows its place
+    assert last["train_local"] < first["train_local"] - 0.02  # z_l resembles f
+    assert all("_net" not in k for k in head.state_dict()), "the perceptrons are dropped"
+
+
+def test_regression_and_positions_are_other_trainings(fitted: F2R) -> None:
+    for settings in ({"implementation": "reg"}, {"positions": 7}, {"gamma": 0.1}):
+        other = _fitted(**{**settings, "epochs": 3})[0]
+        same = _fitted(epochs=3)[0]
+        assert not torch.equal(other.glow(torch.ones(2, 8))[0], same.glow(torch.ones(2, 8))[0])
+
+
+def test_coreset_per_point_is_chosen_in_the_scaled_space() -> None:
+    once = _fitted(alpha=0.2, beta=1.1, epochs=3)[0]
+    anew = _fitted(alpha=0.2, beta=1.1, epochs=3, coreset="per_point")[0]
+    assert once.members.shape == anew.members.shape
+    assert not torch.equal(once.members, anew.members)
+    turned = anew.reversed_features(anew.members, 0.2, 1.1)
+    torch.testing.assert_close(anew.gallery.vectors, turned, rtol=1e-4, atol=1e-4)
+
+
+def test_paper_sizes() -> None:
+    wide = BackboneInfo(
+        "wide_resnet50_2", ("layer1", "layer2", "layer3"), (256, 512, 1024), (4, 8, 16)
+    )
+    needs = F2R.needs(F2RConfig(), wide, (512, 512))
+    assert (needs.resize, needs.crop, needs.layers[0].name) == ((256, 256), (224, 224), LAYER)
+    assert needs.views is not None
+    assert (needs.views.count, needs.views.rotation) == (4, 30.0)
+    config = F2RConfig()
+    glow = vector_glow(64, config.steps, round(config.width * 64), config.clamp, 0)
+    count = sum(p.numel() for p in glow.parameters())
+    assert count == _parameters(64, config)
+    backbone = 24.9e6
+    assert backbone + _parameters(1536, config) == pytest.approx(80.7e6, rel=0.03)
+
+
+def _parameters(c: int, config: F2RConfig) -> int:
+    h = round(config.width * c)
+    coupling = (c // 2 * h + h) + (h * h + h) + (h * c + c)
+    return config.steps * (2 * c + (c * c + c) + coupling)
+
+
+def test_linear_map_keeps_its_inverse_until_it_changes() -> None:
+    part = InvertibleLinear([(6,)], seed=1).eval()
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+
+    def back() -> Tensor:
+        with torch.no_grad():
+            return part(part((x,))[0], rev=True)[0][0]
+
+    torch.testing.assert_close(back(), x)
+    with torch.no_grad():
+        part.log_s.add_(0.5)
+        part.packed.mul_(1.3)
+    torch.testing.assert_close(back(), x)
+    part.load_state_dict(InvertibleLinear([(6,)], seed=2).state_dict())
+    torch.testing.assert_close(back(), x)
+
+
+# --- the grid -----------------------------------------------------------------------------------
+
+
+def test_grid_tables_every_point_and_puts_the_head_back(fitted: F2R) -> None:
+    normal, before = _maps(3, 5), fitted.gallery.vectors.clone()
+    made = synthetic_defects(normal, seed=0)
+    large = made.masks.repeat_interleave(4, 1).repeat_interleave(4, 2).numpy()
+    points = [(0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]
+    told: list[dict[str, float]] = []
+    args = (fitted, TensorSource({LAYER: made.maps}), made.labels.numpy(), list(large))
+    result = grid(*args, points=points, told=told.append)
+    assert [(r["alpha"], r["beta"]) for r in result.table] == points
+    assert result.chosen_on == "oracle"
+    assert len({r["pixel_auroc"] for r in result.table}) == 3
+    assert torch.equal(fitted.gallery.vectors, before)
+    assert result.heat_map("pixel_auroc").shape == (2, 2)
+    # a broken grid goes on: points that are there are not scored again
+    again: list[dict[str, float]] = []
+    resumed = grid(*args, points=points, done=told[:2], told=again.append)
+    assert again == [told[2]]
+    assert resumed.table == result.table
+
+
+def test_the_papers_grid_has_169_points() -> None:
+    assert len(POINTS) == 169
+    assert {(0.0, 0.0), (1.2, 1.2), (0.7, 0.3)} <= set(POINTS)
+
+
+def test_best_prefers_what_alters_least_among_equals() -> None:
+    rows = tuple(
+        {"alpha": a, "beta": b, "image_auroc": 0.9, "pixel_auroc": v}
+        for a, b, v in [(0.0, 0.0, 0.8), (0.9, 1.0, 0.8), (1.2, 0.5, 0.8), (0.5, 0.5, 0.7)]
+    )
+    assert GridResult(rows, "synthetic").best() == (0.9, 1.0)
+
+
+def test_correlations_are_spearmans() -> None:
+    rng = np.random.default_rng(0)
+    x, y, g = rng.random(40), rng.random(40), rng.integers(0, 5, 40)
+    got, want = partial_spearman(x, y), stats.spearmanr(x, y)
+    assert got.rho == pytest.approx(want.statistic)
+    assert got.p_value == pytest.approx(want.pvalue)
+    rxy, rxg, ryg = (stats.spearmanr(a, b).statistic for a, b in ((x, y), (x, g), (y, g)))
+    formula = (rxy - rxg * ryg) / np.sqrt((1 - rxg**2) * (1 - ryg**2))
+    assert partial_spearman(x, y, g).rho == pytest.approx(formula)
+    assert partial_spearman(np.ones(40), y).rho == 0.0
+
+
+def test_table_5_reads_a_preference_for_local_information() -> None:
+    rows = tuple(
+        {"alpha": a, "beta": b, "pixel_auroc": a - 0.3 * b + 0.01 * a * b} for a, b in POINTS
+    )
+    found = GridResult(rows, "oracle").correlations()
+    assert found["alpha"].rho > 0.9
+    assert found["beta"].rho < -0.8
+    assert found["alpha"].p_value < 1e-20
+
+
+# --- synthetic defects --------------------------------------------------------------------------
+
+
+def test_synthetic_defects_alter_their_mask_and_nothing_else() -> None:
+    normal = _maps(4, 7)
+    made = synthetic_defects(normal, seed=1)
+    assert len(made.maps) == 4 * (1 + len(KINDS))
+    assert made.labels.tolist() == [False] * 4 + [True] * 12
+    for k, (copy, mask) in enumerate(zip(made.maps[4:], made.masks[4:], strict=True)):
+        source = normal[k // len(KINDS)]
+        assert mask.any()
+        assert torch.equal(copy[:, ~mask], source[:, ~mask])
+        assert not torch.equal(copy[:, mask], source[:, mask])
+    assert torch.equal(made.maps, synthetic_defects(normal, seed=1).maps)
+
+
+def test_regions_stay_small_whatever_the_map() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in ((1, 2), (3, 3), (32, 20)):
+        for _ in range(20):
+            share = blob(*size, generator).float().mean()
+            assert 0 < share < 1
+            assert share <= 0.13 or size != (32, 20)
+
+
+def test_selecting_on_synthetic_defects_uses_held_out_normals_alone() -> None:
+    head, figures = _fitted(select="synthetic", epochs=3)
+    assert (round(figures["alpha"], 1), round(figures["beta"], 1)) in POINTS
+    assert head.preference.tolist() == pytest.approx([figures["alpha"], figures["beta"]])
+    fresh = F2R(head.config, SHAPES, (16, 20))
+    fresh.load_state_dict(head.state_dict())
+    batch = {LAYER: _maps(2, 9)}
+    assert torch.equal(fresh.score(batch).maps, head.score(batch).maps)
