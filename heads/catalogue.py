@@ -6,7 +6,7 @@ import heads.dual_flow
 import heads.f2r
 import heads.fast_flow
 import heads.gca_flow
+import heads.padim
 import heads.pair_diff
 import heads.pair_flow
-import heads.padim
 import heads.patchcore
