@@ -201,12 +201,12 @@ class _Greedy:
         exact, seen = self.bounds[members], self.seen[members]
         order = seen.argsort(stable=True)
         sorted_seen = seen[order]
-        first, last, width = int(sorted_seen[0]), len(self.chosen), 1024
+        first, last, width = int(sorted_seen[0]), len(self.chosen), 512
         for low in range(first, last, width):
             high = min(low + width, last)
             which = order[: int(torch.searchsorted(sorted_seen, high))]
-            products = vectors[which] @ self.centres[low:high].T
-            near = torch.add(self.centre_norms[low:high], products, alpha=-2.0).amin(1)
+            centres, offset = self.centres[low:high], self.centre_norms[low:high]
+            near = torch.addmm(offset, vectors[which], centres.T, alpha=-2.0).amin(1)
             near += norms[which]
             exact[which] = torch.minimum(exact[which], near)
         return exact
