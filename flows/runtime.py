@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -46,6 +47,8 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
+    # Prefect's logging shows every library's INFO; errors of tasks reach the caller anyway.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     quiet = {
         "distributed.worker.daemon": False,
         "distributed.admin.tick.limit": "60s",
@@ -73,7 +76,7 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
                 threads_per_worker=1,
                 processes=True,
                 memory_limit=0,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 silence_logs=50,
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
