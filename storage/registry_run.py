@@ -180,7 +180,7 @@ class Run:
             self.version = str(made.version)
             linked = json.dumps([{"name": self.model_name, "version": self.version}])
             self._client.set_logged_model_tags(self.model_id, {"mlflow.modelVersions": linked})
-            self._client.set_registered_model_alias(self.model_name, "challenger", self.version)
+            self._point_challenger()
             # Last: with this tag the training counts as done.
             self._client.set_tag(self.run_id, "headwater.version", self.version)
         except (MlflowException, OSError) as error:
@@ -189,6 +189,24 @@ class Run:
                 remedy="see to the MLflow server or the disk; run again, the training is kept",
             ) from error
         return self.version
+
+    def _point_challenger(self) -> None:
+        """Give the newest version the alias, also where others register at the same moment."""
+        tries = 0
+        while True:
+            found = self._client.search_model_versions(f"name = '{self.model_name}'")
+            newest = str(max(int(v.version) for v in found))
+            aliases = self._client.get_registered_model(self.model_name).aliases
+            if str(aliases.get("challenger")) == newest:
+                return
+            tries += 1
+            try:
+                self._client.set_registered_model_alias(self.model_name, "challenger", newest)
+            except MlflowException:
+                # MLflow looks first and inserts then: of two at once, one is refused.
+                if tries >= 8:
+                    raise
+                time.sleep(0.05 * tries)
 
     def __exit__(
         self,

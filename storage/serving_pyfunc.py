@@ -35,7 +35,8 @@ from features.images import decode_image
 from headwater import __version__
 from headwater.errors import ConfigError, ImageError
 from storage.registry_mlflow import mlflow
-from storage.serving import BACKBONE_FILE, HEAD_FILE, MANIFEST, Detector
+from storage.serving import Detector
+from storage.serving_files import BACKBONE_FILE, HEAD_FILE, MANIFEST
 
 # After the import that sets MLflow's environment.
 from mlflow.models import Model, ModelSignature  # isort: skip

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,6 @@ PARAMS = {
     "config.nodes": ["layer2"],
     "long": "x" * 7000,
 }
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    prepare_database(path)
-    return path
 
 
 @pytest.fixture
@@ -268,15 +261,12 @@ def test_several_processes_may_want_the_database_at_once(tmp_path):
 
 
 def test_threads_register_versions_of_one_model(registry, saved):
-    folders = [saved(f"m{k}") for k in range(4)]
-    threads = [
-        threading.Thread(target=train, args=(registry, f), kwargs={"key": f.name}) for f in folders
-    ]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert sorted(r["version"] for r in registry.leaderboard("bottles")) == ["1", "2", "3", "4"]
+    folders = [saved(f"m{k}") for k in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(train, registry, f, key=f.name) for f in folders]:
+            done.result()
+    assert sorted(r["version"] for r in registry.leaderboard("bottles")) == list("123456")
+    assert registry.get_model("bottles", "patchcore", "challenger")["version"] == "6"
 
 
 def test_the_ui_is_for_this_machine_alone(registry, tmp_path):

@@ -31,8 +31,9 @@ from heads.trainer import NullProgress, TrainOptions
 from headwater.errors import ConfigError, ImageError, ModelError, ShapeError
 from headwater.spec import LayerSpec
 from storage.registry import Registry
-from storage.registry_mlflow import mlflow, prepare_database
-from storage.serving import BACKBONE_FILE, HEAD_FILE, MANIFEST, Detector, save_model, write_parts
+from storage.registry_mlflow import mlflow
+from storage.serving import Detector, save_model
+from storage.serving_files import BACKBONE_FILE, HEAD_FILE, MANIFEST, write_parts
 from storage.serving_pyfunc import decode_base64, decode_map, encode_image, encode_map
 
 ROOT = Path(__file__).parent.parent
@@ -222,10 +223,10 @@ def test_images_are_taken_as_base64_and_nothing_else():
 
 
 @pytest.fixture(scope="module")
-def registered(model, tmp_path_factory):
+def registered(model, empty_database, tmp_path_factory):
     """The model registered in a home of its own."""
     home = tmp_path_factory.mktemp("home")
-    prepare_database(home / "mlflow.db")
+    shutil.copy(empty_database, home / "mlflow.db")
     registry = Registry(home)
     with registry.start("noise", "patchcore", "key", tags={"snapshot": "S"}) as run:
         copy = home / "copy"
