@@ -174,17 +174,21 @@ class Inventory:
 
     def _describe(self) -> BackboneInfo:
         known = getattr(self._net, "feature_info", None)
-        named = [str(x.get("module", "")) for x in known] if isinstance(known, list) else []
+        said = {x.get("module", ""): x for x in known} if isinstance(known, list) else {}
         found: dict[str, tuple[int, int]] = {}
         tokens = False
-        for node in dict.fromkeys(named or (k for k, _ in self._net.named_children())):
+        for node in said or [k for k, _ in self._net.named_children()]:
             visit = self._visit(node)
             if visit.runs != 1 or visit.shape is None:
                 continue
             made = self.to_map(torch.empty(visit.shape, device="meta"), self.native_size)
             if made is None or min(made.shape[-2:]) < 2:
                 continue
-            found[node] = (made.shape[1], round(self.native_size[0] / made.shape[2]))
+            height, rows = self.native_size[0], made.shape[2]
+            stride = said.get(node, {}).get("reduction") or round(height / rows)
+            # Sizes that the stride does not divide make the measured one a little off.
+            stride = stride if abs(rows - height / stride) <= 2 else round(height / rows)
+            found[node] = (made.shape[1], stride)
             tokens = tokens or len(visit.shape) == 3
         state = (k for k, v in self._net.state_dict().items() if v.is_floating_point())
         if self._held is not None and not self._held.issuperset(state):

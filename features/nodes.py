@@ -235,12 +235,14 @@ def to_map(
     prefix
         Number of tokens of the net (class, registers) that are no patches.
     channels_last
-        Whether the net, by its own account, has channels last.
+        Whether the net, by its own account, has channels last; where the sizes leave it open.
     """
     if output.ndim == 4:
-        if channels_last and _grid(tuple(output.shape[1:3]), size):
+        first = _grid(tuple(output.shape[2:]), size)
+        last = _grid(tuple(output.shape[1:3]), size)
+        if last and (channels_last or not first):
             return output.permute(0, 3, 1, 2)
-        return output if _grid(tuple(output.shape[2:]), size) else None
+        return output if first else None
     if output.ndim == 3:
         # Some modules of such a net (the patch embedding) have no class token yet.
         for skip in {prefix: None, 0: None}:
