@@ -114,6 +114,10 @@ class PairSource:
         self._place: list[dict[int, int]] = []
         self._known_masks: dict[int, Tensor] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What was read is read again elsewhere: workers open stores themselves.
+        return {**self.__dict__, "_resident": None, "_place": [], "_known_masks": {}}
+
     # --- what is here ----------------------------------------------------------------------------
 
     @property

@@ -60,6 +60,10 @@ def test_order_and_content_do_not_depend_on_memory(monkeypatch):
             assert all(torch.equal(a[k], b[k]) for a, b in batches for k in a)
     assert poor._resident is None
     assert rich._resident is not None
+    sent = pickle.loads(pickle.dumps(rich))
+    assert sent._resident is None
+    together = zip(sent.batches(9), rich.batches(9), strict=True)
+    assert all(torch.equal(a[k], b[k]) for a, b in together for k in a)
     first = [b["_rows"].tolist() for b in rich.batches(8, seed=4)]
     assert first == [b["_rows"].tolist() for b in rich.batches(8, seed=4)]
     assert first != [b["_rows"].tolist() for b in rich.batches(8, seed=5)]
