@@ -5,8 +5,10 @@ One pass over the block in pieces that stay in the processor's cache.
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +22,8 @@ Key = tuple[str, int]
 _PIECE = 2 * 1024 * 1024
 _LIMIT = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38}
 
-# The store's bytes are read-only to numpy, and torch says once that writing to them would be bad.
-import warnings  # noqa: E402
-
 with warnings.catch_warnings():
+    # The store's bytes are read-only to numpy, of which torch warns once; they are never written.
     warnings.simplefilter("ignore")
     torch.from_numpy(np.frombuffer(b"\0\0", np.uint8))
 
@@ -160,7 +160,10 @@ def prepare(
             failures.append((layer, None, f"maps {shape[1:]}, the layer holds {tuple(want)}"))
             continue
         data, largest = _disk(given, dtype)
-        statistics = row_statistics(data, dtype)
+        # zlib lets go of the interpreter: checksums are taken beside the statistics.
+        with ThreadPoolExecutor(1) as side:
+            sums = side.submit(checksums, data)
+            statistics = row_statistics(data, dtype)
         low, high = statistics.minimum.min(1), statistics.maximum.max(1)
         top = np.maximum(high, -low) if largest is None else largest
         for i in np.flatnonzero(~(top <= _LIMIT[dtype]) | (low == high)):
@@ -175,7 +178,7 @@ def prepare(
             else:
                 reason = f"value {top[i]:.6g} beyond {dtype}'s range ({_LIMIT[dtype]:g})"
             failures.append((layer, keys[int(i)], reason))
-        prepared[layer] = Prepared(data, checksums(data), statistics)
+        prepared[layer] = Prepared(data, sums.result(), statistics)
     if failures:
         raise range_error(failures, names or {})
     return prepared

@@ -133,7 +133,7 @@ def guard(what: str) -> Iterator[None]:
             raise DiskFullError(
                 f"{what}: no space left on the disk",
                 expected="room for the features; the last snapshot is intact and nothing is lost",
-                remedy="free space (`headwater store gc SET --yes` also does) and run again",
+                remedy="free space (`headwater store gc SET --delete` also does) and run again",
             ) from error
         first = next((s.strip() for s in text.splitlines() if s.strip()), type(error).__name__)
         first = first.removeprefix("x ").strip()

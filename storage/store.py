@@ -18,19 +18,22 @@ import numpy as np
 import zarr
 
 from headwater import __version__
-from headwater.errors import SnapshotError, StoreError
+from headwater.errors import SnapshotError
 from headwater.spec import ExtractorSpec, LayerSpec
 from storage.checks import Key, prepare
 from storage.engine import commit_lock, guard, is_remote, open_repository, tip
 from storage.extractors import Extractor, Plan, make_plan
-from storage.layout import BRANCH, FEATURES, FORMAT, IMAGES, StoreOptions
+from storage.layout import FEATURES, IMAGES, StoreOptions
 from storage.reader import FeatureReader, PartRef
-from storage.table import ImageRow, Selection, SyncReport, Table, compare, create_table
+from storage.table import ImageRow, Selection, SyncReport, Table, compare
 from storage.writing import (
     NothingToDoError,
     WriteReport,
+    check_format,
+    create_set,
     describe,
     put_block,
+    stored_format,
     subgroup,
     transact,
     unique_keys,
@@ -85,7 +88,12 @@ class FeatureStore:
             where = str(Path(where).expanduser().absolute())
         repository = open_repository(where, image_set, create=create)
         store = cls(repository, where, image_set, options or StoreOptions())
-        store._initialise()
+        with guard(store.name):
+            found = stored_format(repository)
+        if found is None:
+            store.transact(lambda session: create_set(session, image_set))
+        else:
+            check_format(found, store.name)
         return store
 
     def __repr__(self) -> str:
@@ -162,41 +170,6 @@ class FeatureStore:
         return [Extractor(g) for _, g in sorted(subgroup(root, FEATURES).groups())]
 
     # --- changing --------------------------------------------------------------------------------
-
-    def _initialise(self) -> None:
-        with guard(self.name):
-            session = self.repository.readonly_session(BRANCH)
-            try:
-                root = zarr.open_group(session.store, mode="r")
-            except FileNotFoundError:
-                root = None
-        if root is None:
-
-            def build(session: icechunk.Session) -> str:
-                with contextlib.suppress(FileNotFoundError):
-                    zarr.open_group(session.store, mode="r")
-                    raise NothingToDoError
-                attributes = {
-                    "headwater_format": FORMAT,
-                    "image_set": self.image_set,
-                    "headwater": __version__,
-                }
-                new = zarr.create_group(session.store, attributes=attributes)
-                create_table(new)
-                new.create_group(FEATURES)
-                return "create the image set"
-
-            self.transact(build)
-            return
-        found = root.attrs.get("headwater_format")
-        if not isinstance(found, int) or found > FORMAT:
-            raise StoreError(
-                f"{self.name}: format {found!r}",
-                expected=f"a Headwater store of format {FORMAT} or older",
-                remedy="upgrade headwater"
-                if isinstance(found, int)
-                else "choose another folder: this is an Icechunk repository of something else",
-            )
 
     def transact(
         self,

@@ -17,7 +17,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from headwater.errors import ConfigError
-from storage.engine import fetch_chunks, guard, is_remote, submit
+from storage.engine import commit_lock, fetch_chunks, guard, is_remote, submit
 from storage.layout import BRANCH
 from storage.maintenance import tags
 from storage.store import FeatureStore
@@ -79,16 +79,25 @@ def gc(
         ones and those in `protect`.
     grace
         Objects younger than this stay even if unreachable: a writer may be about to commit them.
+        Writers on a local folder are kept out meanwhile, workers with tickets are not; on S3 nobody
+        can be, so it must be an hour or more there.
     protect
         Snapshots that registered models refer to. They are tagged ``keep-<id>`` first.
     dry_run
         Only say what would happen.
+
+    Raises
+    ------
+    ConfigError
+        `grace` is too short for S3.
     """
+    if is_remote(store.location) and grace < dt.timedelta(hours=1):
+        raise ConfigError(f"grace of {grace}", expected="an hour or more on S3")
     now = dt.datetime.now(dt.UTC)
     limit = (now - older_than if isinstance(older_than, dt.timedelta) else older_than).astimezone(
         dt.UTC
     )
-    with guard(store.name):
+    with guard(store.name), commit_lock(store.location, store.image_set):
         repository = store.repository
         history = {i.id: i for i in repository.ancestry(branch=BRANCH)}
         root = list(history)[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,13 @@ import icechunk
 import numpy as np
 import zarr
 
+from headwater import __version__
 from headwater.errors import StoreError
 from headwater.spec import ExtractorSpec
 from storage.checks import Key, Prepared
 from storage.extractors import Extractor
-from storage.layout import BRANCH, IMAGES, StoreOptions
-from storage.table import ImageRow, Table
+from storage.layout import BRANCH, FEATURES, FORMAT, IMAGES, StoreOptions
+from storage.table import ImageRow, Table, create_table
 
 #: Seconds during which a lost race for the commit is run again.
 RETRY_SECONDS = 600.0
@@ -110,6 +112,48 @@ def describe(spec: ExtractorSpec, report: Mapping[str, Any]) -> str:
     layers = ", ".join(f"{k} ({n})" for k, n in report["maps"].items() if n)
     text = f"extract {spec.backbone} {spec.id}: {layers}"
     return text + (f"; {report['images']} new images" if report["images"] else "")
+
+
+def stored_format(repository: icechunk.Repository) -> Any:
+    """Return the format that a repository says it has; None where it is still empty."""
+    session = repository.readonly_session(BRANCH)
+    try:
+        root = zarr.open_group(session.store, mode="r")
+    except FileNotFoundError:
+        return None
+    return root.attrs.get("headwater_format", "unknown")
+
+
+def check_format(found: Any, name: str) -> None:
+    """Raise `StoreError` where a store is not one that this version reads."""
+    if not isinstance(found, int):
+        raise StoreError(
+            f"{name}: not a Headwater store",
+            expected="an image set, or a name that is free",
+            remedy="choose another folder: this is an Icechunk repository of something else",
+        )
+    if found > FORMAT:
+        raise StoreError(
+            f"{name}: format {found}",
+            expected=f"format {FORMAT} or older",
+            remedy="upgrade headwater: a newer version wrote this store",
+        )
+
+
+def create_set(session: icechunk.Session, image_set: str) -> str:
+    """Create the empty table and groups, unless another process has just done so."""
+    with contextlib.suppress(FileNotFoundError):
+        zarr.open_group(session.store, mode="r")
+        raise NothingToDoError
+    attributes = {
+        "headwater_format": FORMAT,
+        "image_set": image_set,
+        "headwater": __version__,
+    }
+    root = zarr.create_group(session.store, attributes=attributes)
+    create_table(root)
+    root.create_group(FEATURES)
+    return "create the image set"
 
 
 def assign_images(
