@@ -41,17 +41,31 @@ def create_column(
     )
 
 
-def append_rows(array: Any, values: Any) -> None:
-    """Append rows to an array (safe only inside a transaction)."""
-    start = array.shape[0]
-    array.resize((start + len(values), *array.shape[1:]))
-    array[start:] = values
+def append_rows(*pairs: tuple[Any, Any]) -> None:
+    """Append ``values`` to ``array`` for each pair, all at once (safe only inside a transaction).
+
+    Each call into Zarr is a hand-over to another thread and back, so one is made for all.
+    """
+
+    async def one(array: Any, values: Any) -> None:
+        start, count = array.shape[0], len(values)
+        await array.resize((start + count, *array.shape[1:]))
+        await array.setitem(slice(start, start + count), values)
+
+    async def every() -> None:
+        await asyncio.gather(*(one(a.async_array, v) for a, v in pairs))
+
+    submit(every()).result()
 
 
-def grow(array: Any, rows: int) -> None:
-    """Lengthen an array to `rows`; new rows hold the fill value."""
-    if array.shape[0] < rows:
-        array.resize((rows, *array.shape[1:]))
+def grow(arrays: Sequence[Any], rows: int) -> None:
+    """Lengthen arrays to `rows`; new rows hold the fill value."""
+    short = [a.async_array for a in arrays if a.shape[0] < rows]
+
+    async def every() -> None:
+        await asyncio.gather(*(a.resize((rows, *a.shape[1:])) for a in short))
+
+    submit(every()).result()
 
 
 def _strings(values: Any) -> Any:

@@ -176,24 +176,22 @@ class Extractor:
         dims = ("block", "statistic", "channel")
         size = (len(STATISTICS), shape[0])
         create_column(group, "statistics", "float32", size, dims, BLOCK_ROWS, attributes=names)
-        for name in ("crc32", "block"):
-            grow(group[name], len(self))
+        grow([group["crc32"], group["block"]], len(self))
 
     def append(self, images: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Append rows to the index and lengthen every layer; return the new row numbers."""
         start = len(self)
-        append_rows(self.array("image"), images.astype(np.int64))
-        append_rows(self.array("view"), views.astype(np.int16))
+        append_rows(
+            (self.array("image"), images.astype(np.int64)),
+            (self.array("view"), views.astype(np.int16)),
+        )
         self.lengthen(start + len(images))
         return np.arange(start, start + len(images), dtype=np.int64)
 
     def lengthen(self, rows: int) -> None:
         """Give all arrays `rows` rows; new ones are unassigned and unfilled."""
-        for name in ("image", "view"):
-            grow(self.array(name), rows)
-        for layer in self.layers:
-            for name in ("maps", "crc32", "block"):
-                grow(self.array(f"{layer}/{name}"), rows)
+        names = [f"{layer}/{name}" for layer in self.layers for name in ("maps", "crc32", "block")]
+        grow([self.array(name) for name in ["image", "view", *names]], rows)
 
     def fill(
         self, store: Any, layer: str, rows: np.ndarray, part: Prepared, pick: np.ndarray
@@ -209,8 +207,10 @@ class Extractor:
     ) -> None:
         """Note a block that has been written: checksums, members, statistics."""
         number = self.array(f"{layer}/blocks").shape[0]
-        append_rows(self.array(f"{layer}/blocks"), np.array([[rows.min(), len(rows)]], np.int64))
-        append_rows(self.array(f"{layer}/statistics"), statistics[None])
+        append_rows(
+            (self.array(f"{layer}/blocks"), np.array([[rows.min(), len(rows)]], np.int64)),
+            (self.array(f"{layer}/statistics"), statistics[None]),
+        )
         set_rows(self.array(f"{layer}/crc32"), rows, crc32)
         set_rows(self.array(f"{layer}/block"), rows, np.full(len(rows), number, np.int32))
 

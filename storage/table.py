@@ -250,8 +250,7 @@ class Table:
             values[name] = np.array([getattr(i, name) for i in images], _TEXT)
         for name in ("width", "height"):
             values[name] = np.array([getattr(i, name) for i in images], np.int32)
-        for name in COLUMNS:
-            append_rows(self.array(name), values[name])
+        append_rows(*((self.array(name), values[name]) for name in COLUMNS))
         return np.arange(start, start + len(images), dtype=np.int64)
 
     def update(self, rows: np.ndarray, **columns: Any) -> None:
