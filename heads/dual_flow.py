@@ -98,10 +98,10 @@ class DualFlow(MapFlowHead):
     presets: ClassVar = {
         "small": {
             "standardise": True,
-            "layers": 4,
-            "hidden_ratio": 0.25,
-            "lr": 1e-3,
-            "epochs": 12,
+            "layers": 3,
+            "hidden_ratio": 0.15,
+            "lr": 3e-3,
+            "epochs": 10,
             "clip_norm": 1.0,
         }
     }

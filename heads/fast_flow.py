@@ -78,7 +78,7 @@ class FastFlow(MapFlowHead):
     summary: ClassVar[str] = "one 2-D flow head per layer, 3x3 and 1x1 subnets in turn"
     presets: ClassVar = {
         "vit": {"steps": 20, "hidden_ratio": 0.16},
-        "small": {"standardise": True, "steps": 4, "batch_size": 8, "epochs": 10},
+        "small": {"standardise": True, "steps": 4, "lr": 2e-3, "batch_size": 8, "epochs": 6},
     }
     fusion: ClassVar = ("mean", "mean")
     config: FastFlowConfig

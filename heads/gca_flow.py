@@ -97,7 +97,7 @@ _SMALL = {
     "kernel": 3,
     "expansion": 2,
     "position_channels": 32,
-    "lr": 5e-4,
+    "lr": 2e-3,
     "warmup_epochs": 1.0,
     "batch_size": 8,
     "epochs": 12,

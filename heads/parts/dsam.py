@@ -86,7 +86,9 @@ class DynamicSpatialAttention(nn.Module):
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate ``[B, 1, H, W]`` in (0, 1)."""
         # Mean and maximum over hundreds of channels want float32, and two channels cost nothing.
-        with torch.autocast(x.device.type, enabled=False):
+        # (Autocast knows no meta device, on which costs are counted.)
+        kind = "cpu" if x.is_meta else x.device.type
+        with torch.autocast(kind, enabled=False):
             x = x.to(self.point.weight.dtype)
             pair = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)
             return torch.sigmoid(self.point(self.dynamic(pair)))

@@ -85,9 +85,7 @@ class MapFlowHead(FlowHead):
         self, config: MapFlowConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
     ) -> None:
         super().__init__(config, shapes, map_size)
-        self.scale = nn.ModuleList(
-            Standardise([shape]) for shape in self.shapes.values() if config.standardise
-        )
+        self.scale = nn.ModuleList(Standardise([shape]) for shape in self.shapes.values())
         self.scorer = LikelihoodScores(*self.fusion, config.top_k, config.normaliser)
 
     @abstractmethod
@@ -118,8 +116,7 @@ class MapFlowHead(FlowHead):
 
     def parts_of(self, count: int) -> list[nn.Module]:
         """Return the standardising part of each of `count` maps; none where it is off."""
-        parts = list(self.scale)
-        return parts * (count // len(parts)) if parts else []
+        return list(self.scale) * (count // len(self.scale)) if self.config.standardise else []
 
     def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Return the latents ``[B, C, H, W]`` and ``log|det dz/dx|``, ``[B]``."""
