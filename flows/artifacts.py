@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from headwater.spec import ExtractorSpec
     from storage.registry_run import Run
 
-SHEET = 16
+SHEET = 15
 
 
 def write_artifacts(

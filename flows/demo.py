@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 TEXTURES = ("brick", "grass", "gravel")
 KINDS = ("scratch", "blob", "patch")
 TILE = 128
-_VERSION = 1
+_VERSION = 2
 
 
 def make_demo_images(folder: Path, seed: int = 0) -> Path:
@@ -95,7 +95,7 @@ def draw_defect(
         across = np.array([-along[1], along[0]])
         bend = rng.uniform(-12, 12)
         line = centre + steps[:, None] * length * along + (4 * steps[:, None] ** 2) * bend * across
-        pen.line([tuple(p) for p in line], fill=255, width=int(rng.integers(2, 5)), joint="curve")
+        pen.line([tuple(p) for p in line], fill=255, width=int(rng.integers(3, 6)), joint="curve")
     elif kind == "blob":
         radius = rng.uniform(8, 16)
         turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -112,7 +112,7 @@ def draw_defect(
         paint = other[y : y + height, x : x + width].astype(np.float32)
     else:
         mean = float(tile.mean())
-        level = rng.uniform(15, 60) if mean > 110 else rng.uniform(185, 240)
+        level = rng.uniform(5, 35) if mean > 110 else rng.uniform(200, 245)
         paint = level + rng.normal(0, 6, tile.shape).astype(np.float32)
     image = tile * (1 - soft) + paint * soft
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask
