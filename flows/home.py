@@ -25,6 +25,8 @@ QUIET = {
     "PREFECT_CLI_COLORS": "false",
     # The embedded API takes 7-20 s to start on two busy cores; the default patience is 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # `mlflow ui` would start eight worker processes for jobs that nobody here submits: 2 GB.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
