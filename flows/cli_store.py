@@ -26,6 +26,7 @@ from flows.cli_common import (
 from flows.console import Reporter, err, out, size, table
 
 if TYPE_CHECKING:
+    from features.images import BrokenImage
     from storage.store import FeatureStore
 
 store_app = typer.Typer(
@@ -217,7 +218,8 @@ def verify(
         report = verify_store(
             opened, snapshot, progress=lambda done, total: reporter.update("verify", done, total)
         )
-    repaired, broken = 0, []
+    repaired = 0
+    broken: list[BrokenImage] = []
     if repair and report.damage:
         from flows.repair import repair as repair_store
 

@@ -114,8 +114,8 @@ def load_settings(path: Path | None, overrides: dict[str, Any]) -> Settings:
     if path is not None:
         data, lines = _read(path)
         base = path.absolute().parent
-        for keys in (("home",), ("images",), ("normal",), ("defective",), ("masks",)):
-            _absolute(data, keys, base)
+        for name in ("home", "images", "normal", "defective", "masks"):
+            _absolute(data, (name,), base)
         _absolute(data, ("backbone", "weights"), base)
     if isinstance(data.get("heads"), list):
         data["heads"] = {str(name): {} for name in data["heads"]}

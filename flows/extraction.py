@@ -16,7 +16,7 @@ from features.weights import find_weights
 from flows.config import Settings
 from flows.planner import ExtractionPlan, HeadPlan, check_heads, plan_extraction, plan_heads
 from headwater.errors import ConfigError, DataError
-from storage.extractors import Plan
+from headwater.spec import Precision
 from storage.layout import StoreOptions
 from storage.store import FeatureStore
 from storage.table import ImageRow
@@ -142,7 +142,7 @@ def scan(settings: Settings, home: Home, reporter: Reporter, rehash: bool = Fals
 
 def open_backbone(
     settings: Settings, home: Home, untrained_seed: int | None = None
-) -> tuple[Backbone, str]:
+) -> tuple[Backbone, Precision]:
     """Load the backbone; return it with the arithmetic it is to run in.
 
     ``auto`` is settled by a measurement once for a set and backbone, and remembered: the arithmetic
@@ -160,7 +160,7 @@ def open_backbone(
         return backbone, wanted
     image_set = require_set(settings)
     card = home.card(image_set)
-    settled: dict[str, str] = card.setdefault("precision", {})
+    settled: dict[str, Precision] = card.setdefault("precision", {})
     key = f"{backbone.name}:{backbone.weights_id}"
     if key not in settled:
         settled[key] = best_precision(backbone)
@@ -308,7 +308,11 @@ def _extract_plan(
     done = Extracted(plan.spec.id, backbone.name, [x.name for x in plan.layers], views, len(wanted))
     began, calls = time.perf_counter(), backbone.calls
     if missing.todo and (settings.extraction.workers or settings.dask.scheduler):
-        _on_cluster(settings, store, reporter, backbone, plan, missing, records, rows, report, done)
+        from flows.extraction_dask import extract_on_cluster
+
+        extract_on_cluster(
+            settings, store, reporter, backbone, plan, missing, records, rows, report, done
+        )
         done.seconds = time.perf_counter() - began
         return done
     for work in missing.tasks:
@@ -337,56 +341,6 @@ def _extract_plan(
     done.backbone_calls = backbone.calls - calls
     done.seconds = time.perf_counter() - began
     return done
-
-
-def _on_cluster(
-    settings: Settings,
-    store: FeatureStore,
-    reporter: Reporter,
-    backbone: Backbone,
-    plan: ExtractionPlan,
-    missing: Plan,
-    records: Mapping[str, ImageRecord],
-    rows: Mapping[str, ImageRow],
-    report: ExtractionReport,
-    done: Extracted,
-) -> None:
-    """Compute what is missing on Dask workers; the driver commits."""
-    from flows.extraction_dask import BackboneRef, BlockDone, extract_task
-    from flows.runtime import cores, dask_client
-
-    workers = settings.extraction.workers or cores()
-    ref = BackboneRef(
-        backbone.name,
-        str(backbone.weights_path) if backbone.weights_path else None,
-        tuple(sorted(settings.backbone.options.items())),
-        backbone.untrained_seed,
-    )
-    paths = {sha: str(record.path) for sha, record in records.items()}
-
-    def on_block(count: int, block: BlockDone) -> None:
-        report.set_aside += list(block.failed)
-        done.computed += count
-        done.backbone_calls += block.calls
-        reporter.update("features", done.computed, missing.todo, f"{workers} workers")
-
-    with dask_client(workers, settings.dask.scheduler) as client:
-        for task in missing.tasks:
-            done.commits += extract_task(
-                client,
-                store,
-                ref,
-                task,
-                plan.spec,
-                backbone.shapes(task.layers, plan.spec.input_size),
-                paths,
-                rows,
-                batch=settings.extraction.batch,
-                block_bytes=settings.extraction.block_mb * 2**20,
-                threads=max(1, cores() // workers),
-                commit_every=workers,
-                on_block=on_block,
-            )
 
 
 def _duplicates(found: ScanResult) -> list[str]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from features.backbones import Backbone, load_backbone
 from features.extract import Job, extract
-
+from flows.runtime import cores, dask_client
 from storage.distributed import Ticket, Written, allocate, commit_blocks, write_block
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
     from distributed import Client
 
-    from storage.extractors import PlanTask
+    from features.images import ImageRecord
+    from flows.config import Settings
+    from flows.console import Reporter
+    from flows.extraction import Extracted, ExtractionReport
+    from flows.planner import ExtractionPlan
+    from storage.extractors import Plan, PlanTask
     from storage.store import FeatureStore
     from storage.table import ImageRow
 
@@ -149,6 +155,59 @@ def extract_task(
             commits += _commit(store, waiting, rows)
             waiting = []
     return commits + _commit(store, waiting, rows)
+
+
+def extract_on_cluster(
+    settings: Settings,
+    store: FeatureStore,
+    reporter: Reporter,
+    backbone: Backbone,
+    plan: ExtractionPlan,
+    missing: Plan,
+    records: Mapping[str, ImageRecord],
+    rows: Mapping[str, ImageRow],
+    report: ExtractionReport,
+    done: Extracted,
+) -> None:
+    """Compute what is missing on Dask workers; the driver commits."""
+    workers = settings.extraction.workers or cores()
+    ref = BackboneRef(
+        backbone.name,
+        str(backbone.weights_path) if backbone.weights_path else None,
+        tuple(sorted(settings.backbone.options.items())),
+        _seed_of(backbone.weights_id),
+    )
+    paths = {sha: str(record.path) for sha, record in records.items()}
+
+    def on_block(count: int, block: BlockDone) -> None:
+        report.set_aside += list(block.failed)
+        done.computed += count
+        done.backbone_calls += block.calls
+        reporter.update("features", done.computed, missing.todo, f"{workers} workers")
+
+    with dask_client(workers, settings.dask.scheduler) as client:
+        for task in missing.tasks:
+            done.commits += extract_task(
+                client,
+                store,
+                ref,
+                task,
+                plan.spec,
+                backbone.shapes(task.layers, plan.spec.input_size),
+                paths,
+                rows,
+                batch=settings.extraction.batch,
+                block_bytes=settings.extraction.block_mb * 2**20,
+                threads=max(1, cores() // workers),
+                commit_every=workers,
+                on_block=on_block,
+            )
+
+
+def _seed_of(weights_id: str) -> int | None:
+    """Return the seed of an untrained net, None for real weights."""
+    kind, _, seed = weights_id.partition(":")
+    return int(seed) if kind == "untrained" else None
 
 
 def _commit(store: FeatureStore, blocks: Sequence[Written], rows: Mapping[str, ImageRow]) -> int:

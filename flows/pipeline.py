@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from flows.console import Reporter
 
 
+#: Tasks only wait for Dask, so there may be many.
+RUNNER: Any = ThreadPoolTaskRunner(max_workers=32)
+
+
 @dataclass
 class RunResult:
     """What a run did.
@@ -93,7 +97,7 @@ def train_task(client: Client, name: str, job: TrainJob) -> TrainOutcome:
     flow_run_name="run-{image_set}",
     validate_parameters=False,
     persist_result=False,
-    task_runner=ThreadPoolTaskRunner(max_workers=32),
+    task_runner=RUNNER,
 )
 def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     """Images to registered models: extract what is missing, then train the heads in parallel.
@@ -128,7 +132,7 @@ def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     flow_run_name="train-{image_set}",
     validate_parameters=False,
     persist_result=False,
-    task_runner=ThreadPoolTaskRunner(max_workers=32),
+    task_runner=RUNNER,
 )
 def train_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     """Train heads at a snapshot from stored features; raises where some are not stored."""

@@ -12,7 +12,7 @@ import torch
 from flows.config import DEFAULT_HEADS, Settings, pair
 from heads.base import HeadConfig, get_head, make_config, registry
 from headwater.errors import ConfigError
-from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, digest
+from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
 
 if TYPE_CHECKING:
     from features.backbones import Backbone
@@ -84,8 +84,8 @@ def check_heads(settings: Settings) -> None:
     """Raise `ConfigError` for an unknown head or setting, before anything is loaded or scanned."""
     preset = resolve_preset(settings.training.preset, settings.training.device)
     for name, values in chosen_heads(settings).items():
-        settings = {k: v for k, v in values.items() if k != "preset"}
-        make_config(name, settings, _preset_of(name, values, preset))
+        own = {k: v for k, v in values.items() if k != "preset"}
+        make_config(name, own, _preset_of(name, values, preset))
 
 
 def _preset_of(name: str, values: Mapping[str, Any], preset: str) -> str | None:
@@ -96,7 +96,7 @@ def _preset_of(name: str, values: Mapping[str, Any], preset: str) -> str | None:
     return wanted
 
 
-def plan_heads(settings: Settings, backbone: Backbone, precision: str) -> list[HeadPlan]:
+def plan_heads(settings: Settings, backbone: Backbone, precision: Precision) -> list[HeadPlan]:
     """Settle every head's configuration and what it reads of `backbone`.
 
     Parameters
@@ -130,7 +130,7 @@ def plan_head(
     config: HeadConfig,
     settings: Settings,
     backbone: Backbone,
-    precision: str,
+    precision: Precision,
 ) -> HeadPlan:
     """Settle what one configured head reads; see `plan_heads`."""
     size = pair(settings.extraction.size)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.images import BrokenImage, list_images, read_image
+from flows.artifacts import as_seen
 from flows.figures_maps import prediction_overlay
 from headwater.errors import DataError, ImageError, ModelError
 from storage.registry import Registry
@@ -83,7 +84,8 @@ def predict_images(
             f"no images in {', '.join(map(str, images))}", expected="PNG, JPEG, TIFF or BMP files"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    rows, broken = [], []
+    rows: list[dict[str, Any]] = []
+    broken: list[BrokenImage] = []
     for done, path in enumerate(files):
         reporter.update("images", done, len(files), path.name)
         try:
@@ -94,7 +96,7 @@ def predict_images(
         (got,) = detector.predict([pixels], threshold=threshold)
         target = _free_name(folder, path, rows)
         prediction_overlay(
-            pixels,
+            as_seen(pixels, detector.spec),
             got.map,
             got.score,
             got.verdict,
