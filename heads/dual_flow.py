@@ -49,6 +49,8 @@ class DualFlowConfig(MapFlowConfig):
     fuse
         How the two nodes' maps become one: ``sum``, ``concat`` or ``auto`` (``sum`` of a
         transformer's tokens, ``concat`` of a convolutional net's stages).
+    pool
+        Pooling of a convolutional net's stages before they are fused, as in a layer's name.
     weight_decay
         AdamW's; the paper does not give it.
     """
@@ -65,6 +67,7 @@ class DualFlowConfig(MapFlowConfig):
     hidden_ratio: float = 1.0
     local_kernel: int = 3
     fuse: Literal["auto", "sum", "concat"] = "auto"
+    pool: str = ""
     betas: tuple[float, float] = (0.8, 0.8)
     eps: float = 1e-8
     weight_decay: float = 0.01
@@ -98,6 +101,7 @@ class DualFlow(MapFlowHead):
     presets: ClassVar = {
         "small": {
             "standardise": True,
+            "pool": "avg3s2",
             "layers": 3,
             "hidden_ratio": 0.15,
             "lr": 3e-3,
@@ -120,7 +124,8 @@ class DualFlow(MapFlowHead):
         fuse = config.fuse
         if fuse == "auto":
             fuse = "sum" if backbone.tokens else "concat"
-        layer = LayerSpec(tuple(nodes), fuse=fuse, norm=backbone.tokens)
+        pool = "" if backbone.tokens else config.pool
+        layer = LayerSpec(tuple(nodes), pool=pool, fuse=fuse, norm=backbone.tokens)
         paper = backbone.name.startswith(("vit_base_patch8_224", "wide_resnet50_2"))
         return Needs((layer,), config.resize(224 if paper else None))
 

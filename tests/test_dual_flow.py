@@ -172,6 +172,9 @@ def test_what_it_reads():
     net = BackboneInfo("resnet18", ("layer1", "layer2", "layer3"), (64, 128, 256), (4, 8, 16))
     needs = DualFlow.needs(DualFlowConfig(), net, (256, 256))
     assert [x.name for x in needs.layers] == ["layer2+layer3"]
+    pooled = DualFlowConfig(pool="avg3s2")
+    assert DualFlow.needs(pooled, net, (256, 256)).layers[0].name == "layer2+layer3~avg3s2"
+    assert DualFlow.needs(pooled, vit, (256, 256)).layers[0].pool == ""
     with pytest.raises(ConfigError, match="1 transformer blocks"):
         DualFlow.needs(DualFlowConfig(), dataclasses.replace(vit, depth=1), (224, 224))
     with pytest.raises(ConfigError, match="no stage of stride 16"):
