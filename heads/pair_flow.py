@@ -6,18 +6,22 @@ one place when nothing is wrong (light, viewpoint, noise), and finds differences
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from FrEIA.framework import SequenceINN
 from torch import Tensor
 
-from heads.base import Batch, FeatureSource, HeadConfig, Scores, register
+from heads.base import Batch, FeatureSource, HeadConfig, Scores, Shape, register
 from heads.data import to_device
 from heads.fast_flow import FastFlow, FastFlowConfig
 from heads.pairs import CURRENT
+from heads.parts.coupling import AffineCoupling
+from heads.parts.elementary import ActNorm, Permute
 from heads.parts.pair_head import DifferenceSource, PairHead, differences
+from heads.parts.seeds import seeded
 from heads.scoring import top_k_mean, upsample
 from heads.trainer import Progress, TrainOptions
 from headwater.errors import ConfigError
@@ -35,8 +39,11 @@ class PairFlowConfig(FastFlowConfig):
         Where two images agree exactly their differences are exactly 0, and a density over such
         points grows without bound: the noise bounds it, as dequantisation does for pixels.
     scoring
-        ``energy``: ½ mean_c z² averaged over layers, which never saturates. ``likelihood``:
-        FastFlow's ``max(P) - P`` with the maximum of held-out pairs.
+        ``density``: the negative log-likelihood per position and channel, its log-determinant
+        counted, averaged over layers. ``energy``: ½ mean_c z² alone. ``likelihood``: FastFlow's
+        ``max(P) - P`` of that, with the maximum of held-out pairs. Where images agree the
+        couplings learn to stretch what little differs, and z looks no quieter there than in a
+        change: the log-determinant is what tells them apart.
     """
 
     standardise: bool = True
@@ -45,14 +52,14 @@ class PairFlowConfig(FastFlowConfig):
     epochs: int = 60
     top_k: float = 0.001
     noise: float = 0.1
-    scoring: Literal["energy", "likelihood"] = "energy"
+    scoring: Literal["density", "energy", "likelihood"] = "density"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.noise < 0:
             raise ConfigError(f"noise {self.noise}", expected="0 or more")
-        if self.scoring not in ("energy", "likelihood"):
-            raise ConfigError(f"scoring {self.scoring!r}", expected="energy or likelihood")
+        if self.scoring not in ("density", "energy", "likelihood"):
+            raise ConfigError(f"scoring {self.scoring!r}", expected="density, energy or likelihood")
 
 
 @register
@@ -89,6 +96,33 @@ class PairFlow(PairHead, FastFlow):
         if any(name.startswith(CURRENT) for name in batch):
             batch = differences(batch)
         return [batch[layer] for layer in self.shapes]
+
+    def _stack(self, shape: Shape, index: int) -> SequenceINN:
+        """Return FastFlow's stack with log-determinants per position."""
+        stack = SequenceINN(*shape)
+        for step in range(self.config.steps):
+            seed = (self.config.seed * 1009 + index) * 1009 + step
+            with seeded(seed):
+                stack.append(
+                    AffineCoupling,
+                    subnet=self._subnet(self.config.kernels[step % len(self.config.kernels)]),
+                    clamp=self.config.clamp,
+                    two_sided=False,
+                    per_position=True,
+                )
+            stack.append(_affine)
+            stack.append(Permute, seed=seed, per_position=True)
+        return stack
+
+    def positions(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return per layer the latents and the log-determinant per position, ``[B, H, W]``."""
+        return [stack(x) for stack, x in zip(self.stacks, maps, strict=True)]
+
+    def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return the latents of all layers and the log-determinant, ``[B]``."""
+        pairs = self.positions(maps)
+        total = torch.stack([p[1].flatten(1).sum(1) for p in pairs]).sum(0)
+        return [p[0] for p in pairs], total
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return the negative log-likelihood per dimension, ``[B]``; of noisy maps in training."""
@@ -127,8 +161,21 @@ class PairFlow(PairHead, FastFlow):
         """Score pairs by how unlikely their differences are; see `PairFlowConfig.scoring`."""
         self.check_ready(batch)
         pairs = {k: v for k, v in batch.items() if not k.startswith("_")}
-        log_maps = self.log_maps(to_device(pairs, self.fitted.device))
+        pairs = to_device(pairs, self.fitted.device)
         if self.config.scoring == "likelihood":
-            return self.scorer(log_maps, self.map_size)
-        maps = -torch.stack([upsample(m, self.map_size) for m in log_maps]).mean(0)
-        return Scores(image=top_k_mean(maps, self.config.top_k), maps=maps)
+            return self.scorer(self.log_maps(pairs), self.map_size)
+        maps = []
+        for z, log_det in self.positions(self.standardised(self.inputs(pairs))[0]):
+            energy = 0.5 * z.float().square().mean(1)
+            if self.config.scoring == "density":
+                energy = energy - log_det.float() / z.shape[1]
+            maps.append(upsample(energy, self.map_size))
+        joint = torch.stack(maps).mean(0)
+        return Scores(image=top_k_mean(joint, self.config.top_k), maps=joint)
+
+
+def _affine(dims: Sequence[Shape]) -> ActNorm:
+    """Return a learnt affine map per channel that starts as the identity."""
+    part = ActNorm(dims, per_position=True)
+    part.ready.fill_(True)
+    return part

@@ -32,7 +32,7 @@ def trained(**settings):
     return head
 
 
-@pytest.mark.parametrize("scoring", ["energy", "likelihood"])
+@pytest.mark.parametrize("scoring", ["density", "energy", "likelihood"])
 def test_it_finds_changes_it_never_saw(scoring):
     head = trained(scoring=scoring)
     source = pair_source(SHAPES, 12, 7, (8, 8))
@@ -85,6 +85,20 @@ def test_the_log_determinant_is_per_pair_and_that_of_autograd():
         jacobian = torch.autograd.functional.jacobian(flat, at, vectorize=True)
         truth = torch.linalg.slogdet(jacobian)[1]
         assert torch.allclose(claimed[row], truth, atol=1e-8)
+
+
+def test_the_score_is_the_likelihood_spread_over_positions():
+    head = trained()
+    batch = pair_source(SHAPES, 3, 3, (8, 8)).read(0, 3)
+    parts = head.positions(head.standardised(head.inputs(batch))[0])
+    nll = [0.5 * z.square().mean(1) - log_det / z.shape[1] for z, log_det in parts]
+    dims = [math.prod(s) for s in SHAPES.values()]
+    total = sum(m.mean((1, 2)) * d for m, d in zip(nll, dims, strict=True)) / sum(dims)
+    fixed = head.standardised(head.inputs(batch))[1] / sum(dims)
+    torch.testing.assert_close(total - fixed, head.nll(batch), rtol=1e-4, atol=1e-4)
+    large = [torch.nn.functional.interpolate(m[:, None], (8, 8), mode="bilinear") for m in nll]
+    maps = torch.stack(large).mean(0)[:, 0]
+    torch.testing.assert_close(head.score(batch).maps, maps, rtol=1e-4, atol=1e-4)
 
 
 def test_a_score_belongs_to_one_pair():
