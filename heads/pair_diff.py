@@ -158,6 +158,9 @@ class PairDiff(PairHead):
         channels = sum(s[0] for s in self.shapes.values())
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("fitted", torch.tensor(False))
+        # Here, not in `fit`: a loaded head must have the layout of the trained one, or its scores
+        # would differ in the last digit.
+        self.to(memory_format=torch.channels_last)
 
     @staticmethod
     def reads_images(config: HeadConfig) -> bool:
@@ -253,7 +256,6 @@ class PairDiff(PairHead):
             rms = torch.cat([(m.square() + s.square()).sqrt() for m, s in statistics])
             # A channel that hardly differs would else be blown up without measure.
             self.scale.copy_(rms.clamp_min(max(1e-6, 0.05 * float(rms.median()))))
-        self.to(memory_format=torch.channels_last)
         result = train_module(
             self,
             self.loss,
