@@ -18,7 +18,7 @@ _KEPT = 8
 
 
 class BufferPool:
-    """Hands out float32 tensors whose memory returns when the last view of it is gone.
+    """Hands out tensors whose memory returns when the last view of it is gone.
 
     The tensor's storage holds a numpy view; when torch lets go of it, whoever kept the tensor or
     any view of it, the memory is free to be handed out again.
@@ -27,16 +27,16 @@ class BufferPool:
     def __init__(self) -> None:
         self._free: dict[int, collections.deque[np.ndarray]] = {}
 
-    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Return an uninitialised float32 tensor."""
-        size = math.prod(shape)
-        if size * 4 < _LEAST:
-            return torch.empty(shape, dtype=torch.float32)
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Return an uninitialised tensor."""
+        size = math.prod(shape) * dtype.itemsize
+        if size < _LEAST:
+            return torch.empty(shape, dtype=dtype)
         free = self._free.setdefault(size, collections.deque(maxlen=_KEPT))
         try:
             base = free.pop()
         except IndexError:
-            base = np.empty(size, np.float32)
+            base = np.empty(size, np.uint8)
         lent = base[:]
         weakref.finalize(lent, free.append, base).atexit = False
-        return torch.from_numpy(lent).view(shape)
+        return torch.from_numpy(lent).view(dtype).view(shape)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ import zarr
 from torch import Tensor
 
 from headwater.errors import StoreError
-from storage.arrays import Maps
-from storage.engine import guard, shared_repository
+from storage.arrays import Maps, runs
+from storage.engine import PARALLEL, guard, is_remote, shared_repository
 from storage.extractors import Extractor
 from storage.layout import IMAGES
 from storage.table import Selection, Table
@@ -54,6 +54,7 @@ class Part:
     lacking: np.ndarray
     table: Table
     images: np.ndarray
+    parallel: int
 
 
 def open_part(ref: PartRef) -> Part:
@@ -104,27 +105,56 @@ def open_part(ref: PartRef) -> Part:
             lacking=lacking,
             table=table,
             images=extractor.image[rows],
+            parallel=PARALLEL if is_remote(ref.location) else 8,
         )
 
 
-def collect(asked: Sequence[tuple[int, str, list[int], Future[Any]]]) -> dict[Any, Any]:
-    """Wait for requested chunks; return them as tensors by (part, layer, chunk)."""
-    found: dict[Any, Any] = {}
-    for part, layer, chunks, future in asked:
-        for number, data in zip(chunks, future.result(), strict=True):
+def _bits(values: Tensor) -> np.ndarray:
+    """Return a tensor in the stored dtype as numpy has it on disk."""
+    same = values.view(torch.uint16) if values.dtype == torch.bfloat16 else values
+    return same.numpy()
+
+
+async def gather(
+    parts: Sequence[Part], part: np.ndarray, row: np.ndarray, out: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Fetch rows into `out`: row ``row[i]`` of part ``part[i]`` becomes ``out[layer][i]``.
+
+    Each chunk is moved to where its rows belong as soon as it is there, and few are under way at
+    once: its memory, still in the processor's cache, then serves the next one. Keeping the
+    chunks of a window instead costs a page fault per 4 KB.
+    """
+    gate = asyncio.Semaphore(max(p.parallel for p in parts))
+    target = {k: _bits(v) for k, v in out.items()}
+
+    async def one(source: Part, layer: str, chunk: int, place: np.ndarray, at: np.ndarray) -> None:
+        async with gate:
+            (data,) = await source.maps[layer].fetch(source.store, [chunk])
             if data is None:
                 raise StoreError(
-                    f"layer {layer}: chunk {number} is missing from the store",
+                    f"layer {layer}: chunk {chunk} is missing from the store",
                     remedy="`headwater store verify --repair` computes it again",
                 )
-            found[(part, layer, number)] = torch.from_numpy(data)
-    return found
+            # numpy's assignment is several times faster here than torch's index_copy_.
+            whole = len(at) == len(data) and not np.any(np.diff(at) != 1)
+            target[layer][place] = data if whole else data[at]
+
+    work = []
+    for number, source in enumerate(parts):
+        mine = np.flatnonzero(part == number)
+        # Chunks in the order in which their first rows are wanted do nobody harm: sort by row.
+        mine = mine[np.argsort(row[mine], kind="stable")]
+        for layer, maps in source.maps.items():
+            chunks, offsets = row[mine] // maps.rows, row[mine] % maps.rows
+            for start, stop in runs(chunks):
+                place, at = mine[start:stop], offsets[start:stop]
+                work.append(one(source, layer, int(chunks[start]), place, at))
+    await asyncio.gather(*work)
+    return out
 
 
 def copy_rows(out: Tensor, source: Tensor, rows: np.ndarray) -> None:
     """``out[i] = source[rows[i]]`` with conversion, consecutive rows at once."""
-    if source.dtype == torch.uint16:
-        source = source.view(torch.bfloat16)
     steps = np.flatnonzero(np.diff(rows) != 1) + 1
     bounds = [0, *steps.tolist(), len(rows)]
     if len(bounds) > 64 and out[0].numel() < 16384:

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from headwater.errors import DataError
-from storage.arrays import runs
 from storage.buffers import BufferPool
 from storage.checks import as_float
 from storage.engine import guard, submit
 from storage.extractors import Shape
-from storage.parts import Batch, Part, PartRef, collect, copy_rows, open_part, read_ahead
+from storage.parts import Batch, Part, PartRef, copy_rows, gather, open_part, read_ahead
 from storage.table import sha_names
 
 #: Rows are mixed within windows of about this many stored bytes, of at least `WINDOW_UNITS` runs.
@@ -174,8 +173,9 @@ class FeatureReader:
         order = np.arange(len(self))[start:stop]
         with guard("reading features"):
             if self._resident is not None:
-                return self._assemble(order, None)
-            return self._assemble(order, collect(self._request(order)))
+                return self._from_resident(order)
+            window = self._fetch(order, self._empty(len(order))).result()
+            return self._from_windows([(0, window)], 0, len(order))
 
     def order(self, seed: int | None) -> tuple[np.ndarray, list[int]]:
         """Return the order of rows in an epoch and where its windows end.
@@ -231,7 +231,7 @@ class FeatureReader:
             if self._resident is not None:
                 for first in range(0, stop, size):
                     rows = order[first : min(first + size, stop)]
-                    yield self._finish(self._assemble(rows, None), rows)
+                    yield self._finish(self._from_resident(rows), rows)
                 return
             yield from read_ahead(self._stream(order, ends, size, stop))
 
@@ -240,85 +240,64 @@ class FeatureReader:
         return batch
 
     def _stream(self, order: np.ndarray, ends: list[int], size: int, stop: int) -> Iterator[Batch]:
-        """Yield batches, with the next window's chunks under way while this one's are used."""
-        windows = list(zip([0, *ends[:-1]], ends, strict=True))
-        asked: list[Any] = []
-        ready: list[tuple[int, dict[Any, Any]]] = []
+        """Yield batches, with the next window under way while this one is used."""
+        starts = [0, *ends[:-1]]
+        room = max((b - a for a, b in zip(starts, ends, strict=True)), default=0)
+        asked: Future[dict[str, Tensor]] | None = None
+        windows: list[tuple[int, dict[str, Tensor]]] = []
+        taken = 0
 
-        def ask() -> None:
-            if len(asked) < len(windows):
-                first, last = windows[len(asked)]
-                asked.append(self._request(order[first:last]))
+        def ask(number: int) -> Future[dict[str, Tensor]] | None:
+            if number >= len(ends) or starts[number] >= stop:
+                return None
+            return self._fetch(order[starts[number] : ends[number]], self._empty(room))
 
-        ask()
-        covered, taken = 0, 0
         for first in range(0, stop, size):
             last = min(first + size, stop)
-            ready = [(end, chunks) for end, chunks in ready if end > first]
-            while covered < last:
-                ask()
-                ready.append((windows[taken][1], collect(asked[taken])))
-                asked[taken] = None
-                covered = windows[taken][1]
+            windows = [w for w in windows if w[0] + len(next(iter(w[1].values()))) > first]
+            while taken == 0 or ends[taken - 1] < last:
+                asked = asked or ask(taken)
+                assert asked is not None
+                windows.append((starts[taken], asked.result()))
                 taken += 1
-                ask()
-            chunks = {k: v for _, found in ready for k, v in found.items()}
-            rows = order[first:last]
-            yield self._finish(self._assemble(rows, chunks), rows)
+                asked = ask(taken)
+            yield self._finish(self._from_windows(windows, first, last), order[first:last])
 
-    def _request(self, order: np.ndarray) -> list[tuple[int, str, list[int], Future[Any]]]:
-        """Start fetching all chunks that some rows need."""
-        asked = []
-        for number, part in enumerate(self.open()):
-            rows = self._row[order][self._part[order] == number]
-            if not len(rows):
-                continue
-            for layer, maps in part.maps.items():
-                chunks = np.unique(rows // maps.rows).tolist()
-                asked.append((number, layer, chunks, submit(maps.fetch(part.store, chunks))))
-        return asked
+    def _empty(self, rows: int) -> dict[str, Tensor]:
+        """Return room for rows in the stored dtype."""
+        part = self.open()[0]
+        dtype = as_float(np.zeros(1, next(iter(part.maps.values())).dtype), part.encoding).dtype
+        return {k: self._pool.take((rows, *s), dtype) for k, s in self.shapes.items()}
 
-    def _assemble(self, order: np.ndarray, chunks: Mapping[Any, Any] | None) -> Batch:
-        """Gather rows, as float32, from fetched chunks or from what is resident."""
-        batch: Batch = {}
-        part, row = self._part[order], self._row[order]
-        for layer, shape in self.shapes.items():
-            out = self._pool.take((len(order), *shape))
-            batch[layer] = out
-            if chunks is None:
-                assert self._resident is not None
-                copy_rows(out, self._resident[layer], order)
-                continue
-            rows_per_chunk = self._opened[0].maps[layer].rows  # type: ignore[index]
-            many = len({p.maps[layer].rows for p in self.open()}) > 1
-            if many:
-                per_part = np.array([p.maps[layer].rows for p in self.open()])
-                rows_per_chunk = per_part[part]
-            number, offset = row // rows_per_chunk, row % rows_per_chunk
-            for start, stop in runs(part * (1 << 40) + number):
-                chunk = chunks[(int(part[start]), layer, int(number[start]))]
-                copy_rows(out[start:stop], chunk, offset[start:stop])
+    def _fetch(self, order: np.ndarray, room: dict[str, Tensor]) -> Future[dict[str, Tensor]]:
+        """Start fetching rows into `room`, which may be larger."""
+        room = {k: v[: len(order)] for k, v in room.items()}
+        return submit(gather(self.open(), self._part[order], self._row[order], room))
+
+    def _from_windows(
+        self, windows: Sequence[tuple[int, dict[str, Tensor]]], first: int, last: int
+    ) -> Batch:
+        """Return places ``first:last`` of the order as float32, from the windows with them."""
+        batch = {k: self._pool.take((last - first, *s)) for k, s in self.shapes.items()}
+        for start, window in windows:
+            for layer, values in window.items():
+                a, b = max(first, start), min(last, start + len(values))
+                if a < b:
+                    batch[layer][a - first : b - first].copy_(values[a - start : b - start])
+        return batch
+
+    def _from_resident(self, rows: np.ndarray) -> Batch:
+        assert self._resident is not None
+        batch = {k: self._pool.take((len(rows), *s)) for k, s in self.shapes.items()}
+        for layer, out in batch.items():
+            copy_rows(out, self._resident[layer], rows)
         return batch
 
     def _load(self) -> None:
         """Make all rows resident, in the stored dtype."""
-        opened = self.open()
-        resident = {}
-        for layer, shape in self.shapes.items():
-            dtype = as_float(np.zeros(1, opened[0].maps[layer].dtype), opened[0].encoding).dtype
-            resident[layer] = torch.empty((len(self), *shape), dtype=dtype)
-        order, ends = self.order(None)
-        windows = list(zip([0, *ends[:-1]], ends, strict=True))
-        asked = self._request(order[slice(*windows[0])]) if windows else []
-        for i, (first, last) in enumerate(windows):
-            chunks = collect(asked)
-            if i + 1 < len(windows):
-                asked = self._request(order[slice(*windows[i + 1])])
-            part, row = self._part[first:last], self._row[first:last]
-            for layer, out in resident.items():
-                rows = np.array([p.maps[layer].rows for p in opened])[part]
-                number, offset = row // rows, row % rows
-                for a, b in runs(part * (1 << 40) + number):
-                    chunk = chunks[(int(part[a]), layer, int(number[a]))]
-                    copy_rows(out[first + a : first + b], chunk, offset[a:b])
-        self._resident = resident
+        room = self._empty(len(self))
+        _, ends = self.order(None)
+        for first, last in zip([0, *ends[:-1]], ends, strict=True):
+            rows = np.arange(first, last)
+            self._fetch(rows, {k: v[first:last] for k, v in room.items()}).result()
+        self._resident = room
