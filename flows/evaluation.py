@@ -45,7 +45,7 @@ class ScoredImages:
         return np.array([row["kind"] != "good" for row in self.table], dtype=bool)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_source(
     head: Head, source: FeatureSource, batch: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:

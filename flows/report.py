@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from flows.console import err, out, size, table
+from headwater.errors import HeadwaterError
 
 if TYPE_CHECKING:
     from flows.extraction import ExtractionReport
@@ -92,6 +94,8 @@ def show_run(result: RunResult, home: Home) -> None:
             out.print(f"  {shorten(picture)}", markup=False)
     for head, error in result.failures:
         err.print(f"error: {head}: {error}", style="red", markup=False)
+        if not isinstance(error, HeadwaterError):
+            err.print("".join(traceback.format_exception(error)), markup=False)
     if result.outcomes:
         out.print(f"\nopen the results in MLflow:\n  {ui_command(home)}", markup=False)
 
