@@ -107,8 +107,10 @@ def throughput(folder: Path, name: str, megabytes: int, rounds: int) -> dict[str
                 if convert:
                     torch.from_numpy(got).float()
 
+    # One reader for all epochs, as a training has; it may not keep the features resident.
+    reader = store.reader(SPEC, layers, memory=0)
+
     def store_epoch(seed: int | None) -> None:
-        reader = store.reader(SPEC, layers, memory=0)
         assert sum(len(b["_rows"]) for b in reader.batches(BATCH, seed=seed)) == n
 
     order = np.random.default_rng(1).permutation(n)
