@@ -29,7 +29,7 @@ from flows.extraction import (
 from flows.home import Home
 from flows.planner import HeadPlan, check_heads, plan_heads
 from flows.runtime import TOPIC, cores, dask_client
-from flows.training import TrainJob, TrainOutcome, train_head
+from flows.training import TrainJob, TrainOutcome, find_trained, train_head
 from headwater.errors import DataError, HeadwaterError
 from storage.registry import Registry
 from storage.store import FeatureStore
@@ -197,6 +197,12 @@ def train_all(settings: Settings, home: Home, jobs: list[TrainJob], result: RunR
     show = live_reporter()
     # Created and migrated once, here, before the workers all want it.
     registry = Registry(home.root, home.tracking_url)
+    store = FeatureStore.open(home.store, result.image_set, create=False)
+    found = {job.plan.head: find_trained(job, store, registry) for job in jobs}
+    result.outcomes += [outcome for outcome in found.values() if outcome is not None]
+    jobs = [job for job in jobs if found[job.plan.head] is None]
+    if not jobs:
+        return result
     workers = min(settings.training.workers or cores(), len(jobs))
     threads = max(1, cores() // workers)
     with (

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from features.backbones import load_backbone
 
+from features.backbones import load_backbone
 from features.images import read_image
 from flows.artifacts import write_artifacts
 from flows.evaluation import (
@@ -134,6 +134,30 @@ def images_digest(store: FeatureStore, snapshot: str, known_by: int | None) -> s
     return digest(sorted([r.sha256, r.split, r.kind, r.mask] for r in images))
 
 
+def key_of(job: TrainJob, store: FeatureStore) -> str:
+    """Return the idempotency key of a training; see `flows.planner.training_key`."""
+    options = {k: v for k, v in job.training.items() if k not in _NO_MATTER}
+    return training_key(job.plan, images_digest(store, job.snapshot, job.known_by), options)
+
+
+def find_trained(job: TrainJob, store: FeatureStore, registry: Registry) -> TrainOutcome | None:
+    """Return the outcome of a finished training with the same key, or None."""
+    done = registry.find_finished(job.image_set, job.plan.head, key_of(job, store))
+    if done is None:
+        return None
+    return TrainOutcome(
+        job.plan.head,
+        done["version"],
+        done["run_id"],
+        done["model"],
+        done["metrics"],
+        done["seconds"],
+        done["peak_mb"],
+        reused=True,
+        pictures=registry.pictures(done["run_id"]),
+    )
+
+
 def train_head(job: TrainJob) -> TrainOutcome:
     """Train, calibrate, evaluate and register one head; find it instead where it is done already.
 
@@ -151,21 +175,10 @@ def train_head(job: TrainJob) -> TrainOutcome:
     plan = job.plan
     store = FeatureStore.open(home.store, job.image_set, create=False)
     registry = Registry(home.root, home.tracking_url)
-    options = {k: v for k, v in job.training.items() if k not in _NO_MATTER}
-    key = training_key(plan, images_digest(store, job.snapshot, job.known_by), options)
-    done = registry.find_finished(job.image_set, plan.head, key)
-    if done is not None:
-        return TrainOutcome(
-            plan.head,
-            done["version"],
-            done["run_id"],
-            done["model"],
-            done["metrics"],
-            done["seconds"],
-            done["peak_mb"],
-            reused=True,
-            pictures=registry.pictures(done["run_id"]),
-        )
+    # Again, though the driver has looked: a retried task may find its own first try's work.
+    if (done := find_trained(job, store, registry)) is not None:
+        return done
+    key = key_of(job, store)
     train, held_out = normal_sources(store, job)
     head = get_head(plan.head)(plan.make_config(), train.shapes, plan.spec.input_size)
     head.check(train)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from flows.cli import main
 from flows.demo import make_demo_images
 
 HEADWATER = [sys.executable, "-m", "flows.cli"]
@@ -114,7 +115,7 @@ def test_predict_scores_as_the_evaluation_did(work, first):
     got = json.loads(headwater(work, *arguments))
     assert len(got) == 4
     for one in got:
-        evaluated = known[str(Path(one["image"]).relative_to("images"))]
+        evaluated = known[str(Path(one["image"]).relative_to(work / "images"))]
         assert one["score"] == pytest.approx(evaluated["score"], rel=1e-3)
         assert one["verdict"] == evaluated["verdict"]
         with Image.open(one["heat_map"]) as overlay:
@@ -165,5 +166,14 @@ def test_another_weight_file_is_another_extractor(work, first):
         (["train", "never", "--heads", "patchcore"], "never"),
     ],
 )  # fmt: skip
-def test_mistakes_are_explained_without_a_traceback(work, arguments, said):
-    assert said in headwater(work, *arguments, status=2)
+def test_mistakes_are_explained_without_a_traceback(work, arguments, said, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HEADWATER_HOME", str(work / "other-home"))
+    monkeypatch.delenv("HEADWATER_WEIGHTS", raising=False)
+    monkeypatch.setattr(sys, "argv", ["headwater", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "Traceback" not in shown.err
