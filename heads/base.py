@@ -53,7 +53,9 @@ class FeatureSource(Protocol):
     def read(self, start: int, stop: int) -> Batch:
         """Return rows ``start:stop`` in order, each ``[row, C, H, W]`` float32."""
 
-    def batches(self, size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
+    def batches(
+        self, size: int, *, seed: int | None = None, drop_last: bool = False
+    ) -> Iterator[Batch]:
         """Yield batches: in order where `seed` is None, else in the seed's shuffled order.
 
         The batch also carries ``"_rows"``: int64 row numbers.
@@ -116,7 +118,9 @@ class Head(nn.Module):
     #: Whether it reads pairs: `fit` takes `heads.pairs.PairSource`s, `score` their batches.
     pairs: ClassVar[bool] = False
 
-    def __init__(self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]) -> None:
+    def __init__(
+        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.config, self.shapes, self.map_size = config, dict(shapes), map_size
 
@@ -214,13 +218,16 @@ def make_config(name: str, settings: Mapping[str, Any], preset: str | None = Non
     cls = get_head(name)
     if preset is not None and preset not in cls.presets and preset != "paper":
         raise ConfigError(
-            f"preset {preset!r} of head {name}", expected="one of " + ", ".join(["paper", *cls.presets])
+            f"preset {preset!r} of head {name}",
+            expected="one of " + ", ".join(["paper", *cls.presets]),
         )
     values: dict[str, Any] = {**cls.presets.get(preset or "", {}), **settings}
     fields = {f.name: f for f in dataclasses.fields(cls.Config)}
     for key, value in values.items():
         if key not in fields:
-            raise ConfigError(f"setting {key!r} of head {name}", expected="one of " + ", ".join(sorted(fields)))
+            raise ConfigError(
+                f"setting {key!r} of head {name}", expected="one of " + ", ".join(sorted(fields))
+            )
         if isinstance(value, list):
             values[key] = tuple(value)
     try:

@@ -37,7 +37,9 @@ class HeadwaterError(Exception):
         return (_rebuild, (type(self), self.culprit, self.expected, self.remedy))
 
 
-def _rebuild(kind: type[HeadwaterError], culprit: str, expected: str, remedy: str) -> HeadwaterError:
+def _rebuild(
+    kind: type[HeadwaterError], culprit: str, expected: str, remedy: str
+) -> HeadwaterError:
     return kind(culprit, expected=expected, remedy=remedy)
 
 

@@ -57,7 +57,7 @@ class LayerSpec:
         (KxK mean, stride S, padding K // 2, borders counted as zeros). With several nodes each
         map is pooled before fusing.
     fuse
-        ``"concat"`` (channels of all nodes, every map resized bilinearly to the first's) or ``"sum"``.
+        ``"concat"`` (channels of all nodes, maps resized bilinearly to the first) or ``"sum"``.
     norm
         The tokens of the last node pass through the vision transformer's final norm (the module
         ``norm``, with its weights) before pooling and fusing.
