@@ -145,7 +145,7 @@ def extract_task(
     ]
     waiting: list[Written] = []
     commits = 0
-    for future in as_completed(futures):
+    for future in as_completed(futures, loop=client.loop):
         done: BlockDone = future.result()
         on_block(len(done.written.keys) if done.written else 0, done)
         if done.written is not None:
