@@ -27,7 +27,7 @@ demo: setup ## run the main job: images -> features -> heads -> scores -> MLflow
 	@$(BIN)/headwater demo --home $(DEMO)/home $(if $(DATA),--images '$(DATA)')
 
 test: setup ## the default tests
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup ## the slow tests (minutes each)
 	@$(BIN)/python -m pytest -m slow --timeout 1800
