@@ -198,11 +198,16 @@ class Backbone:
         def run(part: Tensor) -> dict[str, Tensor]:
             return self._run_part(part, layers, precision)
 
+        def join(done: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            if len(done) == 1:
+                return done[0]
+            return {x.name: torch.cat([d[x.name] for d in done]) for x in layers}
+
         if self.device.type != "cpu" or in_lane():
-            done = [run(p) for p in parts]
-        else:
-            done = list(self._lanes().map(run, parts))
-        return {x.name: torch.cat([d[x.name] for d in done]) for x in layers}
+            return join([run(p) for p in parts])
+        pool = self._lanes()
+        # Joined in a lane too: outside, torch's threads would spin beside the lanes of others.
+        return pool.submit(join, list(pool.map(run, parts))).result()
 
     def _lanes(self) -> ThreadPoolExecutor:
         with self._lock:

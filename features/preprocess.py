@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,10 +36,14 @@ def preprocess(image: np.ndarray, spec: ExtractorSpec) -> Tensor:
     torch.Tensor
         ``[3, h, w]`` float32, ``(h, w) = spec.input_size``.
     """
-    x = torch.from_numpy(picture(image, spec)).permute(2, 0, 1).float()
-    mean = torch.tensor(spec.mean)[:, None, None] * 255
-    std = torch.tensor(spec.std)[:, None, None] * 255
-    return x.sub_(mean).div_(std).contiguous()
+    mean, std = _scale(spec.mean, spec.std)
+    pixels = torch.from_numpy(picture(image, spec)).permute(2, 0, 1)
+    return torch.sub(pixels, mean).div_(std).contiguous()
+
+
+@lru_cache(maxsize=16)
+def _scale(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    return torch.tensor(mean)[:, None, None] * 255, torch.tensor(std)[:, None, None] * 255
 
 
 def picture(image: np.ndarray, spec: ExtractorSpec) -> np.ndarray:

@@ -4,10 +4,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from features.backbones import load_backbone
 from features.extract import Job, extract
-from features.images import read_image, scan_mvtec
+from features.images import read_image, scan_mvtec, sha256_of
 from features.preprocess import make_view, preprocess
 from headwater.errors import ConfigError
 from headwater.spec import LayerSpec, ViewSpec
@@ -35,6 +36,11 @@ def together(blocks, layer: LayerSpec) -> np.ndarray:
 
 
 def test_blocks_hold_what_the_backbone_gives_in_the_order_of_the_jobs(backbone, spec, jobs):
+    for place, mode in ((3, "L"), (4, "I;16")):
+        path = jobs[place].path.with_name(f"grey{place}.png")
+        pixels = read_image(jobs[place].path)[..., 0]
+        Image.fromarray(pixels if mode == "L" else pixels.astype(np.uint16) * 257).save(path)
+        jobs[place] = Job(sha256_of(path), path)
     seen = []
     per_row = sum(c * h * w for c, h, w in backbone.shapes(LAYERS, (64, 64)).values()) * 2
     blocks = list(
@@ -83,8 +89,6 @@ def test_broken_images_fail_alone(backbone, spec, jobs):
     jobs[6].path.write_bytes(jobs[7].path.read_bytes())
     cut = jobs[12].path.read_bytes()[:-300]
     jobs[12].path.write_bytes(cut)
-    from features.images import sha256_of
-
     jobs[12] = Job(sha256_of(jobs[12].path), jobs[12].path)
     blocks = list(extract(jobs, backbone, spec, LAYERS, batch=2))
     failed = {job.path: reason for b in blocks for job, reason in b.failed}
