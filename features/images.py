@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from features.filecache import FileCache, FileFacts, Progress
 from features.folders import Walker, folder, inside
@@ -23,6 +21,7 @@ from features.pixels import (
     read_mask,
     sha256_of,
 )
+from features.records import BrokenImage, Candidate, ImageRecord, ScanResult
 from headwater.errors import DataError
 
 __all__ = [
@@ -42,93 +41,8 @@ __all__ = [
     "sha256_of",
 ]
 
-Split = Literal["train", "test"]
 #: One in this many normal images of a plain folder is kept for the test set.
 _TEST_SHARE = 5
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """One usable image.
-
-    Parameters
-    ----------
-    path
-        Absolute path of the file that stands for it (see `ScanResult.duplicates`).
-    sha256
-        Of the file's bytes.
-    split, kind
-        ``train`` or ``test``; ``good`` or the kind of defect.
-    mask
-        Ground truth, checked to be readable and of the image's size, or None.
-    width, height
-        Pixels, after EXIF orientation.
-    bytes
-        File size.
-    """
-
-    path: Path
-    sha256: str
-    split: Split
-    kind: str
-    mask: Path | None
-    width: int
-    height: int
-    bytes: int
-
-    @property
-    def is_normal(self) -> bool:
-        """Whether it shows no defect."""
-        return self.kind == "good"
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenImage:
-    """A file set aside, and why."""
-
-    path: Path
-    reason: str
-
-
-@dataclass
-class ScanResult:
-    """What a scan found.
-
-    Parameters
-    ----------
-    root
-        The folder scanned (of several, the first).
-    records
-        Usable images: train before test, then by kind and path.
-    broken
-        Images set aside.
-    duplicates
-        ``(kept, dropped)`` paths with the same bytes.
-    problems
-        Sentences on what should be looked at; each names its file.
-    ignored
-        Number of files that are no images by their name.
-    hashed
-        Number of files that were really read, masks included.
-    """
-
-    root: Path
-    records: list[ImageRecord] = field(default_factory=list)
-    broken: list[BrokenImage] = field(default_factory=list)
-    duplicates: list[tuple[Path, Path]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    ignored: int = 0
-    hashed: int = 0
-
-
-@dataclass(slots=True)
-class _Candidate:
-    """A file before it is read: where it would belong, and its mask if it has one."""
-
-    path: str
-    split: Split
-    kind: str
-    mask: str | None = None
 
 
 def list_images(path: Path) -> list[Path]:
@@ -189,16 +103,16 @@ def scan_mvtec(
             expected="MVTec layout: train/good/*, test/KIND/*, ground_truth/KIND/NAME_mask.png",
             remedy="for plain folders give --normal DIR [--defective DIR --masks DIR]",
         )
-    found: list[_Candidate] = []
+    found: list[Candidate] = []
     for sub in walker.subfolders(root / "train"):
         if sub.name == "good":
-            found += [_Candidate(p, "train", "good") for p in walker.files(sub)]
+            found += [Candidate(p, "train", "good") for p in walker.files(sub)]
         else:
             result.problems.append(f"{sub} is not read: only train/good is trained on")
     masks: dict[tuple[str, str], str] = {}
     if (root / "test").is_dir():
         for sub in walker.subfolders(root / "test"):
-            found += [_Candidate(p, "test", sub.name) for p in walker.files(sub)]
+            found += [Candidate(p, "test", sub.name) for p in walker.files(sub)]
     if (root / "ground_truth").is_dir():
         for sub in walker.subfolders(root / "ground_truth"):
             _add_masks(masks, sub.name, walker.files(sub), result)
@@ -242,7 +156,7 @@ def scan_folders(
     """
     root = folder(Path(normal), "normal images")
     result, walkers = ScanResult(root), [Walker(root)]
-    found = [_Candidate(p, "train", "good") for p in walkers[0].files(root)]
+    found = [Candidate(p, "train", "good") for p in walkers[0].files(root)]
     if defective is not None:
         bad_root = folder(Path(defective), "defective images")
         if bad_root == root or bad_root.is_relative_to(root) or root.is_relative_to(bad_root):
@@ -255,7 +169,7 @@ def scan_folders(
         for p in walkers[-1].files(bad_root):
             parts = Path(p).relative_to(bad_root).parts
             kind = parts[0] if len(parts) > 1 else "defective"
-            bad.append(_Candidate(p, "test", "defective" if kind == "good" else kind))
+            bad.append(Candidate(p, "test", "defective" if kind == "good" else kind))
         if masks is not None:
             walkers.append(Walker(folder(Path(masks), "masks")))
             _match_masks(bad, bad_root, walkers[-1], result)
@@ -270,7 +184,7 @@ def scan_folders(
     )
 
 
-def _match_masks(bad: list[_Candidate], root: Path, masks: Walker, result: ScanResult) -> None:
+def _match_masks(bad: list[Candidate], root: Path, masks: Walker, result: ScanResult) -> None:
     """Match by subfolder and stem; else by stem alone where that is unambiguous on both sides."""
     table: dict[tuple[str, str], str] = {}
     for p in masks.files(masks.root):
@@ -315,7 +229,7 @@ def _report_unused(
 
 
 def _finish(
-    found: list[_Candidate],
+    found: list[Candidate],
     result: ScanResult,
     cache: Path | None,
     rehash: bool,
@@ -327,7 +241,7 @@ def _finish(
     # In order of precedence among files with the same bytes: test before train, so that nothing
     # tested is trained on; a defect before good, so that no defect passes for normal.
     found.sort(key=lambda c: (c.split == "train", c.kind == "good", c.kind, c.path))
-    kept: dict[str, tuple[_Candidate, FileFacts]] = {}
+    kept: dict[str, tuple[Candidate, FileFacts]] = {}
     with FileCache(cache) as files:
         options = {"rehash": rehash, "workers": workers, "progress": progress}
         facts = files.facts([c.path for c in found], **options)  # type: ignore[arg-type]
@@ -381,7 +295,7 @@ def _finish(
     return result
 
 
-def _report_duplicate(kept: _Candidate, dropped: _Candidate, result: ScanResult) -> None:
+def _report_duplicate(kept: Candidate, dropped: Candidate, result: ScanResult) -> None:
     result.duplicates.append((Path(kept.path), Path(dropped.path)))
     if (kept.kind == "good") != (dropped.kind == "good"):
         result.problems.append(
@@ -395,7 +309,7 @@ def _report_duplicate(kept: _Candidate, dropped: _Candidate, result: ScanResult)
         )
 
 
-def _share_out(kept: dict[str, tuple[_Candidate, FileFacts]]) -> None:
+def _share_out(kept: dict[str, tuple[Candidate, FileFacts]]) -> None:
     """Move a fifth of the normal images to the test set; of two or more at least one."""
     normal = {s: c for s, (c, _) in kept.items() if c.kind == "good"}
     # Hashed again, so that the choice says nothing about other choices made by content hash.

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from features.filecache import FileCache, FileFacts, Progress
 from features.folders import Walker, folder
-from features.images import BrokenImage, ImageRecord, Split
+from features.images import BrokenImage, ImageRecord
 from features.pixels import read_image, read_mask
+from features.records import Split
 from headwater.errors import DataError
 
 SIDES = ("current", "history")

@@ -153,7 +153,7 @@ def settings_from(options: dict[str, Any]) -> tuple[Settings, Home]:
         if not dot or head not in chosen:
             raise ConfigError(f"--set {key}", expected=f"HEAD.KEY with HEAD of {', '.join(chosen)}")
         settings.heads = {**chosen, head: {**chosen[head], name: value}}
-    home = Home.at(settings.home, settings.store, settings.tracking)
+    home = Home.at(settings.home, settings.store, settings.tracking, settings.artifacts)
     home.prepare_environment()
     return settings, home
 

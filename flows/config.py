@@ -72,6 +72,7 @@ class Settings(_Strict):
     home: Path | None = None
     store: str | None = Field(None, description="folder or s3://bucket/prefix")
     tracking: str | None = Field(None, description="MLflow tracking URI")
+    artifacts: str | None = Field(None, description="MLflow artifacts: s3://bucket/prefix")
     image_set: str | None = None
     images: Path | None = Field(None, description="folder in MVTec layout")
     normal: Path | None = None
@@ -235,6 +236,7 @@ TEMPLATE = """\
 home: headwater-home
 # store: s3://bucket/prefix      # default: <home>/store
 # tracking: http://mlflow:5000   # default: SQLite in <home>
+# artifacts: s3://bucket/mlflow  # MLflow's artifacts without a server; default: <home>
 
 # The image set: a folder in MVTec layout ...
 image_set: my-product

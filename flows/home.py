@@ -43,15 +43,22 @@ class Home:
         Where feature stores live if not below `root`: a folder or ``s3://bucket/prefix``.
     tracking_url
         MLflow tracking URI if not the SQLite database below `root`.
+    artifacts_url
+        Where MLflow's artifacts go if not below `root`.
     """
 
     root: Path
     store_url: str | None = None
     tracking_url: str | None = None
+    artifacts_url: str | None = None
 
     @classmethod
     def at(
-        cls, root: Path | str | None = None, store: str | None = None, tracking: str | None = None
+        cls,
+        root: Path | str | None = None,
+        store: str | None = None,
+        tracking: str | None = None,
+        artifacts: str | None = None,
     ) -> Home:
         """Return the home at `root`, ``HEADWATER_HOME`` or ``./headwater-home``.
 
@@ -75,7 +82,7 @@ class Home:
                 expected="a folder this user may write to",
                 remedy=remedy,
             ) from error
-        return cls(path, store, tracking)
+        return cls(path, store, tracking, artifacts)
 
     @property
     def store(self) -> str:
@@ -114,6 +121,9 @@ class Home:
         """Set the quiet defaults and Prefect's home. Call before Prefect or MLflow is imported."""
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
+        if self.artifacts_url:
+            # The environment is how it reaches the registry in every worker process.
+            os.environ["HEADWATER_ARTIFACTS"] = self.artifacts_url
         os.environ.setdefault("PREFECT_HOME", str(self.root / "prefect"))
         # Local results only: a remote storage block would be somebody's deliberate choice.
         os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(self.root / "prefect" / "storage"))

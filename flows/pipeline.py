@@ -110,7 +110,7 @@ def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
         JSON-ready: ``settings``, ``home``, ``rehash``, ``untrained_seed``.
     """
     settings = Settings.model_validate(request["settings"])
-    home = Home.at(request["home"], settings.store, settings.tracking)
+    home = Home.at(request["home"], settings.store, settings.tracking, settings.artifacts)
     backbone, precision = open_backbone(settings, home, request["untrained_seed"])
     plans = plan_heads(settings, backbone, precision)
     extraction = extract_task(settings, home, backbone, plans, request["rehash"])
@@ -137,7 +137,7 @@ def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
 def train_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     """Train heads at a snapshot from stored features; raises where some are not stored."""
     settings = Settings.model_validate(request["settings"])
-    home = Home.at(request["home"], settings.store, settings.tracking)
+    home = Home.at(request["home"], settings.store, settings.tracking, settings.artifacts)
     store = FeatureStore.open(home.store, image_set, create=False)
     snapshot = store.resolve(request["snapshot"])
     backbone, precision = open_backbone(settings, home, request["untrained_seed"])

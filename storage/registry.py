@@ -213,7 +213,7 @@ class Registry(RegistryReader):
             )
         if self._local:
             prepare_database(self.database)
-        place = (self.home / "mlartifacts").as_uri()
+        place = self.artifacts
         options = ["--backend-store-uri", self.uri, "--default-artifact-root", place]
         options += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         return [sys.executable, "-m", "mlflow", "ui", *options]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -47,6 +48,10 @@ class RegistryReader:
             self.database = Path(unquote(self.uri.removeprefix("sqlite:///"))).absolute()
             self.uri = database_uri(self.database)
         self._local = scheme == "sqlite"
+        #: Where new sets' artifacts go: below the home, or where HEADWATER_ARTIFACTS says (S3).
+        self.artifacts = os.environ.get("HEADWATER_ARTIFACTS", "").rstrip("/") or (
+            (self.home / "mlartifacts").as_uri()
+        )
         self._cached: MlflowClient | None = None
 
     @property
@@ -91,7 +96,7 @@ class RegistryReader:
             if not create:
                 return ""
             # A server keeps artifacts in its own place.
-            place = None if self._server else (self.home / "mlartifacts" / image_set).as_uri()
+            place = None if self._server else f"{self.artifacts}/{image_set}"
             try:
                 return str(self.client.create_experiment(image_set, place))
             except MlflowException:

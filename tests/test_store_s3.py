@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,42 +31,6 @@ from tests.storekit import (
 )
 
 ROOT = Path(__file__).parent.parent
-SERVER = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """A bucket on moto's server in a process of its own; the environment points to it."""
-    pytest.importorskip("moto")
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert server.stdout is not None
-    port = int(server.stdout.readline())
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/features", method="PUT")
-    urllib.request.urlopen(request, timeout=20).close()
-    try:
-        yield "s3://features"
-    finally:
-        patch.undo()
-        server.kill()
-        server.wait()
 
 
 def test_a_store_in_a_bucket(bucket, tmp_path):
