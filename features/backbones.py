@@ -78,7 +78,7 @@ class Backbone:
         )
         self._lock = threading.RLock()
         self._shapes: dict[tuple[LayerSpec, tuple[int, int]], tuple[int, int, int]] = {}
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._pools: dict[int, ThreadPoolExecutor] = {}
 
     @property
     def info(self) -> BackboneInfo:
@@ -205,16 +205,20 @@ class Backbone:
 
         if self.device.type != "cpu" or in_lane():
             return join([run(p) for p in parts])
-        pool = self._lanes()
+        pool = self.lanes()
         # Joined in a lane too: outside, torch's threads would spin beside the lanes of others.
         return pool.submit(join, list(pool.map(run, parts))).result()
 
-    def _lanes(self) -> ThreadPoolExecutor:
+    def lanes(self, count: int | None = None) -> ThreadPoolExecutor:
+        """Return the threads that run this net, as many as torch would use; kept from call to call.
+
+        New threads would first have to be given the memory that the net works in.
+        """
         with self._lock:
-            count = min(torch.get_num_threads(), 32)
-            if self._pool is None or self._pool[0] != count:
-                self._pool = (count, lanes(count))
-            return self._pool[1]
+            count = count or min(torch.get_num_threads(), 32)
+            if count not in self._pools:
+                self._pools[count] = lanes(count)
+            return self._pools[count]
 
     def _run_part(
         self, part: Tensor, layers: tuple[LayerSpec, ...], precision: Precision

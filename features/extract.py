@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from features.backbones import Backbone
-from features.lanes import lanes
 from features.pixels import decode_image, sha256_of_bytes
 from features.preprocess import make_view, preprocess
 from headwater.errors import ConfigError, HeadwaterError, ImageError
@@ -122,24 +121,25 @@ def extract(
 
     block = _Collector(shapes, _numpy(torch.empty(0, dtype=dtype)).dtype, rows)
     done = 0
-    with lanes(count) as pool:
-        queue: deque[Future] = deque()
-        starts = iter(range(0, len(jobs), size))
-        try:
-            while True:
-                while len(queue) < ahead and (start := next(starts, None)) is not None:
-                    queue.append(pool.submit(run, jobs[start : start + size]))
-                if not queue:
-                    break
-                good, maps, failed = queue.popleft().result()
-                done += len(good) + len(failed)
-                yield from block.add(good, maps, failed)
-                if progress is not None:
-                    progress(done, len(jobs))
-            yield from block.rest()
-        finally:
-            for future in queue:
-                future.cancel()
+    pool = backbone.lanes(count)
+    queue: deque[Future] = deque()
+    starts = iter(range(0, len(jobs), size))
+    try:
+        while True:
+            while len(queue) < ahead and (start := next(starts, None)) is not None:
+                queue.append(pool.submit(run, jobs[start : start + size]))
+            if not queue:
+                break
+            good, maps, failed = queue.popleft().result()
+            done += len(good) + len(failed)
+            yield from block.add(good, maps, failed)
+            if progress is not None:
+                progress(done, len(jobs))
+        yield from block.rest()
+    finally:
+        for future in queue:
+            future.cancel()
+        wait(queue)
 
 
 _Part = tuple[list[Job], dict[str, np.ndarray], list[tuple[Job, str]]]
