@@ -53,6 +53,8 @@ def list_images(path: Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder", expected="an image, or a folder of them")
     root = folder(path, "images")
     found = [Path(p) for p in Walker(root).files(root)]
     if not found:

@@ -83,7 +83,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     # Damaged files raise what their parser stumbles over.
     except Exception as error:
         raise WeightsError(
-            f"weight file {path} cannot be read: {str(error).splitlines()[0]}",
+            # torch's own words would recommend unpickling whatever the file holds
+            f"weight file {path} is neither safetensors nor a torch file of tensors alone",
             expected="safetensors, or a torch.save of tensors alone",
             remedy="download it again, or save its state_dict as safetensors",
         ) from error

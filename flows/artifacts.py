@@ -10,6 +10,7 @@ import numpy as np
 from features.images import read_image, read_mask
 from features.preprocess import mask_to_input, preprocess
 from flows import figures, figures_maps
+from flows.home import working_folder
 from heads.calibrate import Calibration
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def write_artifacts(
     held_out: np.ndarray,
     calibration: Calibration,
     rows: list[dict[str, Any]],
-) -> list[str]:
-    """Draw and log the pictures and the per-image table; return the pictures' paths for people.
+) -> None:
+    """Draw and log the pictures and the per-image table.
 
     Parameters
     ----------
@@ -44,29 +45,26 @@ def write_artifacts(
     rows
         Per-image table, worst mistakes first.
     """
-    folder = Path(job.home) / "pictures" / job.image_set / job.plan.head / run.run_id
-    folder.mkdir(parents=True, exist_ok=True)
     labels = scored.labels
     run.log_table(rows, "images")
-    made = [folder / "scores.png"]
-    figures.score_histogram(held_out, scored.scores, labels, calibration.threshold, made[0])
-    if labels.any() and not labels.all():
-        made.append(folder / "curves.png")
-        figures.curves(scored.scores, labels, calibration.threshold, made[-1])
-    cells = [c for row in rows[:SHEET] if (c := _cell(job, scored, row)) is not None]
-    if cells:
-        made.append(folder / "heat-maps.png")
-        title = f"{job.image_set} / {job.plan.head}: worst mistakes first"
-        figures_maps.heat_map_sheet(
-            cells,
-            calibration.threshold,
-            made[-1],
-            title,
-            pixel_threshold=calibration.pixel_threshold,
-        )
-    for path in made:
-        run.log_file(path, "figures")
-    return [str(made[-1])] if cells else []
+    with working_folder(Path(job.home) / "tmp", "figures-") as folder:
+        made = [folder / "scores.png"]
+        figures.score_histogram(held_out, scored.scores, labels, calibration.threshold, made[0])
+        if labels.any() and not labels.all():
+            made.append(folder / "curves.png")
+            figures.curves(scored.scores, labels, calibration.threshold, made[-1])
+        cells = [c for row in rows[:SHEET] if (c := _cell(job, scored, row)) is not None]
+        if cells:
+            made.append(folder / "heat-maps.png")
+            figures_maps.heat_map_sheet(
+                cells,
+                calibration.threshold,
+                made[-1],
+                f"{job.image_set} / {job.plan.head}: worst mistakes first",
+                pixel_threshold=calibration.pixel_threshold,
+            )
+        for path in made:
+            run.log_file(path, "figures")
 
 
 def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> figures_maps.Cell | None:

@@ -99,7 +99,7 @@ def run(
     with Reporter().live() as reporter:
         result = run_pipeline(merged, place, reporter, rehash=rehash)
     show_run(result, place)
-    raise typer.Exit(SET_ASIDE if result.set_aside else 0)
+    raise typer.Exit(result.status)
 
 
 @app.command(rich_help_panel="The job")
@@ -183,6 +183,7 @@ def train(
     with Reporter().live() as reporter:
         result = train_pipeline(merged, place, reporter, snapshot=snapshot, known_by=known_by)
     show_run(result, place)
+    raise typer.Exit(result.status)
 
 
 @app.command(rich_help_panel="The job")
@@ -211,10 +212,9 @@ def predict(
     _, place = settings_from(options)
     from flows.prediction import predict_images
 
-    folder = out_dir or place.pictures / image_set / "predictions"
     with Reporter(quiet=json_).live() as reporter:
         rows, broken = predict_images(
-            place, image_set, images, head, version, folder, threshold, reporter
+            place, image_set, images, head, version, out_dir, threshold, reporter
         )
     if json_:
         failed = [{"image": str(b.path), "error": b.reason} for b in broken]

@@ -34,13 +34,14 @@ def reporter() -> Reporter:
 class Reporter:
     """Progress of named pieces of work that may run at the same time; thread-safe."""
 
-    def __init__(self, every: float = 5.0, quiet: bool = False) -> None:
+    def __init__(self, every: float = 15.0, quiet: bool = False) -> None:
         self._every, self._quiet = every, quiet
         self._lock = threading.Lock()
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._spoken: dict[str, float] = {}
         self._begun: dict[str, float] = {}
+        self._done: dict[str, int] = {}
 
     @contextmanager
     def live(self) -> Iterator[Reporter]:
@@ -84,6 +85,9 @@ class Reporter:
                 return
             now = time.monotonic()
             self._begun.setdefault(name, now)
+            if done < self._done.get(name, 0):
+                self._begun[name] = now  # another stage of the same work
+            self._done[name] = done
             if now - self._spoken.get(name, self._begun[name]) >= self._every:
                 self._spoken[name] = now
                 rest = (now - self._begun[name]) / max(done, 1) * (total - done)

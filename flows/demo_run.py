@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.cli_common import SET_ASIDE, settings_from
+from flows.cli_common import settings_from
 from flows.console import Reporter, err
 from headwater.errors import WeightsError
 
@@ -20,7 +20,7 @@ def run_demo(images: Path | None, home: Path | None, workers: int | None) -> int
     """
     settings, place = settings_from({"home": home, "workers": workers, "backbone": BACKBONE})
     from features.weights import find_weights
-    from flows.demo import make_demo_images
+    from flows.demo import TILE, make_demo_images
     from flows.pipeline import run_pipeline
     from flows.report import shorten, show_run
 
@@ -32,6 +32,8 @@ def run_demo(images: Path | None, home: Path | None, workers: int | None) -> int
     if images is None:
         settings.image_set = "textures"
         settings.images = make_demo_images(place.root / "demo-images")
+        # The tiles' own size: enlarging them would only cost time.
+        settings.extraction.size = TILE
         err.print(f"pictures: {shorten(str(settings.images))}", markup=False)
     else:
         settings.image_set = "".join(c if c.isalnum() else "-" for c in images.resolve().name)
@@ -42,8 +44,8 @@ def run_demo(images: Path | None, home: Path | None, workers: int | None) -> int
     show_run(result, place)
     if seed is not None:
         err.print(
-            f"\nNo weights for {BACKBONE} at hand: an untrained net was used and the scores are "
+            f"\nNo weights for {BACKBONE} at hand: these scores come from an untrained net and are "
             "illustrative. Set HEADWATER_WEIGHTS to a weight file or folder for real ones.",
             style="yellow",
         )
-    return SET_ASIDE if result.set_aside else 0
+    return result.status

@@ -127,6 +127,24 @@ def require_set(settings: Settings) -> str:
     return settings.image_set
 
 
+def check_folders(settings: Settings) -> None:
+    """Raise `DataError` for folders that are not there, before anything slow is begun."""
+    for option in ("images", "normal", "defective", "masks"):
+        path: Path | None = getattr(settings, option)
+        if path is not None and not path.is_dir():
+            raise DataError(
+                f"--{option} {path}: no such folder",
+                expected="an existing folder of images",
+                remedy="check the path",
+            )
+    if settings.images is not None and not (settings.images / "train" / "good").is_dir():
+        raise DataError(
+            f"{settings.images}: no folder train/good",
+            expected="MVTec layout: train/good/*, test/KIND/*, ground_truth/KIND/NAME_mask.png",
+            remedy="for plain folders give --normal DIR [--defective DIR --masks DIR]",
+        )
+
+
 def scan(settings: Settings, home: Home, reporter: Reporter, rehash: bool = False) -> ScanResult:
     """Scan the set's folders; unchanged files are not read."""
 
@@ -216,6 +234,7 @@ def extract_set(
     """
     check_heads(settings)
     settings = resolve_images(settings, home)
+    check_folders(settings)
     backbone, precision = open_backbone(settings, home, untrained_seed)
     plans = plan_heads(settings, backbone, precision)
     return extract_with(settings, home, reporter, backbone, plans, rehash=rehash)
@@ -229,8 +248,9 @@ def extract_with(
     plans: Sequence[HeadPlan],
     *,
     rehash: bool = False,
+    at_least: int = 1,
 ) -> ExtractionReport:
-    """Bring the store up to date for `plans`.
+    """Bring the store up to date for `plans`; needs `at_least` normal training images.
 
     The store knows what is missing, so a killed run goes on where its last commit was.
 
@@ -250,12 +270,16 @@ def extract_with(
     rows = image_rows(found)
     report.images = len(rows)
     report.normal_train = sum(r.split == "train" and r.kind == "good" for r in rows)
-    if not report.normal_train:
+    if report.normal_train < at_least:
         raise DataError(
-            f"{found.root}: no usable normal image for training",
-            expected="images in train/good, or in the folder given with --normal",
+            f"{found.root}: {report.normal_train} usable normal image(s) for training",
+            expected=f"at least {at_least} in train/good, or in the folder given with --normal",
             remedy=_why_none(report),
         )
+    extractions = plan_extraction(plans)
+    for plan in extractions:
+        # Before the store is made: a run that cannot work leaves nothing behind.
+        backbone.check_weights(plan.layers)
     options = StoreOptions(compression=settings.extraction.compression)
     store = FeatureStore.open(home.store, image_set, options=options)
     report.changes = store.sync(rows).counts
@@ -273,8 +297,7 @@ def extract_with(
     )
     by_sha = {r.sha256: r for r in found.records}
     row_of = {r.sha256: r for r in rows}
-    for plan in plan_extraction(plans):
-        backbone.check_weights(plan.layers)
+    for plan in extractions:
         report.extracted.append(
             _extract_plan(settings, store, reporter, backbone, plan, by_sha, row_of, report)
         )

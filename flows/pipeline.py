@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
@@ -21,6 +20,7 @@ from flows.config import Settings
 from flows.console import reporter as live_reporter
 from flows.extraction import (
     ExtractionReport,
+    check_folders,
     extract_with,
     open_backbone,
     require_set,
@@ -29,8 +29,8 @@ from flows.extraction import (
 from flows.home import Home
 from flows.planner import HeadPlan, check_heads, plan_heads
 from flows.runtime import TOPIC, cores, dask_client
-from flows.training import TrainJob, TrainOutcome, find_trained, train_head
-from headwater.errors import DataError, HeadwaterError
+from flows.training import AT_LEAST, TrainJob, TrainOutcome, find_trained, train_head
+from headwater.errors import HeadwaterError
 from storage.registry import Registry
 from storage.store import FeatureStore
 
@@ -66,6 +66,13 @@ class RunResult:
     failures: list[tuple[str, BaseException]] = field(default_factory=list)
 
     @property
+    def status(self) -> int:
+        """Exit status: 1 or 2 where nothing was trained, 3 where something was left out."""
+        if self.failures and not self.outcomes:
+            return 2 if all(isinstance(e, HeadwaterError) for _, e in self.failures) else 1
+        return 3 if self.set_aside else 0
+
+    @property
     def set_aside(self) -> bool:
         """Whether something was left out and the exit status must say so."""
         return bool(self.failures or (self.extraction and self.extraction.set_aside))
@@ -82,7 +89,9 @@ def extract_task(
     settings: Settings, home: Home, backbone: Backbone, plans: list[HeadPlan], rehash: bool
 ) -> ExtractionReport:
     """Bring the store up to date. Not cached by Prefect: the store knows what is missing."""
-    return extract_with(settings, home, live_reporter(), backbone, plans, rehash=rehash)
+    return extract_with(
+        settings, home, live_reporter(), backbone, plans, rehash=rehash, at_least=AT_LEAST
+    )
 
 
 @task(name="train", task_run_name="train-{name}", cache_policy=NO_CACHE, persist_result=False)
@@ -250,7 +259,7 @@ def run_pipeline(
     """
     check_heads(settings)
     settings = resolve_images(settings, home)
-    _check_folders(settings)
+    check_folders(settings)
     plan_heads(settings, *open_backbone(settings, home, untrained_seed))
     request = {
         "settings": settings.model_dump(mode="json"),
@@ -328,14 +337,3 @@ def moment(text: str | None) -> int | None:
     if len(text) <= 10:
         when += timedelta(days=1) - timedelta(microseconds=1)
     return int(when.astimezone().timestamp() * 1e6) * 1000
-
-
-def _check_folders(settings: Settings) -> None:
-    for option in ("images", "normal", "defective", "masks"):
-        folder: Path | None = getattr(settings, option)
-        if folder is not None and not folder.is_dir():
-            raise DataError(
-                f"--{option} {folder}: no such folder",
-                expected="an existing folder of images",
-                remedy="check the path",
-            )

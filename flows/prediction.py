@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.images import BrokenImage, list_images, read_image
+from features.images import BrokenImage, list_images, read_image, sha256_of
 from flows.artifacts import as_seen
 from flows.figures_maps import prediction_overlay
 from headwater.errors import DataError, ImageError, ModelError
@@ -51,7 +51,7 @@ def predict_images(
     images: list[Path],
     head: str | None,
     version: str | None,
-    folder: Path,
+    folder: Path | None,
     threshold: float | None,
     reporter: Reporter,
 ) -> tuple[list[dict[str, Any]], list[BrokenImage]]:
@@ -64,7 +64,7 @@ def predict_images(
     images
         Files or folders.
     folder
-        Where ``NAME.png`` overlays go.
+        Where the overlays go; by default below the home, by set and model.
     threshold
         Instead of the model's.
     reporter
@@ -77,7 +77,10 @@ def predict_images(
     """
     registry = Registry(home.root, home.tracking_url)
     name = choose_head(registry, image_set, head)
-    detector = Detector.load(registry.get_model(image_set, name, version)["uri"], registry)
+    model = registry.get_model(image_set, name, version)
+    detector = Detector.load(model["uri"], registry)
+    if folder is None:
+        folder = home.pictures / image_set / "predictions" / f"{name}-v{model['version']}"
     files = [file for path in images for file in list_images(path)]
     if not files:
         raise DataError(
@@ -91,10 +94,11 @@ def predict_images(
         try:
             pixels = read_image(path)
         except ImageError as error:
-            broken.append(BrokenImage(path, str(error)))
+            broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
             continue
         (got,) = detector.predict([pixels], threshold=threshold)
-        target = _free_name(folder, path, rows)
+        # The content in the name: another image of the same name never takes its place.
+        target = folder / f"{path.stem}-{sha256_of(path)[:8]}.png"
         prediction_overlay(
             as_seen(pixels, detector.spec),
             got.map,
@@ -114,11 +118,3 @@ def predict_images(
             }
         )
     return rows, broken
-
-
-def _free_name(folder: Path, path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Return a file name for this picture that no other picture of this call has."""
-    taken = {row["heat_map"] for row in rows}
-    candidates = [path.stem, f"{path.parent.name}_{path.stem}"]
-    candidates += [f"{path.parent.name}_{path.stem}_{n}" for n in range(2, len(rows) + 3)]
-    return next(t for c in candidates if str(t := folder / f"{c}.png") not in taken)

@@ -119,6 +119,8 @@ class TrainOutcome:
     notes: list[str] = field(default_factory=list)
 
 
+#: Normal images without which nothing is trained: two to learn from, two to hold out.
+AT_LEAST = 4
 #: Training settings that do not change what is learnt.
 _NO_MATTER = ("workers", "device")
 
@@ -218,7 +220,7 @@ def train_head(job: TrainJob) -> TrainOutcome:
             peak_mb=memory.peak_mb,
             score_seconds_per_image=score_seconds / max(len(rows), 1),
         )
-        pictures = write_artifacts(job, run, scored, held_scores, calibration, rows)
+        write_artifacts(job, run, scored, held_scores, calibration, rows)
         version = register(job, run, head, calibration, scored, key)
     # Retention must never remove what a registered model was trained on.
     tag(store, f"model-{plan.head}-v{version}", job.snapshot)
@@ -231,7 +233,7 @@ def train_head(job: TrainJob) -> TrainOutcome:
         dict(metrics),
         seconds,
         memory.peak_mb,
-        pictures=pictures,
+        pictures=registry.pictures(run.run_id),
         notes=notes,
     )
 
@@ -247,11 +249,12 @@ def normal_sources(store: FeatureStore, job: TrainJob) -> tuple[FeatureSource, F
     plan = job.plan
     select = Selection(split="train", kind="good", known_by=job.known_by)
     plain = store.reader(plan.spec, plan.layers, select, job.snapshot, missing="skip")
-    if len(plain) < 4:
+    if len(plain) < AT_LEAST:
+        when = " that had arrived by then" if job.known_by is not None else ""
         raise DataError(
-            f"{job.image_set}: {len(plain)} normal image(s) to train on",
-            expected="at least 4",
-            remedy="add normal images and run again",
+            f"{job.image_set}: {len(plain)} normal image(s) to train on{when}",
+            expected=f"at least {AT_LEAST}",
+            remedy="give a later --known-by" if when else "add normal images and run again",
         )
     train_rows, held_rows = split_held_out(plain.ids, job.training["held_out"], 2)
     train = plain.subset(train_rows)

@@ -230,12 +230,38 @@ def make_config(name: str, settings: Mapping[str, Any], preset: str | None = Non
             )
         if isinstance(value, list):
             values[key] = tuple(value)
+    defaults = cls.Config()
+    for key in settings:
+        _check_type(name, key, values[key], getattr(defaults, key))
     try:
         return cls.Config(**values)
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"settings of head {name}: {error}") from error
+
+
+def _check_type(head: str, key: str, value: Any, default: Any) -> None:
+    """Raise `ConfigError` where a value is not of the kind of the setting's default."""
+    if default is None or value is None:
+        return
+    kinds: dict[type, tuple[tuple[type, ...], str]] = {
+        bool: ((bool,), "true or false"),
+        int: ((int,), "a whole number"),
+        float: ((int, float), "a number"),
+        str: ((str,), "a text"),
+        tuple: ((tuple,), "a list, such as [1, 2]"),
+    }
+    allowed, said = kinds.get(type(default), ((object,), ""))
+    wrong = isinstance(value, bool) and not isinstance(default, bool)
+    # Some settings take a number or a word (`auto`): a text default accepts both.
+    if isinstance(default, str) and isinstance(value, (int, float)) and not wrong:
+        return
+    if wrong or not isinstance(value, allowed):
+        raise ConfigError(
+            f"setting {key} = {value!r} of head {head}",
+            expected=f"{said}; its default is {default!r}",
+        )
 
 
 def device_of(name: str) -> torch.device:
