@@ -4,8 +4,8 @@
         [--data ../shared/data/images/glassfiber_layup_512] [--layers layer2,layer3] [--size 256] \
         [--options '{"stride_in_1x1": true}'] [--images 64] [--repeats 5] [--out results.jsonl]
 
-All ways are run in turn, `--repeats` times, and medians are compared, so that what else the machine
-does hits them alike:
+All ways are run in turn, `--repeats` times; ratios are medians over the turns, so that what else
+the machine does hits them alike:
 
 - ``pipeline``: image files to blocks of float16 features (`features.extract.extract`);
 - ``bare``: the same batches in the same lanes, on preprocessed tensors in memory;
@@ -90,6 +90,11 @@ def company(backbone: Backbone, image: Tensor, layers: tuple[LayerSpec, ...]) ->
     return result
 
 
+def ratio(over: list[float], under: list[float]) -> float:
+    """Return the median over the turns of one way's time by another's."""
+    return round(statistics.median(a / b for a, b in zip(over, under, strict=True)), 3)
+
+
 def measure(
     data: Path,
     name: str,
@@ -117,7 +122,9 @@ def measure(
     cpu: dict[str, list[float]] = {}
     for turn in range(repeats + 1):
         for precision in PRECISIONS:
-            for way, work in ways.items():
+            # To and fro, so that none always follows the same other.
+            for way in sorted(ways, reverse=bool(turn % 2)):
+                work = ways[way]
                 start, used = time.perf_counter(), time.process_time()
                 work(precision)
                 if turn:  # the first warms up
@@ -137,11 +144,11 @@ def measure(
         "cpu_ms_per_image": {k: round(1e3 * v / len(jobs), 2) for k, v in used_cpu.items()},
     }
     for p in PRECISIONS:
-        best = min(took[f"bare_{p}"], took[f"plain_{p}"])
-        result[f"ratio_{p}"] = round(best / took[f"pipeline_{p}"], 3)
-        result[f"ratio_to_plain_{p}"] = round(took[f"plain_{p}"] / took[f"pipeline_{p}"], 3)
-        result[f"cpu_ratio_{p}"] = round(used_cpu[f"bare_{p}"] / used_cpu[f"pipeline_{p}"], 3)
-    result["bfloat16_speedup"] = round(took["bare_float32"] / took["bare_bfloat16"], 2)
+        bare = [min(*x) for x in zip(wall[f"bare_{p}"], wall[f"plain_{p}"], strict=True)]
+        result[f"ratio_{p}"] = ratio(bare, wall[f"pipeline_{p}"])
+        result[f"ratio_to_plain_{p}"] = ratio(wall[f"plain_{p}"], wall[f"pipeline_{p}"])
+        result[f"cpu_ratio_{p}"] = ratio(cpu[f"bare_{p}"], cpu[f"pipeline_{p}"])
+    result["bfloat16_speedup"] = ratio(wall["bare_float32"], wall["bare_bfloat16"])
     result["cosine"] = similarity(backbone, images[:16], layers)
     result["batch_company"] = company(backbone, images[0], layers)
     return {**result, **before}
