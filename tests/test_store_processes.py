@@ -78,7 +78,8 @@ def kill_rounds(tmp_path: Path, rounds: int, seed: int) -> None:
         writer.send_signal(signal.SIGKILL)
         killed += writer.wait() == -signal.SIGKILL
         # What was committed is whole and readable at once.
-        found = contents(store)
+        # A kill before the first commit leaves a store without features.
+        found = contents(store) if store.extractors() else {}
         assert found == {k: v for k, v in expected([image(i) for i in range(120)]).items()
                          if k in found}  # fmt: skip
     assert killed
