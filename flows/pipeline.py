@@ -33,6 +33,7 @@ from flows.training import AT_LEAST, TrainJob, TrainOutcome, find_trained, train
 from headwater.errors import HeadwaterError
 from storage.registry import Registry
 from storage.store import FeatureStore
+from storage.table import nanoseconds
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -308,32 +309,10 @@ def train_pipeline(
         "settings": settings.model_dump(mode="json"),
         "home": str(home.root),
         "snapshot": snapshot,
-        "known_by": moment(known_by),
+        "known_by": None if known_by is None else nanoseconds(known_by),
         "untrained_seed": untrained_seed,
     }
     try:
         return train_flow(image_set, request)
     except HeadsFailedError as error:
         return error.result
-
-
-def moment(text: str | None) -> int | None:
-    """Return nanoseconds UTC for an ISO 8601 date or time (local where it names no zone).
-
-    A date alone means its end: images that arrived on that day are known by it.
-    """
-    from datetime import datetime, timedelta
-
-    from headwater.errors import ConfigError
-
-    if text is None:
-        return None
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(
-            f"date {text!r}", expected="ISO 8601, such as 2026-11-22 or 2026-11-22T14:00"
-        ) from None
-    if len(text) <= 10:
-        when += timedelta(days=1) - timedelta(microseconds=1)
-    return int(when.astimezone().timestamp() * 1e6) * 1000
