@@ -65,7 +65,7 @@ def calibrate_head(
 ) -> tuple[Calibration, np.ndarray]:
     """Set the thresholds on held-out normal images; return them with the scores they came from."""
     scores, maps = score_source(head, held_out)
-    return calibrate(scores, maps, target_fpr=target_fpr), scores
+    return calibrate(scores, maps, target_fpr=target_fpr, upper=head.score_limit), scores
 
 
 def score_test(store: FeatureStore, job: TrainJob, head: Head) -> ScoredImages:

@@ -180,6 +180,11 @@ class Head(nn.Module):
                     remedy="use the extractor settings that the head was trained with",
                 )
 
+    @property
+    def score_limit(self) -> float | None:
+        """What no image score of the fitted head can exceed; None where there is no such value."""
+        return None
+
     def parameters_count(self) -> int:
         """Return the number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)

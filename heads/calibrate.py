@@ -84,14 +84,25 @@ class Calibration:
 
 
 def threshold_for(
-    scores: ArrayLike, target_fpr: float
+    scores: ArrayLike, target_fpr: float, upper: float | None = None
 ) -> tuple[float, float, Literal["conformal", "tail"]]:
     """Return ``(threshold, attained false-positive rate, rule)`` for normal `scores`.
+
+    Parameters
+    ----------
+    scores
+        Scores of normal images.
+    target_fpr
+        Share of them that may lie above the threshold.
+    upper
+        What no score can exceed, where there is such a value; see below.
 
     Where n is too small (n < 1/a − 1) not even the largest score promises the target. Then the
     promise is the largest score's, 1 / (n + 1), and the threshold lies above it as far as an
     exponential tail says: max + σ ln(1 / ((n + 1) a)), σ the mean excess of the scores over their
-    median. This follows shifts and scales of the scores, whatever their sign.
+    median. This follows shifts and scales of the scores, whatever their sign. Scores with a limit
+    pile up below it, and a threshold beyond it would never be exceeded: these are extrapolated on
+    the scale ``-ln(upper - score)``, which keeps their order and has none.
 
     Raises
     ------
@@ -114,10 +125,18 @@ def threshold_for(
     k = math.ceil((n + 1) * (1 - target_fpr) - 1e-9)
     if k <= n:
         return float(np.partition(values, k - 1)[k - 1]), (n + 1 - k) / (n + 1), "conformal"
+    if upper is not None:
+        # a score at the limit itself is taken for one a float32 below it
+        room = np.maximum(upper - values, np.finfo(np.float32).eps * max(abs(upper), 1e-30))
+        return upper - math.exp(-_beyond(-np.log(room), target_fpr)), 1 / (n + 1), "tail"
+    return _beyond(values, target_fpr), 1 / (n + 1), "tail"
+
+
+def _beyond(values: NDArray[np.float64], target_fpr: float) -> float:
+    """Return the largest value and what an exponential tail adds to it."""
     excess = values[values > np.median(values)] - np.median(values)
     sigma = float(excess.mean()) if excess.size else 0.0
-    beyond = sigma * math.log(1 / ((n + 1) * target_fpr))
-    return float(values.max() + beyond), 1 / (n + 1), "tail"
+    return float(values.max() + sigma * math.log(1 / ((values.size + 1) * target_fpr)))
 
 
 def calibrate(
@@ -126,6 +145,7 @@ def calibrate(
     *,
     target_fpr: float = 0.05,
     pixel_fpr: float = 0.005,
+    upper: float | None = None,
 ) -> Calibration:
     """Set the thresholds of a head from what it gives on held-out normal images.
 
@@ -139,8 +159,10 @@ def calibrate(
         Share of normal images that may be called anomalous.
     pixel_fpr
         Share of normal pixels that may be drawn as defect.
+    upper
+        What no image score can exceed; see `threshold_for`.
     """
-    threshold, attained, rule = threshold_for(scores, target_fpr)
+    threshold, attained, rule = threshold_for(scores, target_fpr, upper)
     values = np.asarray(scores, dtype=np.float64).ravel()
     pixel, pixels = None, 0
     if maps is not None and len(maps):

@@ -156,6 +156,11 @@ class PairFlow(PairHead, FastFlow):
             batch = batch.source
         PairHead.check(self, batch)
 
+    @property
+    def score_limit(self) -> float | None:
+        """The stored maximum, where that is what scores are taken from."""
+        return super().score_limit if self.config.scoring == "likelihood" else None
+
     @torch.no_grad()
     def score(self, batch: Batch) -> Scores:
         """Score pairs by how unlikely their differences are; see `PairFlowConfig.scoring`."""

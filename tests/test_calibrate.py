@@ -40,6 +40,23 @@ def test_too_few_images_say_so_and_go_beyond_the_largest() -> None:
     assert shifted.threshold == pytest.approx(-100 + 3 * result.threshold)
 
 
+def test_a_threshold_beyond_few_bounded_scores_can_still_be_exceeded() -> None:
+    # max(P) - P with P falling exponentially: the shape of every likelihood head's scores
+    surprise = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    bounded = 0.6 - np.exp(-surprise)
+    plain, _, _ = threshold_for(bounded, 0.05)
+    assert plain > 0.6  # no defect, however strange, would ever be found
+    limited, attained, rule = threshold_for(bounded, 0.05, upper=0.6)
+    assert (attained, rule) == (pytest.approx(1 / 6), "tail")
+    # the same as on the unbounded scale, which orders alike
+    assert -np.log(0.6 - limited) == pytest.approx(threshold_for(surprise, 0.05)[0])
+    at_limit, _, _ = threshold_for([0.6, 0.6, 0.5], 0.05, upper=0.6)
+    assert at_limit <= 0.6
+    # with enough images the limit plays no part
+    many = np.linspace(0, 0.59, 50)
+    assert threshold_for(many, 0.1, upper=0.6) == threshold_for(many, 0.1)
+
+
 def test_pixel_threshold_and_json_round_trip() -> None:
     maps = np.arange(2000, dtype=np.float32).reshape(2, 20, 50)
     result = calibrate([1.0] * 20, list(maps), pixel_fpr=0.01)

@@ -188,6 +188,11 @@ class MapFlowHead(FlowHead):
         self.mark_fitted()
         return result.figures()
 
+    @property
+    def score_limit(self) -> float | None:
+        """The stored maximum: ``max(P) - P`` with P above 0. Each image's own max has no such."""
+        return float(self.scorer.image_top) if self.config.normaliser == "stored" else None
+
     @torch.no_grad()
     def score(self, batch: Batch) -> Scores:
         """Score maps ``[B, C, H, W]`` per layer; see `LikelihoodScores`."""
