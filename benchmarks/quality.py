@@ -2,18 +2,23 @@
 
     python -m benchmarks.quality --data ../shared/data --sets glassfiber_layup_512,magnetic_tile \
         --backbones resnet18,resnet50 --heads patchcore,f2r,cs_flow [--seeds 0,1,2] \
-        [--set patchcore.coreset=0.1] [--out results.jsonl]
+        [--set patchcore.ratio=0.1] [--out results.jsonl]
+    python -m benchmarks.quality --table results.jsonl
 
 Runs the product's own pipeline (scan, extract, store, train, evaluate, MLflow) in a temporary home,
 one head at a time with all cores, so that seconds and memory belong to one head. Last epoch.
+The table gives mean and deviation over seeds, and marks a head's figures that beat the gallery's
+(`patchcore`, same set and backbone).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +100,44 @@ def run(
     return rows
 
 
+FIGURES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Return the Markdown table of rows as `run` gives them; of two with one key the last counts.
+
+    A figure in bold is above the mean of `patchcore` on the same set and backbone.
+    """
+    cells: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["set"], row["backbone"], row["head"]), {})[row["seed"]] = row
+    lines = [
+        "| set, backbone | head | seeds | image AUROC | pixel AUROC | AUPRO | beats the gallery |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    before: tuple[str, str] | None = None
+    for (image_set, backbone, head), seeds in sorted(
+        cells.items(), key=lambda c: (*c[0][:2], c[0][2] != "patchcore", c[0][2])
+    ):
+        found = list(seeds.values())
+        gallery = list(cells.get((image_set, backbone, "patchcore"), {}).values())
+        written, better = [], []
+        for figure, name in FIGURES.items():
+            values = [row[figure] for row in found]
+            mean = statistics.mean(values)
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            floor = statistics.mean(row[figure] for row in gallery) if gallery else None
+            over = head != "patchcore" and floor is not None and mean > floor
+            better += [name] if over else []
+            written.append(f"**{mean:.3f}**{spread}" if over else f"{mean:.3f}{spread}")
+        where = f"`{image_set}`, {backbone}" if (image_set, backbone) != before else ""
+        before = (image_set, backbone)
+        said = "" if head == "patchcore" else (", ".join(better) or "no")
+        cell = " | ".join(written)
+        lines.append(f"| {where} | `{head}` | {len(found)} | {cell} | {said} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure and print one JSON line a head."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -108,7 +151,11 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="HEAD.KEY=VALUE")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--home", type=Path, help="keep features between calls")
+    parser.add_argument("--table", type=Path, help="print the table of results, measure nothing")
     a = parser.parse_args()
+    if a.table:
+        print(table(json.loads(line) for line in a.table.read_text().splitlines()))
+        return
     heads: dict[str, dict[str, Any]] = {name: {} for name in a.heads.split(",")}
     for item in a.set:
         key, value = item.split("=", 1)
