@@ -186,11 +186,16 @@ class GalleryHead(Head):
         images, maps = [], []
         for one in self.ready(batch):
             # one image a time and in one shape, so that its company cannot change a bit of it
-            vectors = self.features(one.permute(1, 2, 0).reshape(-1, one.shape[0]).contiguous())
-            distances, rows = self.gallery.nearest(vectors)
-            images.append(self.image_score(vectors, distances, rows))
-            maps.append(self.maps(distances.reshape(self.size)))
+            vectors = one.permute(1, 2, 0).reshape(-1, one.shape[0]).contiguous()
+            score, heat = self.compared(self.features(vectors))
+            images.append(score)
+            maps.append(heat)
         return Scores(image=torch.stack(images), maps=torch.stack(maps))
+
+    def compared(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the score and the map ``[H, W]`` of one image's `features`."""
+        distances, rows = self.gallery.nearest(vectors)
+        return self.image_score(vectors, distances, rows), self.maps(distances.reshape(self.size))
 
 
 @register
