@@ -11,7 +11,7 @@ import torch
 from FrEIA.framework import InputNode, Node, OutputNode
 from torch import Tensor, nn
 
-from heads.base import Batch, FeatureSource, HeadConfig, Scores, Shape, register
+from heads.base import Batch, FeatureSource, HeadConfig, Reference, Scores, Shape, register
 from heads.data import to_device
 from heads.parts.cross_attention import ChannelGate, PublishedGate
 from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet
@@ -129,6 +129,12 @@ class CSFlow(FlowHead):
     config: CSFlowConfig
     paper = "CSA-Flow without its attentions (CS-Flow)"
     summary = "cross-scale couplings over three image scales"
+    reads = "one deep node at three image scales, the coarsest map at least 4x4"
+    reference = Reference(
+        "efficientnet_b5",
+        PAPER_SIZE,
+        {f"blocks.5{s}": (304, n, n) for s, n in (("", 24), ("@0.5", 12), ("@0.25", 6))},
+    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
 
     def __init__(

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.base import Batch, FeatureSource, HeadConfig, Scores, Shape, device_of, register
+from heads.base import (
+    Batch,
+    FeatureSource,
+    HeadConfig,
+    Reference,
+    Scores,
+    Shape,
+    device_of,
+    register,
+)
 from heads.neighbours import collect_vectors
 from heads.parts.flow_head import FlowHead
 from heads.parts.seeds import seeded
@@ -178,6 +187,8 @@ class F2R(GalleryHead, FlowHead):
     config: F2RConfig
     paper = "F²R, Feature Factorization and Reversion (Zhu et al. 2023)"
     summary = "gallery of features with scaled local and global parts"
+    reads = GalleryHead.reads + ", and rotated views for training"
+    reference = Reference(PAPER_BACKBONE, 224, {"layer2+layer3~avg3s1": (1536, 28, 28)})
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {
             "views": 0,
