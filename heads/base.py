@@ -334,7 +334,28 @@ def _check_type(head: str, key: str, value: Any, default: Any) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the torch device for ``auto``, ``cpu`` or ``cuda[:n]``."""
+    """Return the torch device for ``auto``, ``cpu`` or ``cuda[:n]``.
+
+    On a GPU, float32 is made to mean float32 from here on: cuDNN's convolutions would round to
+    TF32's 10 bits by default, which is neither what a score nor what an inverse may be.
+
+    Raises
+    ------
+    ConfigError
+        Another name, or a GPU where there is none.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r}", expected="auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device {name!r}: torch sees {torch.cuda.device_count()} GPUs here",
+                expected="auto, cpu or a GPU that is there",
+            )
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    return device

@@ -178,10 +178,33 @@ class CSFlow(FlowHead):
         if not nodes:
             nodes = (cls._deepest(config, backbone, min(size or resize)),)
         scales = [0.5**k for k in range(config.scales)]
+        if backbone.tokens:
+            cls._whole_patches(config, backbone, size or resize)
         return Needs(tuple(LayerSpec(nodes, scale) for scale in scales), resize=size)
 
     @classmethod
+    def _whole_patches(
+        cls, config: CSFlowConfig, backbone: BackboneInfo, size: tuple[int, int]
+    ) -> None:
+        """Raise where a transformer's patches do not fill the smallest image."""
+        unit = max(backbone.strides) * 2 ** (config.scales - 1)
+        if any(side % unit for side in size):
+            near = max(unit, round(min(size) / unit) * unit)
+            raise ConfigError(
+                f"{cls.name}: images of {size[0]}x{size[1]} px at image scale "
+                f"{0.5 ** (config.scales - 1):g} are no whole number of {backbone.name}'s patches",
+                expected=f"sides that are multiples of {unit} px, such as {near}",
+                remedy=f"--size {near} (and --backbone-option img_size={near}), or fewer scales",
+            )
+
+    @classmethod
     def _deepest(cls, config: CSFlowConfig, backbone: BackboneInfo, side: int) -> str:
+        if not backbone.stages:
+            raise ConfigError(
+                f"{cls.name}: {backbone.name} has no stages whose weights are at hand",
+                expected="a backbone with feature maps",
+                remedy="name the node with nodes",
+            )
         coarsest = side * 0.5 ** (config.scales - 1)
         fitting = [
             stage
