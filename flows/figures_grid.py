@@ -37,7 +37,7 @@ def grid_heat_maps(
     path
         PNG to write.
     """
-    made = figure(4.9 * len(maps) + 0.4, 5.2)
+    made = figure(4.9 * len(maps) + 0.4, 5.6)
     made.suptitle(title, fontsize=10.5, color=INK, x=0.012, ha="left")
     steps = [float(np.diff(v).min()) / 2 if len(v) > 1 else 0.5 for v in (betas, alphas)]
     extent = (
@@ -61,7 +61,7 @@ def grid_heat_maps(
         axes.set_yticks(alphas[::2])
         points = {
             **marks,
-            f"best here: {top:.3f} (on the test labels)": (alphas[best[0]], betas[best[1]]),
+            f"oracle, best on the test labels: {top:.3f}": (alphas[best[0]], betas[best[1]]),
         }
         for shape, (text, (alpha, beta)) in zip(shapes, points.items(), strict=False):
             axes.plot(
