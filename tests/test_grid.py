@@ -75,7 +75,9 @@ def test_the_models_own_point_is_scored_as_its_evaluation_was(home):
     got = run_grid(home, "tiles", Reporter(quiet=True), points=SOME)
     own = (row["metrics"]["fit_alpha"], row["metrics"]["fit_beta"])
     assert got.own == pytest.approx(own)
-    figures = Registry(home.root).client.get_run(got.run_id).data.metrics
+    client = Registry(home.root).client
+    assert len(client.get_metric_history(row["run_id"], "epoch/held_out_nll")) == 1
+    figures = client.get_run(got.run_id).data.metrics
     for name in ("image_auroc", "pixel_auroc"):
         assert figures[f"own.{name}"] == pytest.approx(row["metrics"][name], abs=1e-3)
     # and nothing was registered by the grids

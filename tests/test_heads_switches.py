@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from heads.base import Head, Scores, registry
+from heads.base import Head, Scores, make_config, registry
 from heads.trainer import NullProgress, TrainOptions
 from tests.heads_tiny import TINY, build
 
@@ -100,6 +100,50 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("patchcore", {}, {"projection": 2}, NOTHING, 0),
     ("patchcore", {}, {"sigma": 0.0}, "MapMaker", 0),
 ]
+
+
+#: What the papers (and, where they are silent, methods.md) say of their default configurations.
+PAPERS: dict[str, dict[str, Any]] = {
+    "cs_flow": {
+        "image_size": "auto", "scales": 3, "kernels": (3, 3, 3, 5), "hidden": 1024, "slope": 0.1,
+        "clamp": 3.0, "attention": "none", "standardise": False, "epochs": 240, "batch_size": 16,
+        "lr": 2e-4, "betas": (0.8, 0.8), "eps": 1e-4, "weight_decay": 1e-5, "clip_norm": 1.0,
+        "schedule": "constant",
+    },
+    "csa_flow": {"attention": "ca+sa", "epochs": 240, "hidden": 1024, "lr": 2e-4, "batch_size": 16},
+    "gca_flow": {
+        "blocks": (2, 5, 8), "subnet": "hierarchical", "kernel": 5, "expansion": 4, "fusion": True,
+        "attention": "gca", "position_channels": 64, "pool": "avg3s2", "clamp": 1.9, "lr": 1e-4,
+        "batch_size": 16, "epochs": 100, "clip_norm": 2.0, "top_k": 0.03, "standardise": False,
+    },
+    "ms_flow": {"blocks": (2, 5, 8), "subnet": "plain", "kernel": 3, "attention": "none"},
+    "dual_flow": {
+        "branches": "both", "dsam": True, "layers": 6, "final_relu": False, "lr": 5e-5,
+        "betas": (0.8, 0.8), "eps": 1e-8, "epochs": 200, "top_k": 0.03, "local_kernel": 3,
+    },
+    "f2r": {
+        "steps": 6, "gamma": 1e-3, "implementation": "cls", "coreset": "once", "views": 4,
+        "rotation": 30.0, "lr": 2e-4, "betas": (0.9, 0.999), "weight_decay": 0.05,
+        "batch_size": 32, "epochs": 300, "select": "synthetic", "positions": 0,
+    },
+    "pair_diff": {
+        "encoder": "frozen", "image_size": 256, "layers": 2, "heads": 16, "mlp": 2048, "lr": 2e-4,
+        "betas": (0.5, 0.999), "batch_size": 4, "augment": True,
+    },
+    "fast_flow": {"steps": 8, "kernels": (3, 1), "lr": 1e-3, "weight_decay": 1e-5, "epochs": 500},
+    "patchcore": {"ratio": 0.1, "reweight": True, "neighbours": 9},
+    "padim": {"channels": 100, "ridge": 0.01},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_defaults_are_the_papers_and_small_is_a_preset(name: str) -> None:
+    config = make_config(name, {}, "paper")
+    assert {k: getattr(config, k) for k in PAPERS[name]} == PAPERS[name]
+    small = make_config(name, {}, "small")
+    assert small != config
+    if "epochs" in PAPERS[name]:
+        assert small.epochs <= 60  # type: ignore[attr-defined]
 
 
 def structure(head: Head) -> Counter[tuple[str, tuple[int, ...]]]:
