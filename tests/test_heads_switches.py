@@ -74,10 +74,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("f2r", {"alpha": 0.2, "beta": 1.1}, {"steps": 3}, STEP, 1),
     ("f2r", {"alpha": 0.2, "beta": 1.1}, {"width": 2.0}, "AffineCoupling", 1),
     ("f2r", {"alpha": 1.0, "beta": 1.0}, {"ratio": 0.2}, NOTHING, 0),
-    *(
-        ("pair_diff", {}, {"layers": n}, "MapTransformer", 1 if n > 1 else -1)
-        for n in (0, 2, 3, 4, 5, 6, 7, 8)
-    ),
+    *(("pair_diff", {}, {"layers": n}, "MapTransformer", 1) for n in (2, 3, 4, 5, 6, 7, 8)),
+    # without tokens the decoder begins at the map's own channels
+    ("pair_diff", {}, {"layers": 0}, "MapTransformer|SkipDecoder/_Step/Sequential/Conv2d", -1),
     ("pair_diff", {}, {"mlp": 16}, "MapTransformer", 1),
     ("pair_diff", {}, {"width": 8}, "SkipDecoder", 1),
     ("pair_diff", {}, {"augment": False}, NOTHING, 0),
@@ -92,13 +91,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("fast_flow", {}, {"hidden_ratio": 0.5}, "TwoConvSubnet", -1),
     ("padim", {}, {"channels": 3}, "PaDiM", 0),
     ("padim", {}, {"ridge": 1.0}, NOTHING, 0),
-    ("padim", {}, {"sigma": 0.0}, "MapMaker", 0),
+    ("padim", {}, {"sigma": 0.0}, NOTHING, 0),
     ("patchcore", {}, {"ratio": 0.2}, NOTHING, 0),
     ("patchcore", {}, {"limit": 5}, NOTHING, 0),
     ("patchcore", {}, {"reweight": False}, NOTHING, 0),
     ("patchcore", {}, {"neighbours": 3}, NOTHING, 0),
     ("patchcore", {}, {"projection": 2}, NOTHING, 0),
-    ("patchcore", {}, {"sigma": 0.0}, "MapMaker", 0),
+    ("patchcore", {}, {"sigma": 0.0}, NOTHING, 0),
 ]
 
 
