@@ -68,7 +68,7 @@ def test_the_heads_of_the_papers_learn_by_steps() -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_resumed_training_ends_as_the_unbroken_one(name: str, tmp_path: Path) -> None:
-    whole, broken, again = Seen(), Seen(stop=5), Seen()
+    whole, broken, again = Seen(), Seen(stop=7), Seen()
     expected = fit(name, options(), whole)
     with pytest.raises(KeyboardInterrupt):
         fit(name, options(tmp_path), broken)
@@ -87,7 +87,7 @@ def test_a_training_killed_within_an_epoch_ends_as_the_unbroken_one(
         "import sys\n"
         "from pathlib import Path\n"
         "from tests.test_heads_training import Seen, fit, options\n"
-        f"fit({name!r}, options(Path(sys.argv[1])), Seen(5, {int(signal.SIGKILL)}))\n"
+        f"fit({name!r}, options(Path(sys.argv[1])), Seen(7, {int(signal.SIGKILL)}))\n"
     )
     root = Path(__file__).parent.parent
     done = subprocess.run(
