@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import timm
@@ -23,20 +23,25 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from heads.base import Head, Shape, get_head, make_config, registry
+from heads.base import Head, Reference, get_head, make_config, registry
 from heads.pairs import CURRENT, HISTORY
 from heads.parts.elementary import Permute
 from heads.parts.flow_head import FlowHead
+from headwater.spec import LayerSpec
 
-WIDE = "wide_resnet50_2"
-PYRAMID = {f"blocks.5@{s}": (304, n, n) for s, n in ((1, 24), (0.5, 12), (0.25, 6))}
-POOLED = {
-    "layer1~avg3s2": (256, 64, 64),
-    "layer2~avg3s2": (512, 32, 32),
-    "layer3~avg3s2": (1024, 16, 16),
+PAPERS = {
+    "cs_flow": "275.2 M, 62.3 G (DNFAD, table 4)",
+    "csa_flow": "none given",
+    "dual_flow": "82.3 M, 45.8 G (table 4)",
+    "f2r": "80.72 M, 43.27 G with backbone (table 6)",
+    "fast_flow": "41.3 M (its own); 82.63 M, 46.25 G with backbone (F2R, table 6)",
+    "gca_flow": "532 MiB (figure 6)",
+    "ms_flow": "401 MiB (GCAFlow, figure 6)",
+    "pair_diff": "none given",
+    "pair_flow": "ours",
+    "patchcore": "24.86 M, 9.23 G (F2R, table 6)",
+    "padim": "24.86 M, 9.23 G (F2R, table 6)",
 }
-STAGES = {"layer1": (256, 64, 64), "layer2": (512, 32, 32), "layer3": (1024, 16, 16)}
-FUSED = {"layer2+layer3~mean3": (1536, 28, 28)}
 
 
 @dataclass(frozen=True)
@@ -45,55 +50,38 @@ class Case:
 
     Parameters
     ----------
-    shapes
-        ``{layer: (C, H, W)}``.
-    pixels
-        Side of the backbone's input at scale 1.
-    backbone, last
-        timm name and the last node read; empty where the head has an encoder of its own.
-    scales
-        Image scales that the backbone runs at.
-    settings
-        Over the head's defaults.
+    reference
+        Backbone, size and maps, as the head declares them.
     paper
         The published figure, as published.
     """
 
-    shapes: dict[str, Shape]
-    pixels: int
-    backbone: str = WIDE
-    last: str = "layer3"
-    scales: tuple[float, ...] = (1.0,)
-    settings: dict[str, Any] = field(default_factory=dict)
+    reference: Reference
     paper: str = ""
 
+    @property
+    def layers(self) -> list[LayerSpec]:
+        """The layers read."""
+        return [LayerSpec.parse(name) for name in self.reference.shapes]
 
-CROSS = {"backbone": "efficientnet_b5", "last": "blocks.5", "scales": (1.0, 0.5, 0.25)}
-CASES: dict[str, Case] = {
-    "cs_flow": Case(PYRAMID, 768, **CROSS, paper="275.2 M, 62.3 G (DNFAD, table 4)"),  # type: ignore[arg-type]
-    "csa_flow": Case(PYRAMID, 768, **CROSS, paper="none given"),  # type: ignore[arg-type]
-    "dual_flow": Case(
-        {"blocks.6+blocks.10~norm~sum": (768, 28, 28)},
-        224,
-        "vit_base_patch8_224",
-        "blocks.10",
-        paper="82.3 M, 45.8 G (table 4)",
-    ),
-    "f2r": Case(FUSED, 224, paper="80.72 M, 43.27 G with backbone (table 6)"),
-    "fast_flow": Case(
-        STAGES, 256, paper="41.3 M (its own); 82.63 M, 46.25 G with backbone (F2R, table 6)"
-    ),
-    "gca_flow": Case(POOLED, 512, paper="532 MiB (figure 6)"),
-    "ms_flow": Case(POOLED, 512, paper="401 MiB (GCAFlow, figure 6)"),
-    "pair_diff": Case(
-        {"image": (3, 256, 256)}, 256, "", settings={"encoder": "trained"}, paper="none given"
-    ),
-    "pair_flow": Case(STAGES, 256, paper="ours"),
-    "patchcore": Case(FUSED, 224, paper="24.86 M, 9.23 G (F2R, table 6)"),
-    "padim": Case(
-        {"layer1+layer2+layer3": (1792, 56, 56)}, 224, paper="24.86 M, 9.23 G (F2R, table 6)"
-    ),
-}
+    @property
+    def last(self) -> str:
+        """The last node read."""
+        return self.layers[-1].nodes[-1]
+
+    @property
+    def scales(self) -> list[float]:
+        """Image scales that the backbone runs at."""
+        return sorted({layer.scale for layer in self.layers}, reverse=True)
+
+
+def cases() -> dict[str, Case]:
+    """Return the heads that say what they are measured at."""
+    return {
+        name: Case(head.reference, PAPERS.get(name, "none given"))
+        for name, head in registry().items()
+        if head.reference is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -158,15 +146,15 @@ def _watched(net: nn.Module, last: str, seen: dict[str, int]) -> Iterator[None]:
 
 def backbone_cost(case: Case) -> tuple[int, int]:
     """Return parameters and multiply-accumulates of the backbone up to its last node."""
-    if not case.backbone:
+    if not case.reference.backbone:
         return 0, 0
     with torch.device("meta"):
-        net = timm.create_model(case.backbone, pretrained=False).eval()
+        net = timm.create_model(case.reference.backbone, pretrained=False).eval()
         seen: dict[str, int] = {}
 
         def run() -> None:
             for scale in case.scales:
-                side = round(case.pixels * scale)
+                side = round(case.reference.pixels * scale)
                 with _watched(net, case.last, seen):
                     net(torch.empty(1, 3, side, side))
 
@@ -187,17 +175,18 @@ def _way_to_scores(head: Head, batch: dict[str, Tensor]) -> None:
 
 def cost(name: str) -> Cost:
     """Return what a head costs at its paper's shapes."""
-    case = CASES[name]
-    config = make_config(name, case.settings)
+    case = cases()[name]
+    at = case.reference
+    config = make_config(name, at.settings)
     # F2R works out matrices on the processor while it is built, which `meta` does not allow.
     with FakeTensorMode() if name == "f2r" else torch.device("meta"):
-        head = get_head(name)(config, case.shapes, (case.pixels, case.pixels)).eval()
-        batch = {k: torch.empty(1, *s) for k, s in case.shapes.items()}
+        head = get_head(name)(config, at.shapes, (at.pixels, at.pixels)).eval()
+        batch = {k: torch.empty(1, *s) for k, s in at.shapes.items()}
         macs = counted(lambda: _way_to_scores(head, batch))
     permutations = sum(2 * m.channels**2 for m in head.modules() if isinstance(m, Permute))
     if name in ("gca_flow", "ms_flow"):
         # FrEIA's permutation in front of the fusion is saved as indices.
-        permutations -= sum(2 * s[0] ** 2 for s in case.shapes.values())
+        permutations -= sum(2 * s[0] ** 2 for s in at.shapes.values())
     parameters = head.parameters_count()
     return Cost(
         parameters,
@@ -215,8 +204,8 @@ def table(costs: dict[str, Cost]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for name, c in costs.items():
-        case = CASES[name]
-        where = f"{case.backbone or 'own encoder'}, {case.pixels} px"
+        at = cases()[name].reference
+        where = f"{at.backbone or 'own encoder'}, {at.pixels} px"
         rows.append(
             f"| `{name}` | {where} | {c.parameters / 1e6:.2f} M | {c.mib:.1f} MiB "
             f"| {c.macs / 1e9:.2f} G | {c.backbone_parameters / 1e6:.2f} M "
@@ -231,8 +220,9 @@ def main() -> None:
     parser.add_argument("--head", nargs="+", default=list(registry()))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    missing = [n for n in options.head if n not in CASES]
-    costs = {n: cost(n) for n in options.head if n in CASES}
+    known = cases()
+    missing = [n for n in options.head if n not in known]
+    costs = {n: cost(n) for n in options.head if n in known}
     if options.json:
         print(json.dumps({n: asdict(c) for n, c in costs.items()}, indent=1))
     else:

@@ -332,8 +332,10 @@ def _root(
 
 def main() -> None:
     """Entry point: errors that a user can cure are printed without a traceback."""
+    from flows.cli_grid import grid
     from flows.cli_store import store_app
 
+    app.command(rich_help_panel="Look")(grid)
     app.add_typer(store_app, name="store", rich_help_panel="Look")
     try:
         app()

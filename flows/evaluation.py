@@ -14,6 +14,7 @@ from features.preprocess import mask_to_input
 from heads.base import FeatureSource, Head
 from heads.calibrate import Calibration, calibrate
 from heads.metrics import Metrics, evaluate
+from headwater.spec import ExtractorSpec, LayerSpec
 from storage.store import FeatureStore
 from storage.table import Selection
 
@@ -68,16 +69,27 @@ def calibrate_head(
     return calibrate(scores, maps, target_fpr=target_fpr, upper=head.score_limit), scores
 
 
+def labelled_test(
+    store: FeatureStore,
+    spec: ExtractorSpec,
+    layers: tuple[LayerSpec, ...],
+    snapshot: str,
+    known_by: int | None = None,
+) -> tuple[FeatureSource, list[dict[str, Any]]]:
+    """Return the stored test images, and per row ``path, sha256, kind, mask``."""
+    select = Selection(split="test", known_by=known_by)
+    reader = store.reader(spec, layers, select, snapshot, missing="skip")
+    rows = {r.sha256: r for r in store.table(snapshot).images()}
+    found = [rows[sha] for sha in reader.ids]
+    return reader, [
+        {"path": r.path, "sha256": r.sha256, "kind": r.kind, "mask": r.mask} for r in found
+    ]
+
+
 def score_test(store: FeatureStore, job: TrainJob, head: Head) -> ScoredImages:
     """Score the stored test images, each alone as far as its score is concerned."""
     plan = job.plan
-    select = Selection(split="test", known_by=job.known_by)
-    reader = store.reader(plan.spec, plan.layers, select, job.snapshot, missing="skip")
-    rows = {r.sha256: r for r in store.table(job.snapshot).images()}
-    table = []
-    for sha in reader.ids:
-        row = rows[sha]
-        table.append({"path": row.path, "sha256": sha, "kind": row.kind, "mask": row.mask})
+    reader, table = labelled_test(store, plan.spec, plan.layers, job.snapshot, job.known_by)
     if not table:
         empty = np.empty(0, np.float32)
         return ScoredImages([], empty, np.empty((0, *head.map_size), np.float32))
@@ -92,7 +104,7 @@ def evaluate_scores(
     notes: list[str] = []
     masks: list[np.ndarray | None] = []
     for row in scored.table:
-        masks.append(_mask(job, row, notes))
+        masks.append(mask_of(Path(job.root), job.plan.spec, row, notes))
     metrics = evaluate(
         scored.scores,
         scored.maps,
@@ -107,12 +119,15 @@ def evaluate_scores(
     return metrics, notes
 
 
-def _mask(job: TrainJob, row: dict[str, Any], notes: list[str]) -> np.ndarray | None:
+def mask_of(
+    root: Path, spec: ExtractorSpec, row: dict[str, Any], notes: list[str]
+) -> np.ndarray | None:
+    """Return an image's mask at the net's input size; None, noted, where it cannot be read."""
     if row["kind"] == "good" or not row["mask"]:
         return None
-    path = Path(job.root) / row["mask"]
+    path = root / row["mask"]
     try:
-        return mask_to_input(read_mask(path), job.plan.spec)
+        return mask_to_input(read_mask(path), spec)
     except (OSError, ValueError) as error:
         notes.append(f"{path}: {str(error).splitlines()[0]}; counts for image metrics only")
         return None

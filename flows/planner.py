@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flows.config import DEFAULT_HEADS, Settings, pair
-from heads.base import HeadConfig, get_head, make_config, registry
+from heads.base import HeadConfig, get_head, make_config
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
 
@@ -187,21 +187,3 @@ def training_key(plan: HeadPlan, snapshot_images: str, options: Mapping[str, Any
             "options": dict(options),
         }
     )
-
-
-def describe_heads() -> list[dict[str, Any]]:
-    """Return every registered head: name, summary, paper, presets, settings with defaults."""
-    rows = []
-    for name, cls in registry().items():
-        fields = dataclasses.fields(cls.Config)
-        defaults = dataclasses.asdict(cls.Config())
-        rows.append(
-            {
-                "head": name,
-                "summary": cls.summary,
-                "paper": cls.paper,
-                "presets": ["paper", *cls.presets],
-                "settings": {f.name: defaults[f.name] for f in fields},
-            }
-        )
-    return rows

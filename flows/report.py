@@ -144,17 +144,12 @@ def shorten(path: str) -> str:
 
 
 def show_heads(as_json: bool = False) -> None:
-    """Print every head, its summary, paper, presets and settings."""
-    from flows.planner import describe_heads
+    """Print every head: what it reads, its size, paper, presets and settings."""
+    from flows.heads_list import describe_heads, lines
 
     rows = describe_heads()
     if as_json:
         out.print_json(json.dumps(rows, default=str))
         return
-    for row in rows:
-        out.print(f"[bold]{row['head']}[/]  {row['summary']}")
-        if row["paper"]:
-            out.print(f"    paper: {row['paper']}", style="dim")
-        settings = ", ".join(f"{k}={v!r}" for k, v in row["settings"].items())
-        out.print(f"    presets: {', '.join(row['presets'])}", style="dim")
-        out.print(f"    settings: {settings}", style="dim", markup=False)
+    for line in lines(rows):
+        out.print(line, markup=False, style="" if not line.startswith(" ") else "dim")

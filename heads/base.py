@@ -5,15 +5,18 @@ A head is one file and a registration::
     @register
     class MyHead(Head): ...
 
-It never opens a store: it is given `FeatureSource`s.
+It never opens a store: it is given `FeatureSource`s. Heads of other packages are found by their
+entry points of the group `PLUGINS` (docs/adding-a-head.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -79,6 +82,26 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What a head is measured at: its paper's backbone and the maps that it gives.
+
+    Parameters
+    ----------
+    backbone, pixels
+        timm name (empty where the head reads images) and side of the square image.
+    shapes
+        ``{layer: (C, H, W)}`` there.
+    settings
+        Over the head's defaults.
+    """
+
+    backbone: str
+    pixels: int
+    shapes: Mapping[str, Shape]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Scores:
     """Raw anomaly scores of a batch, larger is more anomalous; neither depends on the batch.
 
@@ -114,6 +137,9 @@ class Head(nn.Module):
     Config: ClassVar[type[HeadConfig]] = HeadConfig
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    #: In words, which maps it needs: what a backbone must have.
+    reads: ClassVar[str] = ""
+    reference: ClassVar[Reference | None] = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     #: Whether it reads pairs: `fit` takes `heads.pairs.PairSource`s, `score` their batches.
     pairs: ClassVar[bool] = False
@@ -192,26 +218,69 @@ class Head(nn.Module):
 
 H = TypeVar("H", bound=type[Head])
 _REGISTRY: dict[str, type[Head]] = {}
+#: Entry point group of the heads of other packages.
+PLUGINS = "headwater.heads"
 
 
 def register(cls: H) -> H:
-    """Class decorator: make a head known under its `name`."""
+    """Class decorator: make a head known under its `name`.
+
+    Raises
+    ------
+    ConfigError
+        Where the name is taken or cannot be part of a model's name.
+    """
+    if not cls.name.replace("_", "").isalnum():
+        raise ConfigError(f"head name {cls.name!r}", expected="letters, digits and _")
+    old = _REGISTRY.get(cls.name, cls)
+    if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ConfigError(
+            f"head {cls.name!r} of {cls.__module__}",
+            expected=f"another name: {old.__module__} has a head of this one",
+        )
     _REGISTRY[cls.name] = cls
     return cls
 
 
 def registry() -> dict[str, type[Head]]:
-    """Return all heads by name, in order of name."""
+    """Return all heads by name, in order of name; those of other packages too."""
     import heads.catalogue  # noqa: F401  the imports there register
 
+    broken_plugins()
     return dict(sorted(_REGISTRY.items()))
+
+
+@functools.cache
+def broken_plugins() -> dict[str, str]:
+    """Import the heads of other packages; return why some cannot be, by entry point name.
+
+    A package that is broken must not keep the other heads from working.
+    """
+    broken = {}
+    for entry in entry_points(group=PLUGINS):
+        try:
+            entry.load()
+        except Exception as error:  # whatever a foreign module raises while it is imported
+            place = f"{entry.dist.name} ({entry.value})" if entry.dist else entry.value
+            why = str(error).splitlines()[0] if str(error) else ""
+            broken[entry.name] = f"{place}: {type(error).__name__}: {why}"
+    return broken
 
 
 def get_head(name: str) -> type[Head]:
     """Return a head's class; `ConfigError` with the valid names where there is none."""
     known = registry()
     if name not in known:
-        raise ConfigError(f"head {name!r}", expected="one of " + ", ".join(known))
+        if name in broken_plugins():
+            raise ConfigError(
+                f"head {name!r} cannot be imported from {broken_plugins()[name]}",
+                remedy="mend or uninstall that package",
+            )
+        raise ConfigError(
+            f"head {name!r}",
+            expected="one of " + ", ".join(known),
+            remedy="a head of another package must be installed wherever it is used",
+        )
     return known[name]
 
 
@@ -270,7 +339,28 @@ def _check_type(head: str, key: str, value: Any, default: Any) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the torch device for ``auto``, ``cpu`` or ``cuda[:n]``."""
+    """Return the torch device for ``auto``, ``cpu`` or ``cuda[:n]``.
+
+    On a GPU, float32 is made to mean float32 from here on: cuDNN's convolutions would round to
+    TF32's 10 bits by default, which is neither what a score nor what an inverse may be.
+
+    Raises
+    ------
+    ConfigError
+        Another name, or a GPU where there is none.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r}", expected="auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device {name!r}: torch sees {torch.cuda.device_count()} GPUs here",
+                expected="auto, cpu or a GPU that is there",
+            )
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    return device

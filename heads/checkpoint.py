@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 import warnings
@@ -47,24 +48,28 @@ class Checkpoint:
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None where there is none that can be used.
 
-        A damaged file is reported as a warning and ignored: the training begins anew.
+        A damaged file is set aside as ``*.damaged``, with a warning: the training begins anew.
         """
         if not self.path.exists():
             return None
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # any damage means the same
-            warnings.warn(
-                f"checkpoint {self.path} cannot be read ({error}); training begins anew",
-                stacklevel=2,
-            )
+            self._set_aside(f"cannot be read ({str(error).splitlines()[0]})")
             return None
         if not isinstance(state, dict) or state.get("key") != self.key:
-            warnings.warn(
-                f"checkpoint {self.path} is of another training; training begins anew", stacklevel=2
-            )
+            self._set_aside("is of another training")
             return None
         return state
+
+    def _set_aside(self, why: str) -> None:
+        aside = self.path.with_suffix(".damaged")
+        with contextlib.suppress(OSError):
+            self.path.replace(aside)
+        warnings.warn(
+            f"checkpoint {self.path} {why}; it is set aside as {aside.name}, training begins anew",
+            stacklevel=4,
+        )
 
     def discard(self) -> None:
         """Remove the file."""

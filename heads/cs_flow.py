@@ -11,7 +11,7 @@ import torch
 from FrEIA.framework import InputNode, Node, OutputNode
 from torch import Tensor, nn
 
-from heads.base import Batch, FeatureSource, HeadConfig, Scores, Shape, register
+from heads.base import Batch, FeatureSource, HeadConfig, Reference, Scores, Shape, register
 from heads.data import to_device
 from heads.parts.cross_attention import ChannelGate, PublishedGate
 from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet
@@ -129,6 +129,12 @@ class CSFlow(FlowHead):
     config: CSFlowConfig
     paper = "CSA-Flow without its attentions (CS-Flow)"
     summary = "cross-scale couplings over three image scales"
+    reads = "one deep node at three image scales, the coarsest map at least 4x4"
+    reference = Reference(
+        "efficientnet_b5",
+        PAPER_SIZE,
+        {f"blocks.5{s}": (304, n, n) for s, n in (("", 24), ("@0.5", 12), ("@0.25", 6))},
+    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
 
     def __init__(
@@ -172,10 +178,33 @@ class CSFlow(FlowHead):
         if not nodes:
             nodes = (cls._deepest(config, backbone, min(size or resize)),)
         scales = [0.5**k for k in range(config.scales)]
+        if backbone.tokens:
+            cls._whole_patches(config, backbone, size or resize)
         return Needs(tuple(LayerSpec(nodes, scale) for scale in scales), resize=size)
 
     @classmethod
+    def _whole_patches(
+        cls, config: CSFlowConfig, backbone: BackboneInfo, size: tuple[int, int]
+    ) -> None:
+        """Raise where a transformer's patches do not fill the smallest image."""
+        unit = max(backbone.strides) * 2 ** (config.scales - 1)
+        if any(side % unit for side in size):
+            near = max(unit, round(min(size) / unit) * unit)
+            raise ConfigError(
+                f"{cls.name}: images of {size[0]}x{size[1]} px at image scale "
+                f"{0.5 ** (config.scales - 1):g} are no whole number of {backbone.name}'s patches",
+                expected=f"sides that are multiples of {unit} px, such as {near}",
+                remedy=f"--size {near} (and --backbone-option img_size={near}), or fewer scales",
+            )
+
+    @classmethod
     def _deepest(cls, config: CSFlowConfig, backbone: BackboneInfo, side: int) -> str:
+        if not backbone.stages:
+            raise ConfigError(
+                f"{cls.name}: {backbone.name} has no stages whose weights are at hand",
+                expected="a backbone with feature maps",
+                remedy="name the node with nodes",
+            )
         coarsest = side * 0.5 ** (config.scales - 1)
         fitting = [
             stage

@@ -180,8 +180,10 @@ def check_finite(batch: Mapping[str, Tensor], name: str, ids: Sequence[str] | No
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch with its maps on `device`; row numbers stay where they are."""
+    # Only towards a GPU: a copy from one to the processor would be read before it is whole.
+    later = device.type == "cuda"
     return {
-        k: x if k.startswith("_") else x.to(device, non_blocking=True) for k, x in batch.items()
+        k: x if k.startswith("_") else x.to(device, non_blocking=later) for k, x in batch.items()
     }
 
 

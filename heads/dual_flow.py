@@ -13,7 +13,7 @@ import torch
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 
-from heads.base import Batch, HeadConfig, Shape, register
+from heads.base import Batch, HeadConfig, Reference, Shape, register
 from heads.parts.coupling import AffineCoupling
 from heads.parts.dsam import DynamicSubnet
 from heads.parts.elementary import Permute
@@ -98,6 +98,10 @@ class DualFlow(MapFlowHead):
     Config: ClassVar[type[HeadConfig]] = DualFlowConfig
     paper: ClassVar[str] = "DNFAD (Li et al., dual-branch normalizing flow)"
     summary: ClassVar[str] = "global and local flow head, dynamic spatial attention"
+    reads: ClassVar[str] = "a transformer's blocks 7 and 11 of 12, or stages of strides 8 and 16"
+    reference: ClassVar = Reference(
+        "vit_base_patch8_224", 224, {"blocks.6+blocks.10~norm~sum": (768, 28, 28)}
+    )
     presets: ClassVar = {
         "small": {
             "standardise": True,

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.base import Batch, FeatureSource, HeadConfig, Scores, Shape, device_of, register
+from heads.base import (
+    Batch,
+    FeatureSource,
+    HeadConfig,
+    Reference,
+    Scores,
+    Shape,
+    device_of,
+    register,
+)
 from heads.neighbours import collect_vectors
 from heads.parts.flow_head import FlowHead
 from heads.parts.seeds import seeded
@@ -32,12 +41,12 @@ class F2RConfig(GalleryConfig):
     Parameters
     ----------
     alpha, beta
-        Scale of the local and of the global half (section III.A). At 1, 1 the result is the plain
-        gallery's.
+        Scale of the local and of the global half (section III.A); None leaves it to `select`. A
+        number is kept whatever `select` says. At 1, 1 the result is the plain gallery's.
     select
-        ``fixed`` keeps `alpha` and `beta`; ``synthetic`` picks them from the grid on held-out
-        normals against synthetic defects made of them. The paper's own choice, on the test labels,
-        is `heads.f2r_grid.grid` with labels, marked ``oracle``.
+        ``synthetic`` picks what is None from the grid, on held-out normals against synthetic
+        defects made of them; ``fixed`` takes 1. The paper's own choice, on the test labels, is
+        `heads.f2r_grid.grid` (`headwater grid`), marked ``oracle``.
     coreset
         ``once``: chosen at 1, 1 and re-reversed; ``per_point``: chosen anew at alpha, beta.
     implementation
@@ -61,9 +70,9 @@ class F2RConfig(GalleryConfig):
         it the likelihood of 384 channels and more diverged at rates of 1e-3.
     """
 
-    alpha: float = 1.0
-    beta: float = 1.0
-    select: Literal["fixed", "synthetic"] = "fixed"
+    alpha: float | None = None
+    beta: float | None = None
+    select: Literal["fixed", "synthetic"] = "synthetic"
     coreset: Literal["once", "per_point"] = "once"
     implementation: Literal["cls", "reg"] = "cls"
     gamma: float = 0.001
@@ -93,6 +102,13 @@ class F2RConfig(GalleryConfig):
             if getattr(self, name) not in valid:
                 raise ConfigError(
                     f"{name} {getattr(self, name)!r}", expected="one of " + ", ".join(valid)
+                )
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and math.isfinite(value)):
+                raise ConfigError(
+                    f"{name} {value!r}", expected="a number, or none to have it picked"
                 )
         if self.steps < 1 or self.width <= 0 or self.views < 0 or self.positions < 0:
             raise ConfigError(
@@ -171,6 +187,8 @@ class F2R(GalleryHead, FlowHead):
     config: F2RConfig
     paper = "F²R, Feature Factorization and Reversion (Zhu et al. 2023)"
     summary = "gallery of features with scaled local and global parts"
+    reads = GalleryHead.reads + ", and rotated views for training"
+    reference = Reference(PAPER_BACKBONE, 224, {"layer2+layer3~avg3s1": (1536, 28, 28)})
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {
             "views": 0,
@@ -193,7 +211,7 @@ class F2R(GalleryHead, FlowHead):
         self.channels = self.shapes[self.layer][0]
         if self.channels < 4:
             raise ConfigError(f"f2r on {self.channels} channels", expected="at least 4")
-        self.register_buffer("preference", torch.tensor([self.config.alpha, self.config.beta]))
+        self.register_buffer("preference", torch.tensor(self.given(1.0)))
         self.register_buffer("members", torch.empty(0, self.channels))
         with seeded(config.seed):
             self.glow = vector_glow(
@@ -203,6 +221,14 @@ class F2R(GalleryHead, FlowHead):
                 self.config.clamp,
                 config.seed,
             )
+
+    def given(self, otherwise: float) -> tuple[float, float]:
+        """Return the configured alpha and beta, `otherwise` where there is none."""
+        alpha, beta = self.config.alpha, self.config.beta
+        return (
+            otherwise if alpha is None else float(alpha),
+            otherwise if beta is None else float(beta),
+        )
 
     @classmethod
     def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
@@ -245,17 +271,28 @@ class F2R(GalleryHead, FlowHead):
         return [f.reshape(b, h, w, c).permute(0, 3, 1, 2)]
 
     @torch.no_grad()
-    def reversed_features(self, vectors: Tensor, alpha: float, beta: float) -> Tensor:
-        """Return f̃ of ``[n, C]`` vectors at a preference (section III.A), float32."""
-        half = self.channels // 2
+    def latents(self, vectors: Tensor) -> Tensor:
+        """Return z of ``[n, C]`` vectors, float32 on the head's device."""
         device = self.preference.device
-        scale = torch.full((self.channels,), beta, device=device)
-        scale[:half] = alpha
         out = torch.empty(len(vectors), self.channels, device=device)
         for low in range(0, len(vectors), 8192):
-            z, _ = self.glow(vectors[low : low + 8192].to(device).float())
-            out[low : low + 8192] = self.glow(z * scale, rev=True)[0]
+            out[low : low + 8192], _ = self.glow(vectors[low : low + 8192].to(device).float())
         return out
+
+    @torch.no_grad()
+    def reversed_latents(self, z: Tensor, alpha: float, beta: float) -> Tensor:
+        """Return f̃ of ``[n, C]`` latents at a preference (section III.A), float32."""
+        half = self.channels // 2
+        scale = torch.full((self.channels,), beta, device=z.device)
+        scale[:half] = alpha
+        out = torch.empty_like(z)
+        for low in range(0, len(z), 8192):
+            out[low : low + 8192] = self.glow(z[low : low + 8192] * scale, rev=True)[0]
+        return out
+
+    def reversed_features(self, vectors: Tensor, alpha: float, beta: float) -> Tensor:
+        """Return f̃ of ``[n, C]`` vectors at a preference (section III.A), float32."""
+        return self.reversed_latents(self.latents(vectors), alpha, beta)
 
     def features(self, vectors: Tensor) -> Tensor:
         """Return f̃ of one image's vectors at the head's preference."""
@@ -322,15 +359,16 @@ class F2R(GalleryHead, FlowHead):
         device: torch.device,
         progress: Progress,
     ) -> dict[str, float]:
-        from heads.f2r_grid import select_synthetic
+        from heads.f2r_select import select_synthetic
 
         config = self.config
         vectors = collect_vectors(train, self.layer)
-        alpha, beta = config.alpha, config.beta
+        alpha, beta = self.given(1.0)
         rows, figures = self.choose(vectors, device, progress)
         self.members = vectors[rows].float().to(device)
-        if config.select == "synthetic":
-            alpha, beta = select_synthetic(self, held_out, config.seed, progress)
+        if config.select == "synthetic" and (config.alpha is None or config.beta is None):
+            asked = config.alpha, config.beta
+            alpha, beta = select_synthetic(self, held_out, config.seed, progress, asked)
         if config.coreset == "per_point" and (alpha, beta) != (1.0, 1.0):
             turned = self.reversed_features(vectors, alpha, beta)
             rows, figures = self.choose(turned, device, progress)

@@ -1,9 +1,9 @@
-"""The grid over F²R's alpha and beta: table, heat maps, correlations, and how a point is picked."""
+"""The grid over F²R's alpha and beta (section IV.B): table, heat maps, correlations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,8 +15,6 @@ from torch import Tensor
 
 from heads import metrics
 from heads.base import FeatureSource
-from heads.data import TensorSource
-from heads.synthetic import synthetic_defects
 from headwater.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,7 +23,8 @@ if TYPE_CHECKING:
 
 VALUES = tuple(round(0.1 * k, 1) for k in range(13))
 POINTS = tuple((a, b) for a in VALUES for b in VALUES)
-PICK_GALLERY, PICK_IMAGES = 1000, 6
+#: Latents of the scored images are kept from point to point where they are no larger than this.
+KEPT_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,6 @@ def grid(
     *,
     chosen_on: Literal["synthetic", "oracle"] = "oracle",
     points: Sequence[tuple[float, float]] = POINTS,
-    limit: int = 0,
     regallery: Callable[[float, float], Tensor] | None = None,
     progress: Progress | None = None,
     done: Sequence[dict[str, float]] = (),
@@ -140,8 +138,6 @@ def grid(
         What the labels are; goes to the result.
     points
         ``(alpha, beta)`` pairs.
-    limit
-        Compare with only so many gallery members, a coreset in themselves; 0 for all.
     regallery
         ``(alpha, beta) -> vectors [m, C]`` (not reversed): the exact protocol, a coreset chosen
         anew per point. By default the head's members are re-reversed.
@@ -160,15 +156,15 @@ def grid(
         raise DataError("a grid over images of one kind", expected="normal and anomalous images")
     known = {(row["alpha"], row["beta"]): row for row in done}
     before, members = head.preference.tolist(), head.members
-    table = []
+    table, latents = [], _Latents(head, source)
     try:
         for number, (alpha, beta) in enumerate(points, 1):
             row = known.get((alpha, beta))
             if row is None:
                 if regallery is not None:
                     head.members = regallery(alpha, beta).to(members)
-                head.prefer(alpha, beta, limit)
-                row = {"alpha": alpha, "beta": beta, **_figures(head, source, truth, masks)}
+                head.prefer(alpha, beta)
+                row = {"alpha": alpha, "beta": beta, **_figures(head, latents, truth, masks)}
                 if told is not None:
                     told(row)
             table.append(row)
@@ -180,53 +176,44 @@ def grid(
     return GridResult(tuple(table), chosen_on)
 
 
+class _Latents:
+    """The latents of a source's images, worked out once where they fit into `KEPT_BYTES`.
+
+    A point's scores need ``T⁻¹`` of the scaled latents: with them at hand it costs half.
+    """
+
+    def __init__(self, head: F2R, source: FeatureSource) -> None:
+        self.head, self.source = head, source
+        channels, height, width = source.shapes[head.layer]
+        self.keep = 4 * len(source) * channels * height * width <= KEPT_BYTES
+        self.kept: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.kept:
+            yield from self.kept
+            return
+        known: list[Tensor] = []
+        for batch in self.source.batches(16):
+            for one in self.head.ready(batch):
+                z = self.head.latents(one.permute(1, 2, 0).reshape(-1, one.shape[0]))
+                if self.keep:
+                    known.append(z)
+                yield z
+        self.kept = known
+
+
 def _figures(
     head: F2R,
-    source: FeatureSource,
+    latents: _Latents,
     labels: NDArray[np.bool_],
     masks: Sequence[NDArray[np.bool_] | None],
 ) -> dict[str, float]:
     images, maps = [], []
-    for batch in source.batches(16):
-        scores = head.score(batch)
-        images.append(scores.image.cpu())
-        maps += list(scores.maps.cpu().numpy())
-    found = metrics.evaluate(torch.cat(images).numpy(), maps, labels, masks)
+    alpha, beta = head.preference.tolist()
+    with torch.no_grad():
+        for z in latents:
+            score, heat = head.compared(head.reversed_latents(z, alpha, beta))
+            images.append(score.cpu())
+            maps.append(heat.cpu().numpy())
+    found = metrics.evaluate(torch.stack(images).numpy(), maps, labels, masks)
     return {k: found[k] for k in ("image_auroc", "pixel_auroc", "aupro") if k in found}
-
-
-def select_synthetic(
-    head: F2R, held_out: FeatureSource, seed: int, progress: Progress
-) -> tuple[float, float]:
-    """Return the point that tells held-out normals from synthetic defects best; no label is used.
-
-    The figures of `PICK_IMAGES` images and of a gallery of `PICK_GALLERY` members decide. The
-    head's members must be there. With no held-out image nothing can be told: (1, 1).
-    """
-    if not len(held_out):
-        return 1.0, 1.0
-    plain = [i for i, view in enumerate(held_out.views) if view == 0][:PICK_IMAGES]
-    maps = torch.cat([held_out.read(i, i + 1)[head.layer] for i in plain]).cpu()
-    made = synthetic_defects(maps, seed)
-    size = head.map_size
-    large = torch.nn.functional.interpolate(made.masks[:, None].float(), size=size)[:, 0] > 0.5
-
-    def tried(points: Sequence[tuple[float, float]], done: GridResult | None) -> GridResult:
-        return grid(
-            head,
-            TensorSource({head.layer: made.maps}),
-            made.labels.numpy(),
-            list(large.numpy()),
-            chosen_on="synthetic",
-            points=points,
-            limit=PICK_GALLERY,
-            progress=progress,
-            done=done.table if done else (),
-        )
-
-    # every second value first, then the best point's neighbours: 57 points instead of 169
-    coarse = [p for p in POINTS if all(round(10 * v) % 2 == 0 for v in p)]
-    found = tried(coarse, None)
-    alpha, beta = found.best()
-    near = [p for p in POINTS if max(abs(p[0] - alpha), abs(p[1] - beta)) < 0.15]
-    return tried([*coarse, *(p for p in near if p not in coarse)], found).best()

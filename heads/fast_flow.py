@@ -14,7 +14,7 @@ import torch
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 
-from heads.base import HeadConfig, Shape, register
+from heads.base import HeadConfig, Reference, Shape, register
 from heads.parts.coupling import AffineCoupling
 from heads.parts.elementary import Permute
 from heads.parts.map_head import (
@@ -76,6 +76,12 @@ class FastFlow(MapFlowHead):
     Config: ClassVar[type[HeadConfig]] = FastFlowConfig
     paper: ClassVar[str] = "FastFlow (Yu et al., arXiv:2111.07677), baseline"
     summary: ClassVar[str] = "one 2-D flow head per layer, 3x3 and 1x1 subnets in turn"
+    reads: ClassVar[str] = "stages of strides 4, 8 and 16, or a transformer's block 7 of 12"
+    reference: ClassVar = Reference(
+        "wide_resnet50_2",
+        256,
+        {"layer1": (256, 64, 64), "layer2": (512, 32, 32), "layer3": (1024, 16, 16)},
+    )
     presets: ClassVar = {
         "vit": {"steps": 20, "hidden_ratio": 0.16},
         "small": {"standardise": True, "steps": 4, "lr": 2e-3, "batch_size": 8, "epochs": 6},

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 
-from heads.base import HeadConfig, Shape, register
+from heads.base import HeadConfig, Reference, Shape, register
 from heads.parts.attention import KINDS
 from heads.parts.coupling import AffineCoupling
 from heads.parts.elementary import Permute
@@ -117,6 +117,12 @@ class GCAFlow(MapFlowHead):
     Config: ClassVar[type[HeadConfig]] = GCAFlowConfig
     paper: ClassVar[str] = "GCAFlow (Liao et al., Sensors 2025, 25(10), 3205)"
     summary: ClassVar[str] = "multi-scale flow head, hierarchical subnets, channel attention"
+    reads: ClassVar[str] = "stages of strides 4, 8 and 16, pooled 3x3 with stride 2"
+    reference: ClassVar = Reference(
+        PAPER_NET,
+        512,
+        {f"layer{k}~avg3s2": (c, n, n) for k, c, n in ((1, 256, 64), (2, 512, 32), (3, 1024, 16))},
+    )
     presets: ClassVar = {"small": _SMALL}
     fusion: ClassVar = ("sum", "product")
     config: GCAFlowConfig

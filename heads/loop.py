@@ -88,14 +88,26 @@ class Run:
             progress.step(step, per_epoch * epochs, f"epoch {epoch}/{epochs}, loss {value:.4f}")
         return {k: float(v) / seen for k, v in sums.items()}
 
-    def evaluate(self, source: FeatureSource, batch_size: int) -> dict[str, float]:
-        """Return the mean figures of `source`, weighted by images."""
+    def evaluate(self, source: FeatureSource, batch_size: int, epoch: int = 0) -> dict[str, float]:
+        """Return the mean figures of `source`, weighted by images.
+
+        Raises
+        ------
+        FeatureRangeError, TrainingError
+            Where the loss is not finite: the weights that the last step left may be at fault.
+        """
         self.module.eval()
         sums: dict[str, float] = {}
         with torch.no_grad():
             for batch in source.batches(batch_size):
                 rows = next(len(x) for x in batch.values())
-                for k, v in self.losses(batch)[1].items():
+                loss, figures = self.losses(batch)
+                if not math.isfinite(value := float(loss)):
+                    check_finite(batch, "held-out images", source.ids)
+                    raise self._diverged(
+                        f"after epoch {epoch}: the loss of held-out images is {value:.4g}"
+                    )
+                for k, v in figures.items():
                     sums[k] = sums.get(k, 0.0) + float(v) * rows
         return {k: v / len(source) for k, v in sums.items()}
 
@@ -121,16 +133,18 @@ class Run:
         else:
             check_finite(batch, "training", ids)
             what = f"the loss is {loss:.4g} and the gradient norm {norm:.4g}"
+        raise self._diverged(f"at step {step} (epoch {epoch}): {what}")
+
+    def _diverged(self, what: str) -> TrainingError:
+        """Return the error of a training that went wrong, with what can be done."""
         rate = self.optimizer.param_groups[0]["lr"]
         remedy = f"lower the learning rate (now {rate:.3g})"
         if self.clip_norm is None:
             remedy += ", clip the gradient norm"
         if self.precision == "bfloat16":
             remedy += ", or train with precision float32"
-        raise TrainingError(
-            f"training diverged at step {step} (epoch {epoch}): {what}",
-            expected="a finite loss that falls",
-            remedy=remedy,
+        return TrainingError(
+            f"training diverged {what}", expected="a finite loss that falls", remedy=remedy
         )
 
     def _monitored(self, result: TrainResult) -> list[float]:

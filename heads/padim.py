@@ -11,7 +11,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from heads.base import Batch, FeatureSource, Head, HeadConfig, Scores, Shape, device_of, register
+from heads.base import (
+    Batch,
+    FeatureSource,
+    Head,
+    HeadConfig,
+    Reference,
+    Scores,
+    Shape,
+    device_of,
+    register,
+)
 from heads.data import check_finite
 from heads.neighbours import MapMaker
 from heads.trainer import Progress, TrainOptions, running
@@ -62,6 +72,8 @@ class PaDiM(Head):
     config: PaDiMConfig
     paper = "PaDiM (Defard et al. 2021)"
     summary = "one Gaussian of the features per position"
+    reads = "the stages nearest to strides 4, 8 and 16, or three blocks of a transformer, fused"
+    reference = Reference("wide_resnet50_2", 224, {"layer1+layer2+layer3": (1792, 56, 56)})
     presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {"channels": 50}}
 
     drawn: Tensor

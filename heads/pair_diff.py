@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heads.base import Batch, FeatureSource, HeadConfig, Scores, Shape, register
+from heads.base import Batch, FeatureSource, HeadConfig, Reference, Scores, Shape, register
 from heads.data import to_device
 from heads.pairs import CURRENT, HISTORY, PairSource
 from heads.parts.elementary import channel_statistics
@@ -108,6 +108,10 @@ class PairDiff(PairHead):
     Config: ClassVar[type[HeadConfig]] = PairDiffConfig
     paper: ClassVar[str] = "AnoDFDNet: deep feature difference network"
     summary: ClassVar[str] = "paired images with change masks: differences, transformer, decoder"
+    reads: ClassVar[str] = (
+        "stages of strides 2 to 16, or four blocks of a transformer, of both images"
+    )
+    reference: ClassVar = Reference("", 256, {IMAGE: (3, 256, 256)}, {"encoder": "trained"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {
             "strides": (4, 8, 16),

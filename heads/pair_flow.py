@@ -75,6 +75,7 @@ class PairFlow(PairHead, FastFlow):
     Config: ClassVar[type[HeadConfig]] = PairFlowConfig
     paper: ClassVar[str] = "ours, on AnoDFDNet's feature differences and FastFlow's couplings"
     summary: ClassVar[str] = "paired images without labels: flow head over feature differences"
+    reads: ClassVar[str] = FastFlow.reads + ", of both images"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "vit": {"steps": 20, "hidden_ratio": 0.16},
         "small": {"steps": 4, "epochs": 10},

@@ -11,7 +11,17 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from heads.base import Batch, FeatureSource, Head, HeadConfig, Scores, Shape, device_of, register
+from heads.base import (
+    Batch,
+    FeatureSource,
+    Head,
+    HeadConfig,
+    Reference,
+    Scores,
+    Shape,
+    device_of,
+    register,
+)
 from heads.coreset import coreset_size, k_center, project
 from heads.data import check_finite
 from heads.neighbours import Gallery, MapMaker, collect_vectors
@@ -111,6 +121,7 @@ class GalleryHead(Head):
     """What `patchcore` and `f2r` share: one fused map, a gallery, distances, maps."""
 
     Config = GalleryConfig
+    reads = "the stages nearest to strides 8 and 16, or two blocks of a transformer, fused"
     config: GalleryConfig
 
     def __init__(
@@ -186,11 +197,16 @@ class GalleryHead(Head):
         images, maps = [], []
         for one in self.ready(batch):
             # one image a time and in one shape, so that its company cannot change a bit of it
-            vectors = self.features(one.permute(1, 2, 0).reshape(-1, one.shape[0]).contiguous())
-            distances, rows = self.gallery.nearest(vectors)
-            images.append(self.image_score(vectors, distances, rows))
-            maps.append(self.maps(distances.reshape(self.size)))
+            vectors = one.permute(1, 2, 0).reshape(-1, one.shape[0]).contiguous()
+            score, heat = self.compared(self.features(vectors))
+            images.append(score)
+            maps.append(heat)
         return Scores(image=torch.stack(images), maps=torch.stack(maps))
+
+    def compared(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the score and the map ``[H, W]`` of one image's `features`."""
+        distances, rows = self.gallery.nearest(vectors)
+        return self.image_score(vectors, distances, rows), self.maps(distances.reshape(self.size))
 
 
 @register
@@ -206,6 +222,7 @@ class PatchCore(GalleryHead):
     config: PatchCoreConfig
     paper = "PatchCore (Roth et al. 2022); the gallery of F²R without the factorization"
     summary = "nearest distance to a coreset of normal positions"
+    reference = Reference("wide_resnet50_2", 224, {"layer2+layer3~avg3s1": (1536, 28, 28)})
     presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {"ratio": 0.01}}
 
     def fit(

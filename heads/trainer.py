@@ -267,7 +267,7 @@ def train_module(
             batches = train.batches(batch_size, seed=order, drop_last=drop_last)
             figures = run.epoch(batches, epoch, per_epoch, total_epochs, progress, train.ids)
             figures = {f"train_{k}": v for k, v in figures.items()}
-            for k, v in run.evaluate(held_out, batch_size).items():
+            for k, v in run.evaluate(held_out, batch_size, epoch).items():
                 figures[f"held_out_{k}"] = v
             result.epochs, result.steps = epoch, result.steps + per_epoch
             for name, value in figures.items():

@@ -24,7 +24,7 @@ from storage.registry_facts import (
 )
 from storage.registry_mlflow import MlflowException, prepare_database
 from storage.registry_read import RegistryReader, model_name, told
-from storage.registry_run import Run, log_params
+from storage.registry_run import Run, RunLog, log_params
 
 # After the import that sets MLflow's environment.
 from mlflow.entities import DatasetInput, InputTag  # isort: skip
@@ -63,12 +63,48 @@ class Registry(RegistryReader):
 
         On leaving, trainings below it whose process died are marked KILLED.
         """
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        tags = {"headwater.kind": "command", "snapshot": snapshot}
+        with self._open(image_set, f"run {now}", tags) as run_id:
+            yield run_id
+
+    @contextmanager
+    def study(self, image_set: str, name: str, tags: Mapping[str, str]) -> Iterator[RunLog]:
+        """Yield a run without a model: something found out about models that are there.
+
+        Parameters
+        ----------
+        image_set
+            Whose experiment it belongs to.
+        name
+            Of the run.
+        tags
+            What it is about; ``headwater.kind`` is ``study``.
+        """
+        with self._open(image_set, name, {"headwater.kind": "study", **tags}) as run_id:
+            yield RunLog(self.client, run_id)
+
+    def points(
+        self,
+        image_set: str,
+        parent_run: str,
+        rows: Iterable[tuple[str, Mapping[str, Any], Mapping[str, float]]],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Log finished runs below a study, one each ``(name, parameters, figures)``."""
+        with told():
+            for name, params, figures in rows:
+                own = {"headwater.kind": "point", "mlflow.parentRunId": parent_run, **tags}
+                log = RunLog(self.client, self._create(image_set, name, own))
+                log.log_params(params)
+                log.log_figures(figures)
+                self.client.set_terminated(log.run_id, "FINISHED")
+
+    @contextmanager
+    def _open(self, image_set: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
         with told():
             self.reap(image_set)
-            now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-            run_id = self._create(
-                image_set, f"run {now}", {"headwater.kind": "command", "snapshot": snapshot}
-            )
+            run_id = self._create(image_set, name, tags)
         status = "FINISHED"
         try:
             yield run_id

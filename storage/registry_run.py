@@ -34,7 +34,58 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_\-. /:]", "_", name)
 
 
-class Run:
+class RunLog:
+    """What may be logged to a run that is open: tags, tables, files.
+
+    Parameters
+    ----------
+    client
+        MLflow client.
+    run_id
+        The run.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client, self.run_id = client, run_id
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters, JSON where they are not text."""
+        log_params(self._client, self.run_id, params)
+
+    def log_figures(self, figures: Mapping[str, float]) -> None:
+        """Log figures of the whole run; those that are not finite are left out."""
+        now = int(time.time() * 1000)
+        batch = [
+            Metric(metric_name(k), float(v), now, 0) for k, v in figures.items() if math.isfinite(v)
+        ]
+        self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+
+    def set_tag(self, name: str, value: str) -> None:
+        """Set one tag."""
+        self._client.set_tag(self.run_id, name, value[:5000])
+
+    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Log rows as ``tables/NAME.csv`` (for people) and ``tables/NAME.json`` (for programs)."""
+        text = io.StringIO()
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self._client.log_text(self.run_id, text.getvalue(), f"tables/{name}.csv")
+        whole = json.dumps([dict(r) for r in rows], indent=1, allow_nan=False, default=str)
+        self._client.log_text(self.run_id, whole, f"tables/{name}.json")
+
+    def log_json(self, value: Any, path: str) -> None:
+        """Log a JSON-ready value as the artifact `path`."""
+        text = json.dumps(value, indent=2, sort_keys=True, default=str)
+        self._client.log_text(self.run_id, text, path)
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Log a file as an artifact below `folder`."""
+        self._client.log_artifact(self.run_id, str(path), folder or None)
+
+
+class Run(RunLog):
     """A run that `Registry.start` began; a context manager that ends it one way or the other.
 
     Leaving the block by an error marks the run FAILED (KILLED for an interrupt) and keeps the
@@ -63,7 +114,8 @@ class Run:
         dataset: tuple[str, str],
         tags: Mapping[str, str],
     ) -> None:
-        self._client, self.run_id, self.model_id = client, run_id, model_id
+        super().__init__(client, run_id)
+        self.model_id = model_id
         self.model_name, self._dataset, self._tags = model_name, dataset, dict(tags)
         self.version = ""
         self._waiting: list[Metric] = []
@@ -112,34 +164,6 @@ class Run:
             self._client.log_batch(
                 self.run_id, metrics=batch[start : start + _BATCH], synchronous=True
             )
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters, JSON where they are not text."""
-        log_params(self._client, self.run_id, params)
-
-    def set_tag(self, name: str, value: str) -> None:
-        """Set one tag."""
-        self._client.set_tag(self.run_id, name, value[:5000])
-
-    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Log rows as ``tables/NAME.csv`` (for people) and ``tables/NAME.json`` (for programs)."""
-        text = io.StringIO()
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        self._client.log_text(self.run_id, text.getvalue(), f"tables/{name}.csv")
-        whole = json.dumps([dict(r) for r in rows], indent=1, allow_nan=False, default=str)
-        self._client.log_text(self.run_id, whole, f"tables/{name}.json")
-
-    def log_json(self, value: Any, path: str) -> None:
-        """Log a JSON-ready value as the artifact `path`."""
-        text = json.dumps(value, indent=2, sort_keys=True, default=str)
-        self._client.log_text(self.run_id, text, path)
-
-    def log_file(self, path: Path, folder: str = "") -> None:
-        """Log a file as an artifact below `folder`."""
-        self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def register(self, folder: Path) -> str:
         """Upload an MLflow model that `storage.serving.save_model` wrote; return its version.

@@ -11,17 +11,21 @@ from torch import Tensor
 from heads.base import make_config
 from heads.data import TensorSource
 from heads.f2r import F2R, F2RConfig
-from heads.f2r_grid import POINTS, GridResult, grid, partial_spearman
+from heads.f2r_grid import POINTS, VALUES, GridResult, grid, partial_spearman
+from heads.f2r_select import _Trial
+from heads.metrics import auroc
 from heads.parts.vector import InvertibleLinear, vector_glow
 from heads.patchcore import PatchCore, PatchCoreConfig
 from heads.synthetic import KINDS, blob, synthetic_defects
 from heads.trainer import NullProgress, TrainOptions
+from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo
 
 LAYER = "layer2+layer3~avg3s1"
 CPU = TrainOptions(device="cpu", precision="float32", threads=1)
 SHAPES = {LAYER: (8, 4, 5)}
 TINY = {"epochs": 30, "views": 0, "batch_size": 4, "lr": 3e-3, "ratio": 0.5, "steps": 3}
+TINY |= {"select": "fixed"}
 
 
 def _maps(count: int, seed: int) -> Tensor:
@@ -153,6 +157,15 @@ def test_grid_tables_every_point_and_puts_the_head_back(fitted: F2R) -> None:
     assert result.chosen_on == "oracle"
     assert len({r["pixel_auroc"] for r in result.table}) == 3
     assert torch.equal(fitted.gallery.vectors, before)
+    # the grid's short cut scores as the head does
+    try:
+        fitted.prefer(0.0, 1.0)
+        scores = fitted.score({LAYER: made.maps})
+    finally:
+        fitted.prefer(1.0, 1.0)
+    row = result.table[0]
+    assert row["image_auroc"] == pytest.approx(auroc(scores.image, made.labels))
+    assert row["pixel_auroc"] == pytest.approx(auroc(scores.maps.flatten(), large.ravel()))
     assert result.heat_map("pixel_auroc").shape == (2, 2)
     # a broken grid goes on: points that are there are not scored again
     again: list[dict[str, float]] = []
@@ -222,6 +235,7 @@ def test_regions_stay_small_whatever_the_map() -> None:
 
 
 def test_selecting_on_synthetic_defects_uses_held_out_normals_alone() -> None:
+    assert F2RConfig().select == make_config("f2r", {}, "small").select == "synthetic"  # type: ignore[attr-defined]
     head, figures = _fitted(select="synthetic", epochs=3)
     assert (round(figures["alpha"], 1), round(figures["beta"], 1)) in POINTS
     assert head.preference.tolist() == pytest.approx([figures["alpha"], figures["beta"]])
@@ -229,3 +243,33 @@ def test_selecting_on_synthetic_defects_uses_held_out_normals_alone() -> None:
     fresh.load_state_dict(head.state_dict())
     batch = {LAYER: _maps(2, 9)}
     assert torch.equal(fresh.score(batch).maps, head.score(batch).maps)
+
+
+def test_a_given_factor_is_kept_and_the_other_one_picked() -> None:
+    _, figures = _fitted(select="synthetic", epochs=3, alpha=0.35)
+    assert figures["alpha"] == 0.35
+    assert figures["beta"] in VALUES
+    _, figures = _fitted(select="synthetic", epochs=3, alpha=0.35, beta=1.5)
+    assert (figures["alpha"], figures["beta"]) == (0.35, 1.5)
+    _, figures = _fitted(epochs=3, beta=0.9)
+    assert (figures["alpha"], figures["beta"]) == (1.0, 0.9)
+    with pytest.raises(ConfigError, match="alpha 'big'"):
+        F2RConfig(alpha="big")  # type: ignore[arg-type]
+
+
+def test_the_short_way_of_picking_gives_the_scores_of_the_long_one(fitted: F2R) -> None:
+    normal = _maps(4, 11)
+    trial, made = _Trial(fitted, normal, seed=3), synthetic_defects(normal, seed=3)
+    for alpha, beta in ((1.0, 1.0), (0.2, 1.1)):
+        got = trial.figures(alpha, beta)
+        gallery = fitted.reversed_features(fitted.members, alpha, beta)
+        vectors = made.maps.permute(0, 2, 3, 1).reshape(-1, 8)
+        far = torch.cdist(fitted.reversed_features(vectors, alpha, beta), gallery).amin(1)
+        # what a defect leaves alone ties with its normal, but for rounding
+        far = far.reshape(len(made.maps), -1).mul(1e3).round()
+        assert got["image_auroc"] == pytest.approx(auroc(far.amax(1), made.labels), abs=2e-3)
+        altered = made.masks.flatten(1)
+        pixels = torch.cat([far[:4].flatten(), far[altered]])
+        assert got["pixel_auroc"] == pytest.approx(
+            auroc(pixels, torch.arange(len(pixels)) >= 80), abs=2e-3
+        )

@@ -13,11 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from heads.base import Batch, Head, Scores, registry
+from features.backbones import load_backbone
+from heads.base import Batch, FeatureSource, Head, Scores, get_head, make_config, registry
+from heads.data import TensorSource
+from heads.pairs import PairSource
 from heads.parts.flow_head import FlowHead
 from heads.trainer import NullProgress, TrainOptions
-from headwater.errors import FeatureRangeError, HeadwaterError, NotFittedError, ShapeError
+from headwater.errors import FeatureRangeError, NotFittedError, ShapeError
+from headwater.spec import LayerSpec
 from tests.heads_tiny import TINY, build, structured
+from tests.pairs_tiny import pair_source
 
 OPTIONS = TrainOptions(device="cpu", precision="float32", threads=1)
 # A head without a tiny instance fails one test, which says what to do, and not all of them.
@@ -163,19 +168,54 @@ def test_mistakes_end_in_a_clear_error(name: str) -> None:
         head.score(poisoned)
 
 
+def poisoned(name: str, seed: int, rows: int) -> FeatureSource:
+    """Return training features of which row 3's have a NaN."""
+    source = TINY[name].data(seed, rows)
+    inner = source._sources[0] if isinstance(source, PairSource) else source
+    assert isinstance(inner, TensorSource)
+    next(iter(inner._maps.values()))[3, 0, 0, 0] = math.nan
+    return source
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_training_on_nan_or_other_shapes_is_refused(name: str) -> None:
     tiny = TINY[name]
-    if tiny.source is not None:
-        pytest.skip("this head's training source is its own")
     held_out = tiny.data(seed=1, rows=5)
-    data = structured(tiny.shapes, tiny.rows, 0, tiny.views)
-    next(iter(data._maps.values()))[3, 0, 0, 0] = math.nan
-    with pytest.raises(HeadwaterError, match="NaN"):
-        build(name).fit(data, held_out, OPTIONS, NullProgress())
+    with pytest.raises(FeatureRangeError, match="NaN"):
+        build(name).fit(poisoned(name, 0, tiny.rows), held_out, OPTIONS, NullProgress())
     wider = {k: (c, h, w + 1) for k, (c, h, w) in tiny.shapes.items()}
+    other = pair_source(wider, 6, 0) if tiny.source else structured(wider, 6, 0, tiny.views)
     with pytest.raises(ShapeError):
-        build(name).fit(structured(wider, 6, 0, tiny.views), held_out, OPTIONS, NullProgress())
+        build(name).fit(other, held_out, OPTIONS, NullProgress())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_nan_among_held_out_images_is_refused_or_not_looked_at(name: str) -> None:
+    head = build(name)
+    if any(p.requires_grad for p in head.parameters()):
+        with pytest.raises(FeatureRangeError, match="NaN"):
+            head.fit(TINY[name].data(), poisoned(name, 1, 5), OPTIONS, NullProgress())
+    else:
+        head.fit(TINY[name].data(), poisoned(name, 1, 5), OPTIONS, NullProgress())
+        assert all(
+            torch.equal(v, fitted(name)[0].state_dict()[k]) for k, v in head.state_dict().items()
+        )
+
+
+def test_a_training_leaves_the_backbone_alone() -> None:
+    backbone = load_backbone("resnet18", untrained_seed=0)
+    layers = tuple(LayerSpec((n,)) for n in ("layer1", "layer2", "layer3"))
+    before = backbone.export_state(layers)
+    maps = backbone.maps(torch.rand(4, 3, 32, 32), layers)
+    assert not any(x.requires_grad for x in maps.values())
+    shapes = {k: tuple(v.shape[1:]) for k, v in maps.items()}
+    head = get_head("fast_flow")(
+        make_config("fast_flow", {"steps": 1, "epochs": 1}), shapes, (32, 32)
+    )
+    head.fit(TensorSource(maps), TensorSource(maps), OPTIONS, NullProgress())
+    after = backbone.export_state(layers)
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+    assert not any(p.grad is not None for p in backbone._net.parameters())
 
 
 # --- flow heads ---------------------------------------------------------------------------------

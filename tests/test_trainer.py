@@ -127,9 +127,28 @@ def test_a_damaged_checkpoint_is_reported_and_the_training_begins_anew(tmp_path:
     (file,) = tmp_path.glob("*.ckpt")
     file.write_bytes(file.read_bytes()[:-500])
     again = net()
-    with pytest.warns(UserWarning, match="begins anew"):
+    damaged = file.read_bytes()
+    with pytest.warns(UserWarning, match=r"set aside as \w+\.damaged, training begins anew"):
         assert train(again, source(), options, epochs=2).resumed_from == 0
     assert same(first, again)
+    assert file.with_suffix(".damaged").read_bytes() == damaged
+    assert train(net(), source(), options, epochs=2).resumed_from == 2  # a whole one is there again
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_the_training() -> None:
+    module = net()
+
+    def loss(batch):
+        value = module(batch["a"]).float().square().mean((1, 2, 3))
+        return value if module.training else value * math.inf
+
+    with pytest.raises(TrainingError, match="after epoch 1: the loss of held-out images is inf"):
+        train(module, source(), loss=loss)
+    bad = torch.zeros(3, 3, 2, 2)
+    bad[1, 0, 0, 0] = math.nan
+    held = TensorSource({"a": bad}, ["one", "two", "three"])
+    with pytest.raises(FeatureRangeError, match=r"held-out images: layer 'a' has NaN.*\(two\)"):
+        train(net(), source(), held_out=held)
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path) -> None:
@@ -318,6 +337,11 @@ def test_impossible_trainings_are_refused() -> None:
         train(net(), source(), TrainOptions(early_stop=1), held_out=empty)
     with pytest.raises(ConfigError, match="precision"):
         train(net(), source(), TrainOptions(precision="float8"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="device 'gpu'"):
+        train(net(), source(), TrainOptions(device="gpu"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="torch sees 0 GPUs"):
+            train(net(), source(), TrainOptions(device="cuda:1"))
     with pytest.raises(ShapeError):
         TensorSource({"a": torch.zeros(2, 1, 1, 1), "b": torch.zeros(3, 1, 1, 1)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,9 +230,15 @@ def stage_nodes(
                 expected=f"{len(strides)} nodes, fine to coarse",
             )
         return tuple(nodes)
-    # Of several stages with one stride the deepest sees most.
+    # Of several stages with one stride the deepest sees most. A net that pads nothing has strides
+    # that are nearly whole: inception_v3's 35x35 map of 299 px counts as stride 8.
     stages = dict(zip(backbone.strides, backbone.stages, strict=True))
-    missing = [s for s in strides if s not in stages]
+    near: dict[int, str] = {}
+    for want in strides:
+        found = sorted((abs(math.log2(s / want)), name) for s, name in stages.items())
+        if found and found[0][0] < 0.2:
+            near[want] = found[0][1]
+    missing = [s for s in strides if s not in near]
     if missing or backbone.tokens:
         have = ", ".join(f"{n} (stride {s})" for s, n in stages.items()) or "none"
         raise ConfigError(
@@ -240,7 +247,7 @@ def stage_nodes(
             expected=f"stages of strides {', '.join(map(str, strides))}; it has {have}",
             remedy="choose another backbone or name the nodes, fine to coarse",
         )
-    return tuple(stages[s] for s in strides)
+    return tuple(near[s] for s in strides)
 
 
 def token_nodes(head: str, backbone: BackboneInfo, blocks: Sequence[int]) -> tuple[str, ...]:

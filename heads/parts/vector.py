@@ -33,14 +33,11 @@ class InvertibleLinear(Elementary):
 
     def __init__(self, dims_in: Sequence[Sequence[int]], seed: int) -> None:
         super().__init__(dims_in)
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(self.channels, self.channels, generator=generator, dtype=torch.float64)
-        p, lower, upper = torch.linalg.lu(torch.linalg.qr(noise)[0])
-        diagonal = upper.diagonal()
-        self.register_buffer("order", p.argmax(1))  # row i of P has its one there
-        self.register_buffer("sign", diagonal.sign().float())
-        self.packed = nn.Parameter((lower.tril(-1) + upper.triu(1)).float())
-        self.log_s = nn.Parameter(diagonal.abs().log().float())
+        order, sign, packed, log_s = _rotation(self.channels, seed)
+        self.register_buffer("order", order)
+        self.register_buffer("sign", sign)
+        self.packed = nn.Parameter(packed)
+        self.log_s = nn.Parameter(log_s)
         self._kept: dict[tuple[object, ...], Tensor] = {}
 
     def _triangles(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -91,6 +88,20 @@ class InvertibleLinear(Elementary):
         with torch.autocast(x.device.type, enabled=False):
             y = x @ self.weight(x.dtype, rev).T
         return (y,), self.spread(self.log_s.to(x.dtype).sum(), x, rev)
+
+
+def _rotation(channels: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a drawn rotation's row order, signs, packed triangles and logarithmic diagonal."""
+    noise = torch.empty(channels, channels, dtype=torch.float64)
+    if noise.is_meta:  # where parameters are only counted nothing can be drawn
+        vector = torch.empty(channels)
+        return torch.empty(channels, dtype=torch.int64), vector, noise.float(), vector
+    noise.normal_(generator=torch.Generator().manual_seed(seed))
+    p, lower, upper = torch.linalg.lu(torch.linalg.qr(noise)[0])
+    diagonal = upper.diagonal()
+    order = p.argmax(1)  # row i of P has its one there
+    packed = lower.tril(-1) + upper.triu(1)
+    return order, diagonal.sign().float(), packed.float(), diagonal.abs().log().float()
 
 
 def coupling_net(hidden: int, channels_in: int, channels_out: int) -> nn.Sequential:

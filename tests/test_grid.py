@@ -1,0 +1,109 @@
+"""`headwater grid`: F²R's factors on a registered model, one MLflow run, resumable."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.console import Reporter
+from flows.figures_grid import grid_heat_maps
+from flows.grid import run_grid
+from flows.home import Home
+from heads.f2r_grid import POINTS
+from headwater.errors import ModelError
+from storage.registry import Registry
+from tests.test_pipeline import RUN, headwater, work  # noqa: F401
+
+SOME = ((0.0, 1.0), (1.0, 1.0), (0.5, 0.5), (1.0, 0.2), (1.2, 1.2))
+
+
+class Stops(Reporter):
+    """Breaks the grid off once a point is done."""
+
+    def update(self, name: str, done: int, total: int, text: str = "") -> None:
+        if name == "grid" and done == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def home(work):  # noqa: F811
+    settings = ["--set", "f2r.steps=2", "--set", "f2r.ratio=0.05", "--epochs", "1"]
+    arguments = ["--heads", "f2r", "--workers", "1", *settings]
+    headwater(work, "run", "tiles", "--images", "images", *RUN, *arguments)
+    return Home.at(work / "home")
+
+
+def test_a_grid_is_one_run_and_goes_on_where_it_was_broken_off(home):
+    quiet = Reporter(quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(home, "tiles", Stops(quiet=True), points=SOME)
+    got = run_grid(home, "tiles", quiet, points=SOME)
+    whole = run_grid(home, "tiles", quiet, points=SOME)
+    assert (got.resumed, whole.resumed) == (2, 0)
+    assert got.result == whole.result
+    assert got.result.chosen_on == "oracle"
+    assert [(r["alpha"], r["beta"]) for r in got.result.table] == list(SOME)
+
+    client = Registry(home.root).client
+    run = client.get_run(got.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["headwater.chosen_on"] == "oracle"
+    best = max(r["pixel_auroc"] for r in got.result.table)
+    assert run.data.metrics["oracle.best_pixel_auroc"] == pytest.approx(best)
+    assert {"spearman.pixel_auroc.alpha", "spearman.image_auroc.minus_difference"} <= set(
+        run.data.metrics
+    )
+    names = [k for k in run.data.metrics if "best" in k]
+    assert names
+    assert all(k.startswith("oracle.") for k in names)
+    table = json.loads(Path(client.download_artifacts(got.run_id, "tables/grid.json")).read_text())
+    assert table == list(got.result.table)
+    assert client.download_artifacts(got.run_id, "tables/correlations.json")
+    with Image.open(client.download_artifacts(got.run_id, f"figures/{got.picture.name}")) as shown:
+        assert shown.width > 900
+    below = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{got.run_id}'"
+    )
+    assert len(below) == len(SOME)
+    assert {r.data.params["alpha"] for r in below} == {"0.0", "0.5", "1.0", "1.2"}
+
+
+def test_the_models_own_point_is_scored_as_its_evaluation_was(home):
+    (row,) = Registry(home.root).leaderboard("tiles")
+    got = run_grid(home, "tiles", Reporter(quiet=True), points=SOME)
+    own = (row["metrics"]["fit_alpha"], row["metrics"]["fit_beta"])
+    assert got.own == pytest.approx(own)
+    client = Registry(home.root).client
+    assert len(client.get_metric_history(row["run_id"], "epoch/held_out_nll")) == 1
+    figures = client.get_run(got.run_id).data.metrics
+    for name in ("image_auroc", "pixel_auroc"):
+        assert figures[f"own.{name}"] == pytest.approx(row["metrics"][name], abs=1e-3)
+    # and nothing was registered by the grids
+    assert len(Registry(home.root).leaderboard("tiles")) == 1
+
+
+def test_the_exact_protocol_chooses_a_coreset_at_every_point(home):
+    quiet = Reporter(quiet=True)
+    once = run_grid(home, "tiles", quiet, points=SOME)
+    anew = run_grid(home, "tiles", quiet, points=SOME, coreset="per_point")
+    assert once.result.table != anew.result.table
+
+
+def test_a_set_without_the_model_is_named(home):
+    with pytest.raises(ModelError, match="f2r"):
+        run_grid(home, "nothing", Reporter(quiet=True))
+    assert len(POINTS) == 169
+
+
+def test_the_picture_marks_the_points(tmp_path):
+    alphas = betas = np.round(np.arange(0, 1.25, 0.1), 1)
+    values = 0.8 + 0.1 * alphas[:, None] - 0.05 * (alphas[:, None] - betas) ** 2
+    marks = {"the model's own (chosen without labels)": (0.8, 0.9), "plain gallery": (1.0, 1.0)}
+    path = grid_heat_maps(
+        {"image AUROC": values, "pixel AUROC": values**2}, alphas, betas, marks, "a set",
+        tmp_path / "grid.png",
+    )  # fmt: skip
+    with Image.open(path) as shown:
+        assert np.asarray(shown.convert("RGB")).std() > 20
