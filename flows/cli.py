@@ -26,6 +26,7 @@ from flows.cli_common import (
     JsonOption,
     MasksOption,
     NormalOption,
+    PairsOption,
     PrecisionOption,
     PresetOption,
     RehashOption,
@@ -61,6 +62,7 @@ def run(
     normal: NormalOption = None,
     defective: DefectiveOption = None,
     masks: MasksOption = None,
+    pairs: PairsOption = None,
     backbone: BackboneOption = None,
     weights: WeightsOption = None,
     backbone_options: BackboneOptionsOption = None,
@@ -109,6 +111,7 @@ def extract(
     normal: NormalOption = None,
     defective: DefectiveOption = None,
     masks: MasksOption = None,
+    pairs: PairsOption = None,
     backbone: BackboneOption = None,
     weights: WeightsOption = None,
     backbone_options: BackboneOptionsOption = None,
@@ -252,7 +255,7 @@ def compare(
             expected="at least one registered model",
             remedy=f"headwater run {image_set} --images DIR",
         )
-    out.print(leaderboard_table(rows, f"{image_set}: best image AUROC first"))
+    out.print(leaderboard_table(rows, f"{image_set}: registered models, best first"))
 
 
 @app.command(rich_help_panel="Look")

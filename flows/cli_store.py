@@ -43,7 +43,7 @@ AtOption = Annotated[
 
 def _open(options: dict[str, Any]) -> FeatureStore:
     settings, home = settings_from(options)
-    from flows.extraction import require_set
+    from flows.folders import require_set
     from storage.store import FeatureStore
 
     return FeatureStore.open(home.store, require_set(settings), create=False)

@@ -117,6 +117,8 @@ class Head(nn.Module):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     #: Whether it reads pairs: `fit` takes `heads.pairs.PairSource`s, `score` their batches.
     pairs: ClassVar[bool] = False
+    #: Learns from masks and scores with probabilities; otherwise from what is normal alone.
+    labelled: ClassVar[bool] = False
 
     def __init__(
         self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
@@ -131,6 +133,11 @@ class Head(nn.Module):
 
         Raises `ConfigError` where the backbone has no fitting maps.
         """
+
+    @staticmethod
+    def reads_images(config: HeadConfig) -> bool:
+        """Whether it learns its own encoder: batches then carry images, not stored features."""
+        return False
 
     @abstractmethod
     def fit(
