@@ -90,7 +90,9 @@ def _side_by_side(panels: Sequence[Pixels]) -> Pixels:
     gap = np.full((panels[0].shape[0], _GAP, 3), 255, np.uint8)
     parts: list[Pixels] = []
     for panel in panels:
-        parts += [gap, panel] if parts else [panel]
+        # White boards would run into the page and into each other.
+        framed = np.pad(panel[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)), constant_values=190)
+        parts += [gap, framed] if parts else [framed]
     return np.concatenate(parts, axis=1)
 
 

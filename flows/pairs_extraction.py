@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from storage.store import FeatureStore
     from storage.table import ImageRow
 
+#: What a side's card takes over from that of the pairs: `store verify --repair` needs it.
+CARD = ("root", "backbone", "precision")
 #: Rows that are copied from one side to the other in a commit.
 _COPY_ROWS = 64
 
@@ -160,27 +162,26 @@ def extract_pairs(
         backbone.check_weights(one.layers)
     report.scan_seconds = time.perf_counter() - began
     write_card(settings, home, image_set, found.root)
-    stores: list[FeatureStore] = []
-    for side in SIDES if extractions else ():
+    names = [side_name(image_set, side) for side in SIDES] if extractions else []
+    stores = [open_store(settings, home, name) for name in names]
+    # As they are before this run changes them: what moves from one side to the other is there.
+    before = [(store, store.snapshot) for store in stores]
+    for side, name, store in zip(SIDES, names, stores, strict=False):
         assert backbone is not None
-        name = side_name(image_set, side)
         card = home.card(image_set)
-        kept: dict[str, Any] = {k: card[k] for k in ("root", "backbone", "precision") if k in card}
+        kept: dict[str, Any] = {k: card[k] for k in CARD if k in card}
         home.write_card(name, {**home.card(name), **kept})
         scan = ScanResult(found.root, records=found.images(side))
         rows = image_rows(scan)
-        one_side = ExtractionReport(name, images=len(rows))
-        one_side.normal_train = sum(r.split == "train" and r.kind == "good" for r in rows)
-        store = open_store(settings, home, name)
-        one_side.changes = store.sync(rows).counts
-        if stores and (copied := copy_shared(stores[0], store, extractions, rows)):
-            report.notes.append(
-                f"{name}: {copied} image(s) copied from {side_name(image_set, SIDES[0])}, "
-                "not computed"
-            )
-        fill_store(settings, store, reporter, backbone, extractions, scan.records, rows, one_side)
-        report.sides.append(one_side)
-        stores.append(store)
+        done = ExtractionReport(name, images=len(rows))
+        done.normal_train = sum(r.split == "train" and r.kind == "good" for r in rows)
+        done.changes = store.sync(rows).counts
+        others = [(s, at) for s, at in before if s is not store]
+        others += [(s, s.snapshot) for s, _ in others]
+        if copied := sum(copy_shared(*one, store, extractions, rows) for one in others):
+            report.notes.append(f"{name}: {copied} image(s) copied from the other side")
+        fill_store(settings, store, reporter, backbone, extractions, scan.records, rows, done)
+        report.sides.append(done)
     # Heads that read images leave the stores as they are.
     last = (versions(home, image_set) or [PairVersion("")])[-1]
     snapshots = [side.snapshot for side in report.sides] or [last.current, last.history]
@@ -191,23 +192,22 @@ def extract_pairs(
 
 def copy_shared(
     source: FeatureStore,
+    snapshot: str,
     target: FeatureStore,
     extractions: Sequence[ExtractionPlan],
     rows: Sequence[ImageRow],
 ) -> int:
-    """Copy what `target` misses and `source` has; return the number of images copied."""
+    """Copy what `target` misses and `source` has at `snapshot`; return the number of images."""
     row_of = {r.sha256: r for r in rows}
     copied: set[str] = set()
     for plan in extractions:
+        stored = source.extractor(plan.spec, snapshot)
         missing = target.plan(plan.spec, plan.layers, [(sha, 0) for sha in row_of])
         for work in missing.tasks:
-            absent = {sha for t in source.plan(plan.spec, work.layers, work.keys).tasks
-                      for sha, _ in t.keys}  # fmt: skip
-            here = tuple(sha for sha, _ in work.keys if sha not in absent)
-            if not here:
+            if stored is None or not all(stored.has(layer.name) for layer in work.layers):
                 continue
-            # An image that has left the source's set keeps its features, but is not selected.
-            reader = source.reader(plan.spec, work.layers, Selection(sha256=here), missing="skip")
+            select = Selection(sha256=tuple(sha for sha, _ in work.keys))
+            reader = source.reader(plan.spec, work.layers, select, snapshot, missing="skip")
             ids = reader.ids
             for start in range(0, len(ids), _COPY_ROWS):
                 part = ids[start : start + _COPY_ROWS]

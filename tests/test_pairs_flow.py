@@ -72,14 +72,18 @@ def headwater(work, *arguments, status=0):
         env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=590,
     )
     assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
 
 
-HEADS = ["--heads", "pair_diff,pair_flow", "--epochs", "2", "--set", "pair_flow.steps=1"]
+#: A tiny network: what is learnt is other tests' business.
+TINY = {"width": 4, "embedding": 16, "mlp": 16, "heads": 2, "layers": 1}
+SETTINGS = [f"pair_diff.{key}={value}" for key, value in TINY.items()] + ["pair_flow.steps=1"]
+HEADS = ["--heads", "pair_diff,pair_flow", "--epochs", "2"]
+HEADS += [part for setting in SETTINGS for part in ("--set", setting)]
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +167,11 @@ def test_each_image_is_computed_once_and_new_pairs_cost_only_themselves(work, fi
         assert version_at(home, "boards", snapshot) == versions(home, "boards")[0]
     with pytest.raises(SnapshotError, match="no pairs at snapshot"):
         version_at(home, "boards", "nowhere")
+    # What was current becomes history: nothing is computed again.
+    rolled = tmp_path / "rolled"
+    for side, source in (("current", "current"), ("history", "current"), ("mask", "mask")):
+        shutil.copytree(more / "train" / source, rolled / "train" / side)
+    assert extract_set(settings_of(work, pairs=rolled), home, quiet).computed == 0
     # Another label is another training, another path is not.
     listed = load_pairs(home, "boards", report.version.pairs)
     make_pairs(more, "train", [30], set())
@@ -216,8 +225,8 @@ def test_predict_writes_the_change_map(work, rows, monkeypatch, capsys):
 
 
 def test_an_encoder_of_its_own_reads_images_and_needs_no_store(work, tmp_path):
-    own = {"encoder": "trained", "width": 4, "embedding": 16, "mlp": 16, "heads": 2, "layers": 1}
-    settings = settings_of(work, heads={"pair_diff": own}, backbone={})
+    own = {"pair_diff": {"encoder": "trained", **TINY}}
+    settings = settings_of(work, heads=own, backbone={})
     home = Home(tmp_path / "home")
     report = extract_set(settings, home, Reporter(quiet=True))
     assert (report.computed, report.sides) == (0, [])
