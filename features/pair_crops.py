@@ -111,3 +111,42 @@ def _free_squares(
         rows = slice(int(top) + margin, int(top) + margin + size)
         taken[rows, int(left) + margin : int(left) + margin + size] = 1
     return found
+
+
+def cut_tiles(pairs: Sequence[PairRecord], out: Path, size: int) -> tuple[list[Path], int]:
+    """Cut pairs and their masks into a grid of square tiles, to test at the scale of the crops.
+
+    Parameters
+    ----------
+    pairs
+        Pairs of images of equal size.
+    out
+        ``current/``, ``history/`` and, of pairs that have one, ``mask/`` below it receive PNG
+        files named ``<key>_<top>_<left>``.
+    size
+        Side of the tiles, pixels. What is left at the right and lower border is not cut.
+
+    Returns
+    -------
+    tuple
+        The current images written, and the number of pairs with a border that was left out.
+    """
+    written, partial = [], 0
+    for pair in pairs:
+        arrays = {side: read_image(getattr(pair, side).path) for side in SIDES}
+        height, width = arrays["current"].shape[:2]
+        if arrays["history"].shape[:2] != (height, width) or min(height, width) < size:
+            partial += 1
+            continue
+        partial += bool(height % size or width % size)
+        if pair.mask is not None:
+            arrays["mask"] = read_mask(pair.mask).astype(np.uint8) * 255
+        for top in range(0, height - size + 1, size):
+            for left in range(0, width - size + 1, size):
+                name = f"{pair.key.replace('/', '_')}_{top}_{left}.png"
+                for side, pixels in arrays.items():
+                    path = out / side / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels[top : top + size, left : left + size]).save(path)
+                written.append(out / "current" / name)
+    return written, partial

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class PairRecord:
         one), that of `history` always ``good``. Several pairs may share an image.
     mask
         What changed, checked to be readable and of the current image's size, or None.
+    mask_sha256
+        Of the mask's bytes, empty without one.
     """
 
     key: str
@@ -51,6 +53,7 @@ class PairRecord:
     current: ImageRecord
     history: ImageRecord
     mask: Path | None
+    mask_sha256: str = ""
 
     @property
     def is_normal(self) -> bool:
@@ -147,7 +150,8 @@ def scan_pairs(
         if not bad:
             mask = _usable_mask(names.get("mask"), masks, sides[0], result)
             records = [_record(f, split, mask if k == 0 else None) for k, f in enumerate(sides)]
-            pairs.append(PairRecord(f"{split}/{key}", split, records[0], records[1], mask))
+            label = masks[names["mask"]].sha256 if mask else ""
+            pairs.append(PairRecord(f"{split}/{key}", split, records[0], records[1], mask, label))
     with ThreadPoolExecutor(workers or 2) as pool:
         changed = list(pool.map(_shows_change, [p.mask for p in pairs]))
     result.pairs = sorted(
@@ -216,6 +220,18 @@ def _shows_change(mask: Path | None) -> bool:
     return mask is not None and bool(read_mask(mask).any())
 
 
+class Masked(Protocol):
+    """A pair, as far as its mask goes: a `PairRecord`, say."""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+
+    @property
+    def mask(self) -> Path | None:
+        """File of its mask."""
+
+
 class PairMasks:
     """The masks of pairs at the network's input size, by the pair's number; can be pickled.
 
@@ -236,7 +252,7 @@ class PairMasks:
     """
 
     def __init__(
-        self, pairs: Sequence[PairRecord], prepare: Callable[[np.ndarray], np.ndarray]
+        self, pairs: Sequence[Masked], prepare: Callable[[np.ndarray], np.ndarray]
     ) -> None:
         without = [p.key for p in pairs if p.mask is None]
         if without:

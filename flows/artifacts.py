@@ -15,7 +15,7 @@ from heads.calibrate import Calibration
 
 if TYPE_CHECKING:
     from flows.evaluation import ScoredImages
-    from flows.training import TrainJob
+    from flows.jobs import TrainJob
     from headwater.spec import ExtractorSpec
     from storage.registry_run import Run
 

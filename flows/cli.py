@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ from flows.cli_common import (
     JsonOption,
     MasksOption,
     NormalOption,
+    PairsOption,
     PrecisionOption,
     PresetOption,
     RehashOption,
@@ -61,6 +62,7 @@ def run(
     normal: NormalOption = None,
     defective: DefectiveOption = None,
     masks: MasksOption = None,
+    pairs: PairsOption = None,
     backbone: BackboneOption = None,
     weights: WeightsOption = None,
     backbone_options: BackboneOptionsOption = None,
@@ -109,6 +111,7 @@ def extract(
     normal: NormalOption = None,
     defective: DefectiveOption = None,
     masks: MasksOption = None,
+    pairs: PairsOption = None,
     backbone: BackboneOption = None,
     weights: WeightsOption = None,
     backbone_options: BackboneOptionsOption = None,
@@ -189,7 +192,16 @@ def train(
 @app.command(rich_help_panel="The job")
 def predict(
     image_set: SetArgument,
-    images: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images or folders of images.")
+    ] = None,
+    pair: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="CURRENT HISTORY",
+            help="Two images, or two folders joined by name; for pair heads.",
+        ),
+    ] = None,
     head: Annotated[
         str | None, typer.Option(help="Which head's model. [default: the set's only one]")
     ] = None,
@@ -207,23 +219,25 @@ def predict(
     config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Score new images with a registered model: score, verdict, heat map as PNG."""
-    options = {k: v for k, v in locals().items() if k != "images"}
+    """Score new images, or pairs of them, with a registered model: verdict, heat map as PNG."""
+    options = {k: v for k, v in locals().items() if k not in ("images", "pair")}
+    if bool(images) == bool(pair):
+        raise ConfigError("predict", expected="images, or --pair CURRENT HISTORY")
     _, place = settings_from(options)
-    from flows.prediction import predict_images
-
+    if pair:
+        from flows.pairs_prediction import predict_pairs as score
+    else:
+        from flows.prediction import predict_images as score  # type: ignore[assignment]
     with Reporter(quiet=json_).live() as reporter:
-        rows, broken = predict_images(
-            place, image_set, images, head, version, out_dir, threshold, reporter
-        )
+        given: Any = pair or images
+        rows, broken = score(place, image_set, given, head, version, out_dir, threshold, reporter)
     if json_:
         failed = [{"image": str(b.path), "error": b.reason} for b in broken]
         out.print_json(json.dumps([*rows, *failed]))
     else:
-        cells = [
-            [r["image"], r["score"], r["threshold"], r["verdict"], r["heat_map"]] for r in rows
-        ]
-        out.print(table(["image", "score", "threshold", "verdict", "heat map"], cells))
+        columns = list(rows[0]) if rows else []
+        cells = [[r[c] for c in columns] for r in rows]
+        out.print(table([c.replace("_", " ") for c in columns], cells))
         for one in broken:
             err.print(f"set aside {one.path}: {one.reason}", markup=False)
     raise typer.Exit(SET_ASIDE if broken else 0)
@@ -252,7 +266,7 @@ def compare(
             expected="at least one registered model",
             remedy=f"headwater run {image_set} --images DIR",
         )
-    out.print(leaderboard_table(rows, f"{image_set}: best image AUROC first"))
+    out.print(leaderboard_table(rows, f"{image_set}: registered models, best first"))
 
 
 @app.command(rich_help_panel="Look")
@@ -333,10 +347,12 @@ def _root(
 def main() -> None:
     """Entry point: errors that a user can cure are printed without a traceback."""
     from flows.cli_grid import grid
+    from flows.cli_pairs import pairs_app
     from flows.cli_store import store_app
 
     app.command(rich_help_panel="Look")(grid)
     app.add_typer(store_app, name="store", rich_help_panel="Look")
+    app.add_typer(pairs_app, name="pairs", rich_help_panel="Begin")
     try:
         app()
     except HeadwaterError as error:

@@ -38,6 +38,10 @@ ImagesOption = Annotated[
 ]
 NormalOption = Annotated[Path | None, typer.Option(help="Plain folder of normal images.")]
 DefectiveOption = Annotated[Path | None, typer.Option(help="Plain folder of defective images.")]
+PairsOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of pairs: train|test / current, history, mask."),
+]
 MasksOption = Annotated[Path | None, typer.Option(help="Folder of NAME.png or NAME_mask.png.")]
 BackboneOption = Annotated[str | None, typer.Option(help="timm model name. [default: resnet18]")]
 WeightsOption = Annotated[
@@ -102,14 +106,17 @@ def _assignments(items: list[str] | None, option: str) -> dict[str, Any]:
     return pairs
 
 
-def settings_from(options: dict[str, Any]) -> tuple[Settings, Home]:
-    """Merge options over `headwater.yaml`; return the settings and the home folder, prepared."""
+def settings_from(options: dict[str, Any], *, sides: bool = False) -> tuple[Settings, Home]:
+    """Merge options over `headwater.yaml`; return the settings and the home folder, prepared.
+
+    With `sides` the set may be one side of a set of pairs.
+    """
     from flows.config import load_settings
     from flows.home import Home, check_set_name
 
     image_set = options.get("image_set")
     if image_set is not None:
-        check_set_name(image_set)
+        check_set_name(image_set, sides=sides)
     plain = {
         "home": "home",
         "store": "store",
@@ -119,6 +126,7 @@ def settings_from(options: dict[str, Any]) -> tuple[Settings, Home]:
         "normal": "normal",
         "defective": "defective",
         "masks": "masks",
+        "pairs": "pairs",
         "backbone": "backbone.name",
         "weights": "backbone.weights",
         "size": "extraction.size",
@@ -144,12 +152,19 @@ def settings_from(options: dict[str, Any]) -> tuple[Settings, Home]:
         settings.images = None
     elif options.get("images") is not None:
         settings.normal = settings.defective = settings.masks = None
+    if options.get("pairs") is not None:
+        given = [k for k in ("images", "normal") if options.get(k) is not None]
+        if given:
+            raise ConfigError(f"--pairs and --{given[0]}", expected="one of them, not both")
+        settings.images = settings.normal = settings.defective = settings.masks = None
+    elif options.get("images") is not None or options.get("normal") is not None:
+        settings.pairs = None
     if heads := options.get("heads"):
         names = [h.strip() for h in heads.split(",") if h.strip()]
         settings.heads = {name: settings.heads.get(name, {}) for name in names}
     for key, value in _assignments(options.get("settings"), "--set").items():
         head, dot, name = key.partition(".")
-        chosen = settings.heads or _default_heads()
+        chosen = settings.heads or _default_heads(settings)
         if not dot or head not in chosen:
             raise ConfigError(f"--set {key}", expected=f"HEAD.KEY with HEAD of {', '.join(chosen)}")
         settings.heads = {**chosen, head: {**chosen[head], name: value}}
@@ -158,7 +173,7 @@ def settings_from(options: dict[str, Any]) -> tuple[Settings, Home]:
     return settings, home
 
 
-def _default_heads() -> dict[str, dict[str, Any]]:
-    from flows.config import DEFAULT_HEADS
+def _default_heads(settings: Settings) -> dict[str, dict[str, Any]]:
+    from flows.planner import chosen_heads
 
-    return {name: {} for name in DEFAULT_HEADS}
+    return chosen_heads(settings)

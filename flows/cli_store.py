@@ -24,6 +24,7 @@ from flows.cli_common import (
     settings_from,
 )
 from flows.console import Reporter, err, out, size, table
+from headwater.errors import ConfigError
 
 if TYPE_CHECKING:
     from features.images import BrokenImage
@@ -42,11 +43,18 @@ AtOption = Annotated[
 
 
 def _open(options: dict[str, Any]) -> FeatureStore:
-    settings, home = settings_from(options)
-    from flows.extraction import require_set
+    settings, home = settings_from(options, sides=True)
+    from flows.folders import require_set
+    from flows.home import side_name, side_of
     from storage.store import FeatureStore
 
-    return FeatureStore.open(home.store, require_set(settings), create=False)
+    name = require_set(settings)
+    current, history = side_name(name, "current"), side_name(name, "history")
+    if not side_of(name)[1] and home.card(name).get("pairs"):
+        raise ConfigError(
+            f"{name} is a set of pairs", expected=f"one of its sides, {current} or {history}"
+        )
+    return FeatureStore.open(home.store, name, create=False)
 
 
 def _json(value: Any) -> None:
@@ -223,7 +231,7 @@ def verify(
     if repair and report.damage:
         from flows.repair import repair as repair_store
 
-        merged, place = settings_from(options)
+        merged, place = settings_from(options, sides=True)
         with Reporter(quiet=json_).live() as reporter:
             repaired, broken = repair_store(merged, place, opened, report.damage, reporter)
     whole = not report.problems and (not report.damage or (repair and not broken))
@@ -292,13 +300,17 @@ def gc(
     """Expire old snapshots and free their space; never those that a tag or a model refers to."""
     options = locals()
     opened = _open(options)
-    _, place = settings_from(options)
+    _, place = settings_from(options, sides=True)
+    from flows.home import side_of
     from flows.repair import parse_age
     from storage.registry import Registry
     from storage.upkeep import gc as collect
 
     registry = Registry(place.root, place.tracking_url)
-    models = {row["snapshot"] for row in registry.leaderboard(image_set)} - {""}
+    # A model over pairs is of the pair's set, and refers to a snapshot of either side.
+    base, side = side_of(image_set)
+    which = "history_snapshot" if side == "history" else "snapshot"
+    models = {row[which] for row in registry.leaderboard(base)} - {""}
     report = collect(
         opened,
         older_than=dt.timedelta(seconds=parse_age(older_than)),
@@ -352,7 +364,7 @@ def drift(
     """Compare the images that came after a snapshot with those that were there, layer by layer."""
     options = locals()
     opened = _open(options)
-    _, place = settings_from(options)
+    _, place = settings_from(options, sides=True)
     from flows.drift_report import report_drift
 
     target = picture or place.pictures / image_set / "drift.png"

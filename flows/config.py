@@ -52,7 +52,9 @@ class TrainingSettings(_Strict):
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    held_out: float = Field(0.1, gt=0, le=0.5, description="share of normal images not trained on")
+    held_out: float | None = Field(
+        None, gt=0, le=0.5, description="share not trained on; default 0.1 of images, 0.2 of pairs"
+    )
     target_fpr: float = Field(0.05, gt=0, lt=1, description="false-positive rate of the threshold")
     epochs: int | None = Field(None, ge=1, description="instead of the preset's")
     early_stop: int | None = Field(None, ge=1, description="stop after so many epochs not better")
@@ -78,6 +80,7 @@ class Settings(_Strict):
     normal: Path | None = None
     defective: Path | None = None
     masks: Path | None = None
+    pairs: Path | None = Field(None, description="folder of pairs: train/current, train/history")
     backbone: BackboneSettings = Field(default_factory=BackboneSettings)
     extraction: ExtractionSettings = Field(default_factory=ExtractionSettings)
     heads: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -86,6 +89,7 @@ class Settings(_Strict):
 
 
 DEFAULT_HEADS = ("patchcore", "f2r", "cs_flow")
+DEFAULT_PAIR_HEADS = ("pair_diff",)
 
 
 def pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -115,7 +119,7 @@ def load_settings(path: Path | None, overrides: dict[str, Any]) -> Settings:
     if path is not None:
         data, lines = _read(path)
         base = path.absolute().parent
-        for name in ("home", "images", "normal", "defective", "masks"):
+        for name in ("home", "images", "normal", "defective", "masks", "pairs"):
             _absolute(data, (name,), base)
         _absolute(data, ("backbone", "weights"), base)
     if isinstance(data.get("heads"), list):
@@ -245,6 +249,8 @@ images: ./images/my-product      # train/good, test/good, test/KIND, ground_trut
 # normal: ./photos/good
 # defective: ./photos/bad        # optional: only to evaluate
 # masks: ./photos/masks          # optional: NAME.png or NAME_mask.png, white where defective
+# ... or pairs of images of one place, for pair_diff and pair_flow:
+# pairs: ./boards                # train|test / current, history and, where labels are known, mask
 
 backbone:
   name: resnet18                 # any timm model
@@ -270,7 +276,7 @@ training:
   preset: auto                   # auto (paper with a GPU, small without) | small | paper
   device: auto                   # auto | cpu | cuda | cuda:1
   precision: auto                # auto | float32 | bfloat16
-  held_out: 0.1                  # share of normals not trained on: threshold and validation
+  # held_out: 0.1                # share not trained on, for threshold and validation; pairs: 0.2
   target_fpr: 0.05               # false-positive rate the threshold aims at
   # epochs: 20                   # instead of the preset's
   # early_stop: 5                # stop after so many epochs without a better held-out loss

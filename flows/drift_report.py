@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import figures
+from flows.home import side_of
 from storage.drift import LayerDrift, drift
+from storage.table import Selection
 
 if TYPE_CHECKING:
     from storage.store import FeatureStore
@@ -26,7 +28,10 @@ def report_drift(
     picture
         PNG to write.
     """
-    found = drift(store, since)
+    # Of pairs a side's images are of interest whether or not they show a change.
+    everything = Selection() if side_of(store.image_set)[1] else None
+    kind = "images" if everything else "normal images"
+    found = drift(store, since, select=everything)
     widest = max(found, key=lambda one: one.frechet / max(one.frechet_chance, 1e-12))
     figures.drift(
         {_name(one, found): one.frechet for one in found},
@@ -44,9 +49,7 @@ def report_drift(
         "layers": [one.to_json() for one in found],
         "picture": str(picture),
     }
-    lines = [
-        f"{store.image_set}: {widest.new} new normal images against {widest.reference} of {since}"
-    ]
+    lines = [f"{store.image_set}: {widest.new} new {kind} against {widest.reference} of {since}"]
     for one in found:
         lines.append(
             f"  {_name(one, found)}: mean moved {one.mean_distance:.3f} (chance "

@@ -19,7 +19,7 @@ from storage.store import FeatureStore
 from storage.table import Selection
 
 if TYPE_CHECKING:
-    from flows.training import TrainJob
+    from flows.jobs import TrainJob
 
 
 @dataclass

@@ -14,8 +14,17 @@ from features.images import ImageRecord, ScanResult, scan_folders, scan_mvtec
 from features.precision import best_precision
 from features.weights import find_weights
 from flows.config import Settings
-from flows.planner import ExtractionPlan, HeadPlan, check_heads, plan_extraction, plan_heads
-from headwater.errors import ConfigError, DataError
+from flows.folders import check_folders, require_set, resolve_images, write_card
+from flows.planner import (
+    ExtractionPlan,
+    HeadPlan,
+    check_heads,
+    check_kind,
+    needs_backbone,
+    plan_extraction,
+    plan_heads,
+)
+from headwater.errors import DataError
 from headwater.spec import Precision
 from storage.layout import StoreOptions
 from storage.store import FeatureStore
@@ -24,6 +33,7 @@ from storage.table import ImageRow
 if TYPE_CHECKING:
     from flows.console import Reporter
     from flows.home import Home
+    from flows.pairs_extraction import PairsReport
 
 
 @dataclass
@@ -95,56 +105,6 @@ class ExtractionReport:
         }
 
 
-def resolve_images(settings: Settings, home: Home) -> Settings:
-    """Take the folders and the backbone that a set was last run with, where none were given.
-
-    Raises
-    ------
-    DataError
-        Where nothing says where the images are.
-    """
-    image_set = require_set(settings)
-    card = home.card(image_set)
-    if settings.images is None and settings.normal is None:
-        if not card.get("images") and not card.get("normal"):
-            raise DataError(
-                f"nothing says where the images of {image_set!r} are",
-                expected="--images DIR (MVTec layout) or --normal DIR",
-                remedy=f"headwater run {image_set} --images DIR",
-            )
-        for key in ("images", "normal", "defective", "masks"):
-            value = card.get(key)
-            setattr(settings, key, Path(value) if value else None)
-    elif settings.images is not None and settings.normal is not None:
-        raise ConfigError("--images and --normal", expected="one of them, not both")
-    return settings
-
-
-def require_set(settings: Settings) -> str:
-    """Return the image set's name; `ConfigError` where none was given."""
-    if not settings.image_set:
-        raise ConfigError("no image set named", expected="a name, as in `headwater run my-set`")
-    return settings.image_set
-
-
-def check_folders(settings: Settings) -> None:
-    """Raise `DataError` for folders that are not there, before anything slow is begun."""
-    for option in ("images", "normal", "defective", "masks"):
-        path: Path | None = getattr(settings, option)
-        if path is not None and not path.is_dir():
-            raise DataError(
-                f"--{option} {path}: no such folder",
-                expected="an existing folder of images",
-                remedy="check the path",
-            )
-    if settings.images is not None and not (settings.images / "train" / "good").is_dir():
-        raise DataError(
-            f"{settings.images}: no folder train/good",
-            expected="MVTec layout: train/good/*, test/KIND/*, ground_truth/KIND/NAME_mask.png",
-            remedy="for plain folders give --normal DIR [--defective DIR --masks DIR]",
-        )
-
-
 def scan(settings: Settings, home: Home, reporter: Reporter, rehash: bool = False) -> ScanResult:
     """Scan the set's folders; unchanged files are not read."""
 
@@ -186,6 +146,17 @@ def open_backbone(
     return backbone, settled[key]
 
 
+def plan_all(
+    settings: Settings, home: Home, untrained_seed: int | None = None
+) -> tuple[Backbone | None, list[HeadPlan]]:
+    """Load the backbone, unless every head reads images, and settle what the heads read."""
+    backbone: Backbone | None = None
+    precision: Precision = "float32"
+    if needs_backbone(settings):
+        backbone, precision = open_backbone(settings, home, untrained_seed)
+    return backbone, plan_heads(settings, backbone, precision)
+
+
 def image_rows(result: ScanResult) -> list[ImageRow]:
     """Turn scanned records into the store's rows, with paths relative to the set's root."""
     return [
@@ -216,7 +187,7 @@ def extract_set(
     *,
     rehash: bool = False,
     untrained_seed: int | None = None,
-) -> ExtractionReport:
+) -> ExtractionReport | PairsReport:
     """Scan, sync and extract; see `extract_with` for the part after the plan.
 
     Parameters
@@ -235,8 +206,13 @@ def extract_set(
     check_heads(settings)
     settings = resolve_images(settings, home)
     check_folders(settings)
-    backbone, precision = open_backbone(settings, home, untrained_seed)
-    plans = plan_heads(settings, backbone, precision)
+    check_kind(settings)
+    if settings.pairs is not None:
+        from flows.pairs_extraction import extract_pairs
+
+        return extract_pairs(settings, home, reporter, rehash=rehash)
+    backbone, plans = plan_all(settings, home, untrained_seed)
+    assert backbone is not None
     return extract_with(settings, home, reporter, backbone, plans, rehash=rehash)
 
 
@@ -280,29 +256,38 @@ def extract_with(
     for plan in extractions:
         # Before the store is made: a run that cannot work leaves nothing behind.
         backbone.check_weights(plan.layers)
-    options = StoreOptions(compression=settings.extraction.compression)
-    store = FeatureStore.open(home.store, image_set, options=options)
+    store = open_store(settings, home, image_set)
     report.changes = store.sync(rows).counts
     report.scan_seconds = time.perf_counter() - began
-    card_keys = {"images", "normal", "defective", "masks"}
-    given = settings.model_dump(include=card_keys)
-    home.write_card(
-        image_set,
-        {
-            **home.card(image_set),
-            **{k: str(v.absolute()) if v else None for k, v in given.items()},
-            "root": str(found.root),
-            "backbone": settings.backbone.model_dump(mode="json"),
-        },
-    )
-    by_sha = {r.sha256: r for r in found.records}
+    write_card(settings, home, image_set, found.root)
+    fill_store(settings, store, reporter, backbone, extractions, found.records, rows, report)
+    return report
+
+
+def open_store(settings: Settings, home: Home, image_set: str) -> FeatureStore:
+    """Open the store of a set, made where there is none."""
+    options = StoreOptions(compression=settings.extraction.compression)
+    return FeatureStore.open(home.store, image_set, options=options)
+
+
+def fill_store(
+    settings: Settings,
+    store: FeatureStore,
+    reporter: Reporter,
+    backbone: Backbone,
+    extractions: Sequence[ExtractionPlan],
+    records: Sequence[ImageRecord],
+    rows: Sequence[ImageRow],
+    report: ExtractionReport,
+) -> None:
+    """Compute and commit what a store misses of each extractor; `report` tells what was done."""
+    by_sha = {r.sha256: r for r in records}
     row_of = {r.sha256: r for r in rows}
     for plan in extractions:
         report.extracted.append(
             _extract_plan(settings, store, reporter, backbone, plan, by_sha, row_of, report)
         )
     report.snapshot = store.snapshot
-    return report
 
 
 def wanted_rows(plan: ExtractionPlan, records: Mapping[str, ImageRecord]) -> list[tuple[str, int]]:

@@ -129,8 +129,25 @@ class Home:
         os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(self.root / "prefect" / "storage"))
 
 
-def check_set_name(name: str) -> str:
-    """Return `name` if it can name an image set; `ConfigError` otherwise."""
+def side_name(image_set: str, side: str) -> str:
+    """Return the image set of one side of a set of pairs; no other set can have this name."""
+    return f"{image_set}.{side}"
+
+
+def side_of(name: str) -> tuple[str, str]:
+    """Return ``(set of pairs, side)`` of a side's name, ``(name, "")`` of any other."""
+    base, dot, side = name.rpartition(".")
+    return (base, side) if dot and side in ("current", "history") else (name, "")
+
+
+def check_set_name(name: str, *, sides: bool = False) -> str:
+    """Return `name` if it can name an image set; `ConfigError` otherwise.
+
+    With `sides`, ``SET.current`` and ``SET.history`` can too: the two sides of a set of pairs.
+    """
+    if sides:
+        check_set_name(side_of(name)[0])
+        return name
     ok = name and len(name) <= 64 and all(c.isalnum() or c in "-_" for c in name) and name.isascii()
     if not ok or name[0] in "-_":
         raise ConfigError(

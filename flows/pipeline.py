@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
@@ -18,18 +19,15 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from features.backbones import Backbone
 from flows.config import Settings
 from flows.console import reporter as live_reporter
-from flows.extraction import (
-    ExtractionReport,
-    check_folders,
-    extract_with,
-    open_backbone,
-    require_set,
-    resolve_images,
-)
+from flows.extraction import ExtractionReport, extract_with, plan_all
+from flows.folders import check_folders, require_set, resolve_images
 from flows.home import Home
-from flows.planner import HeadPlan, check_heads, plan_heads
+from flows.jobs import PairsRef, TrainJob, TrainOutcome
+from flows.pairs_extraction import PairsReport, extract_pairs
+from flows.pairs_list import PairVersion, version_at
+from flows.planner import HeadPlan, check_heads, check_kind
 from flows.runtime import TOPIC, cores, dask_client
-from flows.training import AT_LEAST, TrainJob, TrainOutcome, find_trained, train_head
+from flows.training import AT_LEAST, find_trained, train_head, work_of
 from headwater.errors import HeadwaterError
 from storage.registry import Registry
 from storage.store import FeatureStore
@@ -62,7 +60,7 @@ class RunResult:
     """
 
     image_set: str
-    extraction: ExtractionReport | None = None
+    extraction: ExtractionReport | PairsReport | None = None
     outcomes: list[TrainOutcome] = field(default_factory=list)
     failures: list[tuple[str, BaseException]] = field(default_factory=list)
 
@@ -87,9 +85,14 @@ class HeadsFailedError(HeadwaterError, RuntimeError):
 
 @task(name="extract", cache_policy=NO_CACHE, persist_result=False)
 def extract_task(
-    settings: Settings, home: Home, backbone: Backbone, plans: list[HeadPlan], rehash: bool
-) -> ExtractionReport:
+    settings: Settings, home: Home, backbone: Backbone | None, plans: list[HeadPlan], rehash: bool
+) -> ExtractionReport | PairsReport:
     """Bring the store up to date. Not cached by Prefect: the store knows what is missing."""
+    if settings.pairs is not None:
+        return extract_pairs(
+            settings, home, live_reporter(), backbone=backbone, plans=plans, rehash=rehash
+        )
+    assert backbone is not None
     return extract_with(
         settings, home, live_reporter(), backbone, plans, rehash=rehash, at_least=AT_LEAST
     )
@@ -121,15 +124,15 @@ def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     """
     settings = Settings.model_validate(request["settings"])
     home = Home.at(request["home"], settings.store, settings.tracking, settings.artifacts)
-    backbone, precision = open_backbone(settings, home, request["untrained_seed"])
-    plans = plan_heads(settings, backbone, precision)
+    backbone, plans = plan_all(settings, home, request["untrained_seed"])
     extraction = extract_task(settings, home, backbone, plans, request["rehash"])
+    at = extraction.version if isinstance(extraction, PairsReport) else extraction.snapshot
     jobs = make_jobs(
         settings,
         home,
         plans,
-        extraction.snapshot,
-        weights=str(backbone.weights_path) if backbone.weights_path else None,
+        at,
+        weights=_weights(backbone),
         untrained_seed=request["untrained_seed"],
     )
     # The workers load what they need from the store: two backbones need not be in memory.
@@ -148,41 +151,67 @@ def train_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     """Train heads at a snapshot from stored features; raises where some are not stored."""
     settings = Settings.model_validate(request["settings"])
     home = Home.at(request["home"], settings.store, settings.tracking, settings.artifacts)
-    store = FeatureStore.open(home.store, image_set, create=False)
-    snapshot = store.resolve(request["snapshot"])
-    backbone, precision = open_backbone(settings, home, request["untrained_seed"])
-    plans = plan_heads(settings, backbone, precision)
+    at = train_at(settings, home, request["snapshot"])
+    backbone, plans = plan_all(settings, home, request["untrained_seed"])
     jobs = make_jobs(
         settings,
         home,
         plans,
-        snapshot,
-        weights=str(backbone.weights_path) if backbone.weights_path else None,
+        at,
+        weights=_weights(backbone),
         untrained_seed=request["untrained_seed"],
         known_by=request["known_by"],
     )
     return train_all(settings, home, jobs, RunResult(image_set))
 
 
+def _weights(backbone: Backbone | None) -> str | None:
+    return str(backbone.weights_path) if backbone and backbone.weights_path else None
+
+
+def train_at(settings: Settings, home: Home, snapshot: str | None) -> str | PairVersion:
+    """Return what to train on: a snapshot, of a set of pairs the list and both sides' snapshots."""
+    image_set = require_set(settings)
+    if settings.pairs is not None:
+        return version_at(home, image_set, snapshot)
+    return FeatureStore.open(home.store, image_set, create=False).resolve(snapshot)
+
+
 def make_jobs(
     settings: Settings,
     home: Home,
     plans: list[HeadPlan],
-    snapshot: str,
+    at: str | PairVersion,
     *,
     weights: str | None,
     untrained_seed: int | None = None,
     known_by: int | None = None,
 ) -> list[TrainJob]:
-    """Return one job a head, all by reference."""
+    """Return one job a head, all by reference.
+
+    `at` is a snapshot, or a version of a set of pairs.
+    """
     image_set = require_set(settings)
     options = settings.training.model_dump(mode="json", exclude={"preset"})
+    pairs = isinstance(at, PairVersion)
+    if options["held_out"] is None:
+        # AnoDFDNet splits its pairs 8:2.
+        options["held_out"] = 0.2 if pairs else 0.1
+
+    def seen(plan: HeadPlan) -> tuple[str, PairsRef | None]:
+        if isinstance(at, str):
+            return at, None
+        if plan.reads_images:
+            return "", PairsRef(at.pairs, "")
+        return at.current, PairsRef(at.pairs, at.history)
+
     return [
         TrainJob(
             plan=plan,
             image_set=image_set,
             home=str(home.root),
-            snapshot=snapshot,
+            snapshot=seen(plan)[0],
+            pairs=seen(plan)[1],
             root=home.card(image_set).get("root", ""),
             backbone=settings.backbone.model_dump(mode="json"),
             training=options,
@@ -207,8 +236,7 @@ def train_all(settings: Settings, home: Home, jobs: list[TrainJob], result: RunR
     show = live_reporter()
     # Created and migrated once, here, before the workers all want it.
     registry = Registry(home.root, home.tracking_url)
-    store = FeatureStore.open(home.store, result.image_set, create=False)
-    found = {job.plan.head: find_trained(job, store, registry) for job in jobs}
+    found = {job.plan.head: find_trained(job, work_of(job, home), registry) for job in jobs}
     result.outcomes += [outcome for outcome in found.values() if outcome is not None]
     jobs = [job for job in jobs if found[job.plan.head] is None]
     if not jobs:
@@ -261,7 +289,8 @@ def run_pipeline(
     check_heads(settings)
     settings = resolve_images(settings, home)
     check_folders(settings)
-    plan_heads(settings, *open_backbone(settings, home, untrained_seed))
+    check_kind(settings)
+    plan_all(settings, home, untrained_seed)
     request = {
         "settings": settings.model_dump(mode="json"),
         "home": str(home.root),
@@ -301,10 +330,13 @@ def train_pipeline(
     """
     check_heads(settings)
     image_set = require_set(settings)
-    FeatureStore.open(home.store, image_set, create=False).resolve(snapshot)
-    card = home.card(image_set).get("backbone")
-    if card and settings.backbone == type(settings.backbone)():
-        settings.backbone = type(settings.backbone).model_validate(card)
+    card = home.card(image_set)
+    if card.get("root"):
+        settings.pairs = Path(card["pairs"]) if card.get("pairs") else None
+    check_kind(settings)
+    train_at(settings, home, snapshot)
+    if card.get("backbone") and settings.backbone == type(settings.backbone)():
+        settings.backbone = type(settings.backbone).model_validate(card["backbone"])
     request = {
         "settings": settings.model_dump(mode="json"),
         "home": str(home.root),

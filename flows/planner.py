@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flows.config import DEFAULT_HEADS, Settings, pair
-from heads.base import HeadConfig, get_head, make_config
+from flows.config import DEFAULT_HEADS, DEFAULT_PAIR_HEADS, Settings, pair
+from heads.base import HeadConfig, get_head, make_config, registry
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
 
 if TYPE_CHECKING:
     from features.backbones import Backbone
+
+
+#: Stands for the backbone where a head reads preprocessed images.
+IMAGES = "images"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class HeadPlan:
     spec: ExtractorSpec
     layers: tuple[LayerSpec, ...]
     view_spec: ExtractorSpec | None = None
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it learns its own encoder from images: nothing is extracted for it."""
+        return _reads_images(self.head, self.make_config())
 
     @property
     def extractor_id(self) -> str:
@@ -77,15 +86,55 @@ def _gpu(device: str) -> bool:
 
 def chosen_heads(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the heads asked for, or the default ones, each with its settings."""
-    return settings.heads or {name: {} for name in DEFAULT_HEADS}
+    default = DEFAULT_HEADS if settings.pairs is None else DEFAULT_PAIR_HEADS
+    return settings.heads or {name: {} for name in default}
 
 
 def check_heads(settings: Settings) -> None:
     """Raise `ConfigError` for an unknown head or setting, before anything is loaded or scanned."""
+    configured(settings)
+
+
+def configured(settings: Settings) -> dict[str, tuple[str | None, HeadConfig]]:
+    """Return ``{head: (its preset, its configuration)}`` of the heads asked for."""
     preset = resolve_preset(settings.training.preset, settings.training.device)
+    found = {}
     for name, values in chosen_heads(settings).items():
-        own = {k: v for k, v in values.items() if k != "preset"}
-        make_config(name, own, _preset_of(name, values, preset))
+        own = _preset_of(name, values, preset)
+        plain = {k: v for k, v in values.items() if k != "preset"}
+        plain.setdefault("seed", settings.training.seed)
+        found[name] = (own, make_config(name, plain, own))
+    return found
+
+
+def check_kind(settings: Settings) -> None:
+    """Raise `ConfigError` for heads of single images on a set of pairs, and the other way round.
+
+    `settings` must say where the images are (`flows.folders.resolve_images`).
+    """
+    pairs = settings.pairs is not None
+    wrong = [name for name in chosen_heads(settings) if get_head(name).pairs != pairs]
+    if not wrong:
+        return
+    fit = [name for name, head in registry().items() if head.pairs == pairs]
+    one = len(wrong) == 1
+    reads, kind = ("single images", "pairs") if pairs else ("pairs", "single images")
+    remedy = "--images DIR or --normal DIR, as a set of another name" if pairs else "--pairs DIR"
+    raise ConfigError(
+        f"{'head' if one else 'heads'} {', '.join(wrong)} {'reads' if one else 'read'} {reads}, "
+        f"and {settings.image_set} is a set of {kind}",
+        expected=f"--heads with some of {', '.join(fit)}",
+        remedy=f"or give {reads} to {'it' if one else 'them'}: {remedy}",
+    )
+
+
+def _reads_images(name: str, config: HeadConfig) -> bool:
+    return get_head(name).reads_images(config)
+
+
+def needs_backbone(settings: Settings) -> bool:
+    """Return whether any head asked for reads features; the others learn their own encoder."""
+    return not all(_reads_images(n, c) for n, (_, c) in configured(settings).items())
 
 
 def _preset_of(name: str, values: Mapping[str, Any], preset: str) -> str | None:
@@ -96,7 +145,9 @@ def _preset_of(name: str, values: Mapping[str, Any], preset: str) -> str | None:
     return wanted
 
 
-def plan_heads(settings: Settings, backbone: Backbone, precision: Precision) -> list[HeadPlan]:
+def plan_heads(
+    settings: Settings, backbone: Backbone | None, precision: Precision
+) -> list[HeadPlan]:
     """Settle every head's configuration and what it reads of `backbone`.
 
     Parameters
@@ -104,7 +155,7 @@ def plan_heads(settings: Settings, backbone: Backbone, precision: Precision) -> 
     settings
         The run's settings.
     backbone
-        Loaded backbone; its info decides default nodes.
+        Loaded backbone; its info decides default nodes. None where no head needs one.
     precision
         Arithmetic of the backbone, resolved.
 
@@ -114,14 +165,10 @@ def plan_heads(settings: Settings, backbone: Backbone, precision: Precision) -> 
         For an unknown head, setting or preset, or a backbone without the maps a head needs.
     """
     preset = resolve_preset(settings.training.preset, settings.training.device)
-    plans = []
-    for name, values in chosen_heads(settings).items():
-        own = _preset_of(name, values, preset)
-        config_values = {k: v for k, v in values.items() if k != "preset"}
-        config_values.setdefault("seed", settings.training.seed)
-        config = make_config(name, config_values, own)
-        plans.append(plan_head(name, own or preset, config, settings, backbone, precision))
-    return plans
+    return [
+        plan_head(name, own or preset, config, settings, backbone, precision)
+        for name, (own, config) in configured(settings).items()
+    ]
 
 
 def plan_head(
@@ -129,13 +176,15 @@ def plan_head(
     preset: str,
     config: HeadConfig,
     settings: Settings,
-    backbone: Backbone,
+    backbone: Backbone | None,
     precision: Precision,
 ) -> HeadPlan:
     """Settle what one configured head reads; see `plan_heads`."""
     size = pair(settings.extraction.size)
     crop = pair(settings.extraction.crop)
-    info: BackboneInfo = backbone.info
+    if _reads_images(name, config):
+        backbone = None
+    info = BackboneInfo(IMAGES, (), (), ()) if backbone is None else backbone.info
     needs = get_head(name).needs(config, info, size or (256, 256))
     if size is None and needs.resize is not None and needs.resize != (256, 256):
         # Asked again at the head's own size: the choice of nodes may depend on it.
@@ -144,9 +193,12 @@ def plan_head(
     crop = crop or (needs.crop if size is None else None)
     if crop and (crop[0] > resize[0] or crop[1] > resize[1]):
         raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")
-    spec = backbone.default_spec(
-        resize=resize, crop=crop, precision=precision, dtype=settings.extraction.dtype
-    )
+    if backbone is None:
+        spec = ExtractorSpec(IMAGES, "none", resize=resize, crop=crop, dtype="float32")
+    else:
+        spec = backbone.default_spec(
+            resize=resize, crop=crop, precision=precision, dtype=settings.extraction.dtype
+        )
     view_spec = dataclasses.replace(spec, views=needs.views) if needs.views else None
     return HeadPlan(name, preset, dataclasses.asdict(config), spec, needs.layers, view_spec)
 
@@ -156,7 +208,7 @@ def plan_extraction(plans: Sequence[HeadPlan]) -> list[ExtractionPlan]:
     merged: dict[str, ExtractionPlan] = {}
     for plan in plans:
         for spec in (plan.spec, plan.view_spec):
-            if spec is None:
+            if spec is None or spec.backbone == IMAGES:
                 continue
             old = merged.get(spec.id)
             layers = tuple(sorted({*(old.layers if old else ()), *plan.layers}))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from features.images import BrokenImage, list_images, read_image, sha256_of
 from flows.artifacts import as_seen
 from flows.figures_maps import prediction_overlay
-from headwater.errors import DataError, ImageError, ModelError
+from heads.base import get_head
+from headwater.errors import ConfigError, DataError, ImageError, ModelError
 from storage.registry import Registry
 from storage.serving import Detector
 
@@ -30,7 +31,7 @@ def choose_head(registry: Registry, image_set: str, head: str | None) -> str:
         raise ModelError(
             f"no models of image set {image_set!r}",
             expected="at least one registered model",
-            remedy=f"headwater run {image_set} --images DIR",
+            remedy=f"headwater run {image_set} --images DIR (or --pairs DIR)",
         )
     if head is None and len(known) > 1:
         raise ModelError(
@@ -77,6 +78,12 @@ def predict_images(
     """
     registry = Registry(home.root, home.tracking_url)
     name = choose_head(registry, image_set, head)
+    if get_head(name).pairs:
+        raise ConfigError(
+            f"head {name} of {image_set} compares pairs of images",
+            expected=f"headwater predict {image_set} --pair CURRENT HISTORY",
+            remedy="give the image now and the one before",
+        )
     model = registry.get_model(image_set, name, version)
     detector = Detector.load(model["uri"], registry)
     if folder is None:

@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.table import Table
 
@@ -16,14 +16,36 @@ from headwater.errors import HeadwaterError
 if TYPE_CHECKING:
     from flows.extraction import ExtractionReport
     from flows.home import Home
+    from flows.pairs_extraction import PairsReport
     from flows.pipeline import RunResult
 
 
-def show_extraction(report: ExtractionReport, as_json: bool = False) -> None:
+def show_extraction(report: ExtractionReport | PairsReport, as_json: bool = False) -> None:
     """Print what an extraction did, and what it set aside."""
     if as_json:
         out.print_json(json.dumps(report.to_json()))
         return
+    # Told apart by what they have: to import what makes them is slow.
+    if hasattr(report, "sides"):
+        pairs = cast("PairsReport", report)
+        out.print(
+            f"[bold]{pairs.image_set}[/]: {pairs.pairs} pairs ({pairs.train} for training, "
+            f"{pairs.changed} changed); {pairs.hashed} files read"
+        )
+        for side in pairs.sides:
+            _show_one(side)
+    else:
+        _show_one(cast("ExtractionReport", report))
+    if not report.backbone_calls:
+        out.print(NOTHING)
+    show_set_aside(report)
+
+
+NOTHING = "Nothing to extract: every feature was in the store; the backbone was not run."
+
+
+def _show_one(report: ExtractionReport) -> None:
+    """Print what was done for one image set."""
     changes = ", ".join(f"{n} {what}" for what, n in report.changes.items() if n)
     out.print(
         f"[bold]{report.image_set}[/]: {report.images} images ({report.normal_train} normal for "
@@ -45,12 +67,9 @@ def show_extraction(report: ExtractionReport, as_json: bool = False) -> None:
         )
     columns = ["extractor", "backbone", "layers", "stored before", "computed", "calls", "time"]
     out.print(table(columns, rows))
-    if not report.backbone_calls:
-        out.print("Nothing to extract: every feature was in the store; the backbone was not run.")
-    show_set_aside(report)
 
 
-def show_set_aside(report: ExtractionReport) -> None:
+def show_set_aside(report: ExtractionReport | PairsReport) -> None:
     """Print the images that were set aside and the notes, to standard error."""
     if report.set_aside:
         err.print(f"{len(report.set_aside)} image(s) set aside; the rest went on:", style="yellow")
@@ -89,7 +108,7 @@ def show_run(result: RunResult, home: Home) -> None:
             err.print(f"note: {note}", markup=False)
     pictures = [p for o in result.outcomes for p in o.pictures]
     if pictures:
-        out.print("\nheat maps:")
+        out.print("\nchange maps:" if "change-maps" in pictures[0] else "\nheat maps:")
         for picture in pictures:
             out.print(f"  {shorten(picture)}", markup=False)
     for head, error in result.failures:
@@ -100,17 +119,31 @@ def show_run(result: RunResult, home: Home) -> None:
         out.print(f"\nopen the results in MLflow:\n  {ui_command(home)}", markup=False)
 
 
+IMAGE_COLUMNS = [
+    ("image AUROC", "image_auroc"),
+    ("pixel AUROC", "pixel_auroc"),
+    ("AUPRO", "aupro"),
+    ("F1", "f1"),
+    ("recall", "recall"),
+    ("FPR", "false_positive_rate"),
+]
+#: Over the pixels of all labelled test pairs.
+PAIR_COLUMNS = [
+    ("precision", "precision"),
+    ("recall", "recall"),
+    ("accuracy", "overall_accuracy"),
+    ("F1", "f1"),
+    ("IoU", "iou"),
+    ("AUC", "auc"),
+    ("EER", "eer"),
+]
+
+
 def leaderboard_table(rows: list[dict[str, Any]], title: str) -> Table:
-    """Return the leaderboard: a row a model, best image AUROC first."""
-    columns = [
-        ("image AUROC", "image_auroc"),
-        ("pixel AUROC", "pixel_auroc"),
-        ("AUPRO", "aupro"),
-        ("F1", "f1"),
-        ("recall", "recall"),
-        ("FPR", "false_positive_rate"),
-    ]
-    ranked = sorted(rows, key=lambda r: -r["metrics"].get("image_auroc", -1.0))
+    """Return the leaderboard: a row a model, best image AUROC (of pairs, best pixel F1) first."""
+    pairs = any("overall_accuracy" in r["metrics"] for r in rows)
+    columns, first = (PAIR_COLUMNS, "f1") if pairs else (IMAGE_COLUMNS, "image_auroc")
+    ranked = sorted(rows, key=lambda r: -r["metrics"].get(first, -1.0))
     cells = [
         [
             r["head"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,18 @@ from features.backbones import load_backbone
 from features.images import read_image
 from flows.artifacts import write_artifacts
 from flows.evaluation import (
-    ScoredImages,
     calibrate_head,
     evaluate_scores,
     per_image_rows,
     score_test,
 )
 from flows.home import Home, working_folder
-from flows.planner import HeadPlan, training_key
+from flows.jobs import Judgement, TrainJob, TrainOutcome, Work, key_of
+from flows.planner import HeadPlan
 from flows.runtime import PeakMemory, WorkerProgress
-from heads.base import FeatureSource, Head, get_head
-from heads.calibrate import Calibration
+from heads.base import FeatureSource, Head, Shape, get_head
 from heads.data import split_held_out
+from heads.pairs import CURRENT
 from heads.trainer import TrainOptions
 from headwater.errors import DataError, WeightsError
 from headwater.spec import digest
@@ -40,111 +40,73 @@ from storage.serving import save_model
 from storage.store import FeatureStore
 from storage.table import Selection
 
-
-@dataclass(frozen=True)
-class TrainJob:
-    """All a training needs, by reference: picklable, small, no arrays.
-
-    Parameters
-    ----------
-    plan
-        The head and what it reads.
-    image_set, home, store_url, tracking_url
-        Where things are.
-    snapshot
-        Store version to train and evaluate on.
-    root
-        Folder that image and mask paths are relative to.
-    backbone
-        Backbone settings, for the serving model.
-    training
-        Training settings.
-    weights
-        Resolved weight file, None for the demo's untrained net.
-    untrained_seed
-        Of the demo's net.
-    known_by
-        Train only on images that had arrived by then, nanoseconds UTC.
-    parent_run
-        MLflow run that this one is nested under.
-    threads
-        Torch threads.
-    """
-
-    plan: HeadPlan
-    image_set: str
-    home: str
-    snapshot: str
-    root: str
-    backbone: dict[str, Any]
-    training: dict[str, Any]
-    store_url: str | None = None
-    tracking_url: str | None = None
-    weights: str | None = None
-    untrained_seed: int | None = None
-    known_by: int | None = None
-    parent_run: str | None = None
-    threads: int = 1
-
-
-@dataclass
-class TrainOutcome:
-    """What came of a training.
-
-    Parameters
-    ----------
-    head, version, run_id, model
-        Where to find it in MLflow.
-    metrics
-        Final figures on the test images.
-    seconds, peak_mb
-        Time of the fit and peak memory of the process that did it.
-    reused
-        Whether a finished training with the same key was found instead.
-    pictures
-        Files written for people to look at.
-    notes
-        Things to know, such as metrics that could not be computed.
-    """
-
-    head: str
-    version: str = ""
-    run_id: str = ""
-    model: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    peak_mb: float = 0.0
-    reused: bool = False
-    pictures: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 #: Normal images without which nothing is trained: two to learn from, two to hold out.
 AT_LEAST = 4
-#: Training settings that do not change what is learnt.
-_NO_MATTER = ("workers", "device")
 
 
-def images_digest(store: FeatureStore, snapshot: str, known_by: int | None) -> str:
-    """Return a digest of the images and labels at a snapshot: what a training's key depends on.
+def work_of(job: TrainJob, home: Home) -> Work:
+    """Return what a job reads; cheap, but for the image table."""
+    if job.pairs is not None:
+        from flows.pairs_training import PairWork
 
-    Two snapshots with the same images give the same digest, so that extracting for another head
-    does not make a finished training look stale.
-    """
-    table = store.table(snapshot)
-    images = table.images(table.rows(Selection(known_by=known_by)))
-    return digest(sorted([r.sha256, r.split, r.kind, r.mask] for r in images))
+        return PairWork(job, home)
+    return ImageWork(job, home)
 
 
-def key_of(job: TrainJob, store: FeatureStore) -> str:
-    """Return the idempotency key of a training; see `flows.planner.training_key`."""
-    options = {k: v for k, v in job.training.items() if k not in _NO_MATTER}
-    return training_key(job.plan, images_digest(store, job.snapshot, job.known_by), options)
+class ImageWork:
+    """Normal images to learn from, and test images, of one image set."""
+
+    def __init__(self, job: TrainJob, home: Home) -> None:
+        self.job = job
+        self.store = FeatureStore.open(home.store, job.image_set, create=False)
+
+    def key(self) -> str:
+        """Two snapshots with the same images and labels give the same key.
+
+        So extracting for another head does not make a finished training look stale.
+        """
+        table = self.store.table(self.job.snapshot)
+        images = table.images(table.rows(Selection(known_by=self.job.known_by)))
+        seen = digest(sorted([r.sha256, r.split, r.kind, r.mask] for r in images))
+        return key_of(self.job, seen)
+
+    def sources(self) -> tuple[FeatureSource, FeatureSource]:
+        """See `normal_sources`."""
+        return normal_sources(self.store, self.job)
+
+    def images(self) -> Sequence[Any]:
+        """Return the image table at the snapshot."""
+        return self.store.table(self.job.snapshot).images()
+
+    def tags(self) -> dict[str, str]:
+        """Return the snapshot."""
+        return {"snapshot": self.job.snapshot}
+
+    def judge(self, head: Head, held_out: FeatureSource) -> Judgement:
+        """Score the test images against thresholds set on held-out normals."""
+        job = self.job
+        calibration, held_scores = calibrate_head(head, held_out, job.training["target_fpr"])
+        scored = score_test(self.store, job, head)
+        metrics, notes = evaluate_scores(job, scored, calibration)
+        rows = per_image_rows(scored, calibration.threshold)
+        example = None
+        for row in scored.table[:1]:
+            with contextlib.suppress(OSError, ValueError):
+                example = read_image(Path(job.root) / row["path"])
+
+        def draw(run: Run) -> None:
+            write_artifacts(job, run, scored, held_scores, calibration, rows)
+
+        return Judgement(calibration, metrics, notes, rows, draw, example)
+
+    def keep(self, name: str) -> None:
+        """Tag the snapshot."""
+        tag(self.store, name, self.job.snapshot)
 
 
-def find_trained(job: TrainJob, store: FeatureStore, registry: Registry) -> TrainOutcome | None:
+def find_trained(job: TrainJob, work: Work, registry: Registry) -> TrainOutcome | None:
     """Return the outcome of a finished training with the same key, or None."""
-    done = registry.find_finished(job.image_set, job.plan.head, key_of(job, store))
+    done = registry.find_finished(job.image_set, job.plan.head, work.key())
     if done is None:
         return None
     return TrainOutcome(
@@ -175,14 +137,14 @@ def train_head(job: TrainJob) -> TrainOutcome:
     home.prepare_environment()
     torch.set_num_threads(job.threads)
     plan = job.plan
-    store = FeatureStore.open(home.store, job.image_set, create=False)
+    work = work_of(job, home)
     registry = Registry(home.root, home.tracking_url)
     # Again, though the driver has looked: a retried task may find its own first try's work.
-    if (done := find_trained(job, store, registry)) is not None:
+    if (done := find_trained(job, work, registry)) is not None:
         return done
-    key = key_of(job, store)
-    train, held_out = normal_sources(store, job)
-    head = get_head(plan.head)(plan.make_config(), train.shapes, plan.spec.input_size)
+    key = work.key()
+    train, held_out = work.sources()
+    head = get_head(plan.head)(plan.make_config(), layer_shapes(plan, train), plan.spec.input_size)
     head.check(train)
     run = registry.start(
         job.image_set,
@@ -190,8 +152,8 @@ def train_head(job: TrainJob) -> TrainOutcome:
         key,
         parent_run=job.parent_run,
         params=_params(job, len(train), len(held_out)),
-        tags={"snapshot": job.snapshot, "extractor_id": plan.extractor_id},
-        images=store.table(job.snapshot).images(),
+        tags={**work.tags(), "extractor_id": plan.extractor_id},
+        images=work.images(),
         store=home.store,
     )
     with run:
@@ -208,34 +170,37 @@ def train_head(job: TrainJob) -> TrainOutcome:
         with PeakMemory() as memory:
             figures = head.fit(train, held_out, train_options, progress)
         seconds = time.perf_counter() - began
-        calibration, held_scores = calibrate_head(head, held_out, job.training["target_fpr"])
         began = time.perf_counter()
-        scored = score_test(store, job, head)
+        judged = work.judge(head, held_out)
         score_seconds = time.perf_counter() - began
-        metrics, notes = evaluate_scores(job, scored, calibration)
-        rows = per_image_rows(scored, calibration.threshold)
         run.finish(
-            metrics={**metrics, **{f"fit_{k}": v for k, v in figures.items()}},
+            metrics={**judged.metrics, **{f"fit_{k}": v for k, v in figures.items()}},
             seconds=seconds,
             peak_mb=memory.peak_mb,
-            score_seconds_per_image=score_seconds / max(len(rows), 1),
+            score_seconds_per_image=score_seconds / max(len(judged.rows), 1),
         )
-        write_artifacts(job, run, scored, held_scores, calibration, rows)
-        version = register(job, run, head, calibration, scored, key)
-    # Retention must never remove what a registered model was trained on.
-    tag(store, f"model-{plan.head}-v{version}", job.snapshot)
+        judged.draw(run)
+        version = register(job, run, head, judged, key)
+    work.keep(f"model-{plan.head}-v{version}")
     shutil.rmtree(home.checkpoints / key, ignore_errors=True)
     return TrainOutcome(
         plan.head,
         version,
         run.run_id,
         run.model_name,
-        dict(metrics),
+        dict(judged.metrics),
         seconds,
         memory.peak_mb,
         pictures=registry.pictures(run.run_id),
-        notes=notes,
+        notes=judged.notes,
     )
+
+
+def layer_shapes(plan: HeadPlan, source: FeatureSource) -> dict[str, Shape]:
+    """Return the shapes of the layers that a head reads; a pair's two sides have the same."""
+    shapes = source.shapes
+    prefix = CURRENT if get_head(plan.head).pairs else ""
+    return {layer.name: shapes[prefix + layer.name] for layer in plan.layers}
 
 
 def normal_sources(store: FeatureStore, job: TrainJob) -> tuple[FeatureSource, FeatureSource]:
@@ -285,27 +250,22 @@ def _params(job: TrainJob, train: int, held_out: int) -> dict[str, Any]:
     }
 
 
-def register(
-    job: TrainJob, run: Run, head: Head, calibration: Calibration, scored: ScoredImages, key: str
-) -> str:
+def register(job: TrainJob, run: Run, head: Head, judged: Judgement, key: str) -> str:
     """Save the self-contained serving model and register it; return its version."""
-    plan = job.plan
-    backbone = load_backbone(
-        plan.spec.backbone,
-        Path(job.weights) if job.weights else None,
-        options=job.backbone["options"],
-        untrained_seed=job.untrained_seed,
-    )
-    if backbone.weights_id != plan.spec.weights:
-        raise WeightsError(
-            f"{job.weights} is not the weight file the features were made with",
-            expected=f"SHA-256 {plan.spec.weights}",
-            remedy="put the file back, or extract with the new one",
+    plan, backbone = job.plan, None
+    if not plan.reads_images:
+        backbone = load_backbone(
+            plan.spec.backbone,
+            Path(job.weights) if job.weights else None,
+            options=job.backbone["options"],
+            untrained_seed=job.untrained_seed,
         )
-    example = None
-    for row in scored.table[:1]:
-        with contextlib.suppress(OSError, ValueError):
-            example = read_image(Path(job.root) / row["path"])
+        if backbone.weights_id != plan.spec.weights:
+            raise WeightsError(
+                f"{job.weights} is not the weight file the features were made with",
+                expected=f"SHA-256 {plan.spec.weights}",
+                remedy="put the file back, or extract with the new one",
+            )
     with working_folder(Path(job.home) / "tmp", "model-") as folder:
         save_model(
             folder / "model",
@@ -313,8 +273,8 @@ def register(
             backbone=backbone,
             spec=plan.spec,
             layers=plan.layers,
-            calibration=calibration,
-            example=example,
+            calibration=judged.calibration,
+            example=judged.example,
             about={"image_set": job.image_set, "snapshot": job.snapshot, "key": key},
         )
         return run.register(folder / "model")

@@ -143,6 +143,8 @@ class Head(nn.Module):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     #: Whether it reads pairs: `fit` takes `heads.pairs.PairSource`s, `score` their batches.
     pairs: ClassVar[bool] = False
+    #: Learns from masks and scores with probabilities; otherwise from what is normal alone.
+    labelled: ClassVar[bool] = False
 
     def __init__(
         self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
@@ -157,6 +159,11 @@ class Head(nn.Module):
 
         Raises `ConfigError` where the backbone has no fitting maps.
         """
+
+    @staticmethod
+    def reads_images(config: HeadConfig) -> bool:
+        """Whether it learns its own encoder: batches then carry images, not stored features."""
+        return False
 
     @abstractmethod
     def fit(
@@ -306,7 +313,9 @@ def make_config(name: str, settings: Mapping[str, Any], preset: str | None = Non
             values[key] = tuple(value)
     defaults = cls.Config()
     for key in settings:
-        _check_type(name, key, values[key], getattr(defaults, key))
+        # Some settings take a number or a word (`run`), and say so by their type.
+        if not (isinstance(values[key], str) and "str" in str(fields[key].type)):
+            _check_type(name, key, values[key], getattr(defaults, key))
     try:
         return cls.Config(**values)
     except (TypeError, ValueError) as error:

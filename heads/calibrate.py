@@ -37,7 +37,8 @@ class Calibration:
     n
         Number of held-out normal images.
     rule
-        ``"conformal"``, or ``"tail"`` where n is too small for the target (see `threshold_for`).
+        ``"conformal"``, or ``"tail"`` where n is too small for the target (see `threshold_for`), or
+        ``"fixed"`` for heads whose scores are probabilities: no target, nothing promised.
     pixel_threshold, pixel_target_fpr, pixel_n
         The same for the pixels of the held-out maps; NaN-free: None where there were no maps.
         Pixels of one image are not independent, so the pixel rate is an empirical one, no promise.
@@ -49,7 +50,7 @@ class Calibration:
     target_fpr: float
     attained_fpr: float
     n: int
-    rule: Literal["conformal", "tail"]
+    rule: Literal["conformal", "tail", "fixed"]
     pixel_threshold: float | None = None
     pixel_target_fpr: float | None = None
     pixel_n: int = 0
@@ -62,6 +63,8 @@ class Calibration:
 
     def describe(self) -> str:
         """Return one line for reports and logs."""
+        if self.rule == "fixed":
+            return f"threshold {self.threshold:.6g}, fixed: scores are probabilities"
         if self.promised:
             return (
                 f"threshold {self.threshold:.6g} from {self.n} held-out normal images: at most "
@@ -137,6 +140,11 @@ def _beyond(values: NDArray[np.float64], target_fpr: float) -> float:
     excess = values[values > np.median(values)] - np.median(values)
     sigma = float(excess.mean()) if excess.size else 0.0
     return float(values.max() + sigma * math.log(1 / ((values.size + 1) * target_fpr)))
+
+
+def fixed(threshold: float, target_fpr: float) -> Calibration:
+    """Return thresholds that no score was looked at for: image and pixel probabilities."""
+    return Calibration(threshold, target_fpr, 1.0, 0, "fixed", pixel_threshold=threshold)
 
 
 def calibrate(

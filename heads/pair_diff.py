@@ -124,6 +124,7 @@ class PairDiff(PairHead):
         },
         "published": {"encoder": "trained"},
     }
+    labelled: ClassVar[bool] = True
     config: PairDiffConfig
     scale: Tensor
 

@@ -149,9 +149,10 @@ class RegistryReader:
         Returns
         -------
         list of dict
-            JSON-ready, each with ``head, version, model, run_id, snapshot, extractor_id, backbone,
-            weights, aliases, metrics, seconds, peak_mb, created``. `metrics` holds the final
-            figures alone; what was not measured is absent, `seconds` and `peak_mb` None.
+            JSON-ready, each with ``head, version, model, run_id, snapshot, history_snapshot (of
+            pairs), extractor_id, backbone, weights, aliases, metrics, seconds, peak_mb, created``.
+            `metrics` holds the final figures alone; what was not measured is absent, `seconds` and
+            `peak_mb` None.
         """
         if self._empty:
             return []
@@ -258,10 +259,10 @@ class RegistryReader:
         return Path(found)
 
     def pictures(self, run_id: str) -> list[str]:
-        """Return local paths of a run's heat-map sheets; fetched below the home from a server."""
+        """Return local paths of a run's sheets of maps; fetched below the home from a server."""
         with told():
             paths = [a.path for a in self.client.list_artifacts(run_id, "figures")]
-            paths = [p for p in paths if Path(p).name.startswith("heat-maps")]
+            paths = [p for p in paths if Path(p).name.startswith(("heat-maps", "change-maps"))]
             if not self._server:
                 root = urlparse(self.client.get_run(run_id).info.artifact_uri)
                 if root.scheme in ("", "file"):
@@ -293,6 +294,7 @@ def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
         "uri": f"models:/{version.name}/{version.version}",
         "run_id": version.run_id,
         "snapshot": version.tags.get("snapshot", ""),
+        "history_snapshot": version.tags.get("history_snapshot", ""),
         "extractor_id": version.tags.get("extractor_id", ""),
         "backbone": version.tags.get("backbone") or params.get("backbone", ""),
         "weights": version.tags.get("weights", ""),

@@ -68,6 +68,94 @@ class Prediction:
     pixel_threshold: float | None = None
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a model's three files hold, put together.
+
+    `backbone` is None where the head learnt its own encoder from images.
+    """
+
+    backbone: Backbone | None
+    head: Head
+    spec: ExtractorSpec
+    layers: tuple[LayerSpec, ...]
+    manifest: dict[str, Any]
+
+
+def open_parts(location: str | Path, registry: Fetches | None, device: str) -> Parts:
+    """Open a model's files; see `Detector.load` for parameters and errors."""
+    if str(location).startswith("models:/"):
+        if registry is None:
+            raise ModelError(
+                f"model URI {location!r} without a registry",
+                expected="a folder, or a registry that fetches it",
+            )
+        folder = registry.download(str(location))
+    else:
+        folder = Path(location)
+    folder, manifest = read_manifest(folder)
+    spec = ExtractorSpec.from_json(manifest["spec"])
+    layers = tuple(LayerSpec.parse(name) for name in manifest["layers"])
+    where = device_of(device)
+    try:
+        weights = load_file(folder / BACKBONE_FILE)
+        state = load_file(folder / HEAD_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder}: {error}", expected="whole safetensors files") from error
+    about = manifest["head"]
+    config = make_config(about["name"], about["config"])
+    backbone = None
+    if not get_head(about["name"]).reads_images(config):
+        backbone = restore_backbone(
+            spec.backbone,
+            weights,
+            weights_id=spec.weights,
+            options=dict(spec.options),
+            device=str(where),
+        )
+        backbone.check_weights(layers)
+    shapes = {k: (v[0], v[1], v[2]) for k, v in about["shapes"].items()}
+    height, width = about["map_size"]
+    head = get_head(about["name"])(config, shapes, (height, width))
+    try:
+        head.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"{folder / HEAD_FILE} does not fit head {about['name']}: {error}",
+            expected="the state that this head saved",
+            remedy=f"the model was made by Headwater {manifest.get('headwater', 'unknown')}",
+        ) from error
+    head.requires_grad_(False)
+    return Parts(backbone, head.eval().to(where), spec, layers, manifest)
+
+
+def check_images(images: Sequence[NDArray[np.uint8]]) -> None:
+    """Raise `ShapeError` for an array that is no 8-bit colour image."""
+    for at, image in enumerate(images):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ShapeError(f"image {at}: {image.dtype} {image.shape}", expected="uint8 [H, W, 3]")
+
+
+def stored_features(
+    images: Sequence[NDArray[np.uint8]],
+    head: Head,
+    backbone: Backbone | None,
+    spec: ExtractorSpec,
+    layers: Sequence[LayerSpec],
+) -> dict[str, torch.Tensor]:
+    """Return what a store would hold of images, float32 ``[B, C, H, W]`` by layer.
+
+    Without a backbone: the preprocessed images themselves, under the one layer's name.
+    """
+    device = next(head.buffers(), next(head.parameters(), torch.empty(0))).device
+    pixels = torch.stack([preprocess(x, spec) for x in images]).to(device)
+    if backbone is None:
+        return {layers[0].name: pixels}
+    maps = backbone.maps(pixels, layers, spec.precision)
+    dtype = _DTYPES[spec.dtype]
+    return {k: v.to(dtype).float() for k, v in maps.items()}
+
+
 class Detector:
     """A trained head with its backbone: pixels in, scores out.
 
@@ -128,47 +216,21 @@ class Detector:
         WeightsError
             Where the backbone's weights do not fit.
         """
-        if str(location).startswith("models:/"):
-            if registry is None:
-                raise ModelError(
-                    f"model URI {location!r} without a registry",
-                    expected="a folder, or a registry that fetches it",
-                )
-            folder = registry.download(str(location))
-        else:
-            folder = Path(location)
-        folder, manifest = read_manifest(folder)
-        spec = ExtractorSpec.from_json(manifest["spec"])
-        layers = tuple(LayerSpec.parse(name) for name in manifest["layers"])
-        where = device_of(device)
-        try:
-            weights = load_file(folder / BACKBONE_FILE)
-            state = load_file(folder / HEAD_FILE)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{folder}: {error}", expected="whole safetensors files") from error
-        backbone = restore_backbone(
-            spec.backbone,
-            weights,
-            weights_id=spec.weights,
-            options=dict(spec.options),
-            device=str(where),
-        )
-        backbone.check_weights(layers)
-        about = manifest["head"]
-        shapes = {k: (v[0], v[1], v[2]) for k, v in about["shapes"].items()}
-        height, width = about["map_size"]
-        config = make_config(about["name"], about["config"])
-        head = get_head(about["name"])(config, shapes, (height, width))
-        try:
-            head.load_state_dict(state, strict=True)
-        except (RuntimeError, KeyError) as error:
+        parts = open_parts(location, registry, device)
+        if parts.head.pairs or parts.backbone is None:
             raise ModelError(
-                f"{folder / HEAD_FILE} does not fit head {about['name']}: {error}",
-                expected="the state that this head saved",
-                remedy=f"the model was made by Headwater {manifest.get('headwater', 'unknown')}",
-            ) from error
-        head.requires_grad_(False)
-        return cls(backbone, head.to(where), spec, layers, manifest["calibration"], manifest)
+                f"{location} is a model of head {parts.head.name}, which compares pairs of images",
+                expected="a model over single images",
+                remedy="storage.serving_pairs.PairDetector opens it",
+            )
+        return cls(
+            parts.backbone,
+            parts.head,
+            parts.spec,
+            parts.layers,
+            parts.manifest["calibration"],
+            parts.manifest,
+        )
 
     @torch.inference_mode()
     def predict(
@@ -201,11 +263,7 @@ class Detector:
         ShapeError
             For an array that is no 8-bit colour image.
         """
-        for at, image in enumerate(images):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise ShapeError(
-                    f"image {at}: {image.dtype} {image.shape}", expected="uint8 [H, W, 3]"
-                )
+        check_images(images)
         head = self._with_factors(alpha, beta)
         limit = self.threshold if threshold is None else float(threshold)
         pixel = self.calibration.get("pixel_threshold")
@@ -221,11 +279,7 @@ class Detector:
     @torch.inference_mode()
     def features(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, torch.Tensor]:
         """Return what the store would hold of these images, float32 ``[B, C, H, W]`` by layer."""
-        device = next(self.head.buffers(), next(self.head.parameters(), torch.empty(0))).device
-        pixels = torch.stack([preprocess(x, self.spec) for x in images]).to(device)
-        maps = self.backbone.maps(pixels, self.layers, self.spec.precision)
-        dtype = _DTYPES[self.spec.dtype]
-        return {k: v.to(dtype).float() for k, v in maps.items()}
+        return stored_features(images, self.head, self.backbone, self.spec, self.layers)
 
     def _with_factors(self, alpha: float | None, beta: float | None) -> Head:
         """Return the head at these factors; one that has them has `preference` and `prefer`."""
@@ -258,11 +312,11 @@ def save_model(
     folder: Path,
     *,
     head: Head,
-    backbone: Backbone,
+    backbone: Backbone | None,
     spec: ExtractorSpec,
     layers: Sequence[LayerSpec],
     calibration: Calibration,
-    example: NDArray[np.uint8] | None = None,
+    example: Any = None,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an MLflow model that serves this head; `storage.registry_run.Run.register` takes it.
@@ -274,13 +328,14 @@ def save_model(
     head
         Fitted head.
     backbone
-        The backbone its features came from.
+        The backbone its features came from, None where the head learnt its own encoder.
     spec, layers
         What the head was trained on (the plain images' specification).
     calibration
         Thresholds.
     example
-        ``[H, W, 3]`` uint8 for the input example; a grey one is made where none is given.
+        ``[H, W, 3]`` uint8 for the input example, of a pair head two of them; grey ones are made
+        where none are given.
     about
         JSON-ready facts to keep in the manifest: image set, snapshot, training key.
 
@@ -294,6 +349,7 @@ def save_model(
     ModelError
         Where the folder exists.
     """
+    from storage.serving_pairs_pyfunc import write_pair_model
     from storage.serving_pyfunc import write_mlflow_model
 
     if folder.exists():
@@ -301,7 +357,7 @@ def save_model(
     parts = folder.with_name(folder.name + ".parts")
     try:
         write_parts(parts, head, backbone, spec, layers, calibration, about)
-        write_mlflow_model(folder, parts, example)
+        (write_pair_model if head.pairs else write_mlflow_model)(folder, parts, example)
     finally:
         for name in (MANIFEST, HEAD_FILE, BACKBONE_FILE):
             (parts / name).unlink(missing_ok=True)

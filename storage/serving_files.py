@@ -28,7 +28,7 @@ MANIFEST, HEAD_FILE, BACKBONE_FILE = "manifest.json", "head.safetensors", "backb
 def write_parts(
     folder: Path,
     head: Head,
-    backbone: Backbone,
+    backbone: Backbone | None,
     spec: ExtractorSpec,
     layers: Sequence[LayerSpec],
     calibration: Calibration,
@@ -38,7 +38,7 @@ def write_parts(
     folder.mkdir(parents=True, exist_ok=True)
     plain = dataclasses.replace(spec, views=None)
     _save(folder / HEAD_FILE, head.state_dict())
-    _save(folder / BACKBONE_FILE, backbone.export_state(tuple(layers)))
+    _save(folder / BACKBONE_FILE, backbone.export_state(tuple(layers)) if backbone else {})
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -35,7 +35,7 @@ from features.images import decode_image
 from headwater import __version__
 from headwater.errors import ConfigError, ImageError
 from storage.registry_mlflow import mlflow
-from storage.serving import Detector
+from storage.serving import Detector, Prediction
 from storage.serving_files import BACKBONE_FILE, HEAD_FILE, MANIFEST
 
 # After the import that sets MLflow's environment.
@@ -50,19 +50,20 @@ _COLUMNS = ("score", "verdict", "threshold", "map", "map_low", "map_high", "erro
 _PACKAGES = ("torch", "torchvision", "timm", "FrEIA", "safetensors", "numpy", "pandas", "pillow")
 _SAVING = threading.Lock()
 
+OUTPUTS = Schema(
+    [
+        ColSpec("double", "score", required=False),
+        ColSpec("string", "verdict"),
+        ColSpec("double", "threshold"),
+        ColSpec("string", "map"),
+        ColSpec("double", "map_low", required=False),
+        ColSpec("double", "map_high", required=False),
+        ColSpec("string", "error"),
+    ]
+)
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string", "image")]),
-    outputs=Schema(
-        [
-            ColSpec("double", "score", required=False),
-            ColSpec("string", "verdict"),
-            ColSpec("double", "threshold"),
-            ColSpec("string", "map"),
-            ColSpec("double", "map_low", required=False),
-            ColSpec("double", "map_high", required=False),
-            ColSpec("string", "error"),
-        ]
-    ),
+    outputs=OUTPUTS,
     params=ParamSchema(
         [
             ParamSpec("threshold", "double", None),
@@ -99,36 +100,56 @@ class AnomalyModel(PythonModel):
         ModelError
             For alpha or beta with a head that has none.
         """
-        given = {k: v for k, v in (params or {}).items() if v is not None}
-        kind = given.pop("map", "png")
-        if kind not in _MAPS:
-            raise ConfigError(f"map {kind!r}", expected="one of " + ", ".join(_MAPS))
+        given, kind = split_params(params)
         if not isinstance(model_input, pd.DataFrame) or "image" not in model_input:
             raise ConfigError("input without a column image", expected="a table with base64 images")
         rows = [self._one(value, at, kind, given) for at, value in enumerate(model_input["image"])]
-        made = pd.DataFrame(rows, columns=list(_COLUMNS))
-        if any(made["error"]):
-            # JSON has no NaN: what is missing must be None.
-            made = made.astype(object).where(made.notna(), None)
-        return made
+        return output_table(rows)
 
     def _one(self, value: Any, at: int, kind: str, given: dict[str, Any]) -> dict[str, Any]:
         threshold = given.get("threshold", self.detector.threshold)
         try:
             image = decode_image(decode_base64(value, f"image {at}"), f"image {at}")
         except ImageError as error:
-            empty = {"score": None, "map": "", "map_low": None, "map_high": None}
-            return {**empty, "verdict": "", "threshold": threshold, "error": str(error)}
+            return failed_row(threshold, error)
         (got,) = self.detector.predict([image], **given)
-        return {
-            "score": got.score,
-            "verdict": got.verdict,
-            "threshold": got.threshold,
-            "map": encode_map(got.map, kind),
-            "map_low": float(got.map.min()),
-            "map_high": float(got.map.max()),
-            "error": "",
-        }
+        return output_row(got, kind)
+
+
+def split_params(params: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """Return the parameters for the detector, and the map's format; `ConfigError` for no format."""
+    given = {k: v for k, v in (params or {}).items() if v is not None}
+    kind = given.pop("map", "png")
+    if kind not in _MAPS:
+        raise ConfigError(f"map {kind!r}", expected="one of " + ", ".join(_MAPS))
+    return given, kind
+
+
+def output_row(got: Prediction, kind: str) -> dict[str, Any]:
+    """Return the output row of one prediction."""
+    return {
+        "score": got.score,
+        "verdict": got.verdict,
+        "threshold": got.threshold,
+        "map": encode_map(got.map, kind),
+        "map_low": float(got.map.min()),
+        "map_high": float(got.map.max()),
+        "error": "",
+    }
+
+
+def failed_row(threshold: float, error: ImageError) -> dict[str, Any]:
+    """Return the output row of what could not be scored."""
+    empty = {"score": None, "map": "", "map_low": None, "map_high": None}
+    return {**empty, "verdict": "", "threshold": threshold, "error": str(error)}
+
+
+def output_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return the output; JSON has no NaN, so what is missing is None."""
+    made = pd.DataFrame(rows, columns=list(_COLUMNS))
+    if any(made["error"]):
+        made = made.astype(object).where(made.notna(), None)
+    return made
 
 
 def decode_base64(value: Any, name: str) -> bytes:
@@ -208,18 +229,30 @@ def write_mlflow_model(folder: Path, parts: Path, example: NDArray[np.uint8] | N
     """
     if example is None:
         example = np.full((64, 64, 3), 128, np.uint8)
-    small = Image.fromarray(example)
+    table = pd.DataFrame({"image": [encode_example(example)]})
+    save_pyfunc(folder, parts, "serving_model.py", SIGNATURE, table)
+
+
+def encode_example(image: NDArray[np.uint8]) -> str:
+    """Return an image as the model takes it, scaled down to at most 256 pixels a side."""
+    small = Image.fromarray(image)
     small.thumbnail((256, 256))
-    table = pd.DataFrame({"image": [encode_image(np.asarray(small))]})
+    return encode_image(np.asarray(small))
+
+
+def save_pyfunc(
+    folder: Path, parts: Path, code: str, signature: ModelSignature, example: pd.DataFrame
+) -> None:
+    """Write an MLflow model of the three files in `parts`, with the code beside this module."""
     files = {"manifest": MANIFEST, "head": HEAD_FILE, "backbone": BACKBONE_FILE}
     # MLflow runs the model's code into a global variable: one save at a time.
     with _SAVING:
         mlflow.pyfunc.save_model(
             path=str(folder),
-            python_model=str(Path(__file__).with_name("serving_model.py")),
+            python_model=str(Path(__file__).with_name(code)),
             artifacts={k: str(parts / v) for k, v in files.items()},
-            signature=SIGNATURE,
-            input_example=table,
+            signature=signature,
+            input_example=example,
             pip_requirements=requirements(),
         )
     # MLflow writes where the files lay on this machine; a model is the same wherever it was made.

@@ -1,0 +1,142 @@
+"""Score new pairs with a registered model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.images import BrokenImage, list_images, read_image
+from flows.artifacts import as_seen
+from flows.figures_pairs import pair_overlay
+from flows.prediction import choose_head
+from heads.base import get_head
+from headwater.errors import ConfigError, DataError, ImageError
+from storage.registry import Registry
+from storage.serving_pairs import PairDetector
+
+if TYPE_CHECKING:
+    from flows.console import Reporter
+    from flows.home import Home
+
+
+def join_paths(current: Path, history: Path) -> list[tuple[Path, Path]]:
+    """Return two files as one pair, or the files of two folders that have the same names.
+
+    Raises
+    ------
+    DataError
+        Where a path is not there, or the folders have no name in common.
+    """
+    if current.is_dir() != history.is_dir():
+        raise DataError(
+            f"--pair {current} {history}: a file and a folder", expected="two files, or two folders"
+        )
+    sides = []
+    for place in (current, history):
+        files = list_images(place)
+        sides.append({_name(f, place): f for f in files})
+    if not current.is_dir():
+        return [(current, history)]
+    both = sorted(sides[0].keys() & sides[1].keys())
+    if not both:
+        raise DataError(
+            f"--pair {current} {history}: no image of the same name in both",
+            expected="the same name for the two images of a place",
+        )
+    return [(sides[0][n], sides[1][n]) for n in both]
+
+
+def _name(file: Path, place: Path) -> str:
+    return str(file.relative_to(place).with_suffix("")) if place.is_dir() else file.stem
+
+
+def predict_pairs(
+    home: Home,
+    image_set: str,
+    pair: tuple[Path, Path],
+    head: str | None,
+    version: str | None,
+    folder: Path | None,
+    threshold: float | None,
+    reporter: Reporter,
+) -> tuple[list[dict[str, Any]], list[BrokenImage]]:
+    """Score pairs one at a time and write a picture of the change map for each.
+
+    Parameters
+    ----------
+    home, image_set, head, version
+        Which model.
+    pair
+        Current and history: files, or folders that are joined by name.
+    folder
+        Where the pictures go; by default below the home, by set and model.
+    threshold
+        Instead of the model's, for pairs.
+    reporter
+        Shows progress.
+
+    Returns
+    -------
+    tuple
+        Rows ``current, history, score, threshold, verdict, changed_share, change_map`` and what
+        could not be read.
+
+    Raises
+    ------
+    ConfigError
+        Where the model looks at single images.
+    """
+    registry = Registry(home.root, home.tracking_url)
+    name = choose_head(registry, image_set, head)
+    if not get_head(name).pairs:
+        raise ConfigError(
+            f"head {name} of {image_set} looks at single images",
+            expected=f"headwater predict {image_set} IMAGE",
+            remedy="--pair is for models of pair heads",
+        )
+    model = registry.get_model(image_set, name, version)
+    detector = PairDetector.load(model["uri"], registry)
+    if folder is None:
+        folder = home.pictures / image_set / "predictions" / f"{name}-v{model['version']}"
+    files = join_paths(*pair)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    broken: list[BrokenImage] = []
+    for done, paths in enumerate(files):
+        reporter.update("pairs", done, len(files), paths[0].name)
+        seen = []
+        for path in paths:
+            try:
+                seen.append(read_image(path))
+            except ImageError as error:
+                broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
+        if len(seen) < 2:
+            continue
+        (got,) = detector.predict([(seen[0], seen[1])], threshold=threshold)
+        # The contents in the name: another pair of the same name never takes its place.
+        text = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:8]
+        target = folder / f"{paths[0].stem}-{text}.png"
+        share = float((got.map > detector.cut).mean())
+        pair_overlay(
+            as_seen(seen[0], detector.spec),
+            as_seen(seen[1], detector.spec),
+            got.map,
+            got.verdict,
+            f"score {got.score:.4g}, threshold {got.threshold:.4g}, {share:.2%} of pixels changed",
+            detector.cut,
+            target,
+            probabilities=detector.probabilities,
+        )
+        rows.append(
+            {
+                "current": str(paths[0]),
+                "history": str(paths[1]),
+                "score": float(got.score),
+                "threshold": float(got.threshold),
+                "verdict": got.verdict,
+                "changed_share": share,
+                "change_map": str(target),
+            }
+        )
+    return rows, broken
