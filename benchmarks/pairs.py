@@ -43,7 +43,7 @@ from heads.base import Batch, Scores, get_head, make_config
 from heads.calibrate import threshold_for
 from heads.data import TensorSource
 from heads.pair_metrics import pair_metrics
-from heads.pairs import Pair, PairSource
+from heads.pairs import RESIDENT_BYTES, Pair, PairSource
 from heads.parts.elementary import channel_statistics
 from heads.parts.pair_head import DifferenceSource, differences
 from heads.scoring import upsample
@@ -95,12 +95,13 @@ def features(
 
 
 def join(
-    pairs: Sequence[PairRecord], source: Any, spec: ExtractorSpec, labelled: bool = True
-) -> PairSource:
+    pairs: Sequence[PairRecord], source: Any, spec: ExtractorSpec, labelled: bool = True,
+    memory: int = RESIDENT_BYTES,
+) -> PairSource:  # fmt: skip
     """Return the pairs over one source of both sides' images."""
     keyed = [Pair(p.key, p.current.sha256, p.history.sha256) for p in pairs]
     masks = PairMasks(pairs, functools.partial(mask_to_input, spec=spec)) if labelled else None
-    return PairSource(source, source, keyed, masks)
+    return PairSource(source, source, keyed, masks, memory=memory)
 
 
 def images_of(*groups: Sequence[PairRecord]) -> list[ImageRecord]:
@@ -214,7 +215,7 @@ def run_head(
     else:
         source = features(images_of(train, test), backbone, spec, layers)
     seconds = time.perf_counter() - began
-    tested = join(test, source, spec)
+    tested = join(test, source, spec, memory=0)  # in memory as they are: no second copy
     learning, held = join(train, source, spec, labelled=labelled).split(0.2)
     rows = []
     for seed in [0] if floor else map(int, a.seeds.split(",")):

@@ -40,7 +40,9 @@ class PairFlowConfig(FastFlowConfig):
         finer than the changes places them; one coarser than they are mostly says which place they
         are near, and every layer counts alike in the score.
     root
-        Model the square roots of the differences, which are less heavy-tailed.
+        Model the square roots of the differences, which are less heavy-tailed, and divide them by
+        their root mean square without taking a mean off: before any training half the mean of z^2
+        then is the plain mean difference, each channel in units of its own.
     noise
         Deviation of the Gaussian noise added in training, in units of a channel's deviation.
         Where two images agree exactly their differences are exactly 0, and a density over such
@@ -113,6 +115,12 @@ class PairFlow(PairHead, FastFlow):
         if any(name.startswith(CURRENT) for name in batch):
             batch = differences(batch, self.config.root)
         return [batch[layer] for layer in self.shapes]
+
+    def standard(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the moments; of roots no mean is taken off, so that no difference stays 0."""
+        if not self.config.root:
+            return mean, std
+        return torch.zeros_like(mean), (mean.square() + std.square()).sqrt()
 
     def _stack(self, shape: Shape, index: int) -> SequenceINN:
         """Return FastFlow's stack with log-determinants per position."""

@@ -75,16 +75,16 @@ def rare_changes(rows, seed):
 
 
 def test_the_small_preset_learns_rare_changes():
-    train, held = rare_changes(48, 0), rare_changes(12, 1)
+    train, held = rare_changes(32, 0), rare_changes(8, 1)
     shapes = {k.removeprefix("current:"): v for k, v in train.shapes.items() if "current" in k}
 
     def learn(**settings):
         head = PairDiff(make_config("pair_diff", settings, "small"), shapes, (64, 64))
-        return head.fit(train, held, OPTIONS, NullProgress()).get("held_out_iou", 0.0)
+        return head.fit(train, held, OPTIONS, NullProgress())["held_out_iou"]
 
-    assert learn() > 0.75
-    # From one half everywhere the same number of steps goes into learning that changes are rare.
-    assert learn(base_rate=False, epochs=4) < learn(epochs=4) - 0.2
+    assert learn() > 0.7
+    # From one half everywhere the same 96 steps end with almost nothing found.
+    assert learn(base_rate=False) < 0.1
 
 
 def test_a_start_at_the_base_rate_is_just_that():
@@ -92,7 +92,7 @@ def test_a_start_at_the_base_rate_is_just_that():
     train = pair_source(SHAPES, 24, 0)
     head.fit(train, pair_source(SHAPES, 8, 1), OPTIONS, NullProgress())
     rate = float(torch.stack([train.mask(i).float().mean() for i in range(24)]).mean())
-    bias = head.decoder.leave[-1].layer.bias
+    bias = head.decoder.leave[-1].layer.bias.detach()
     assert float(torch.sigmoid(bias)) == pytest.approx(rate, abs=1e-4)
     assert head.decoder.start_at(0.0) is None
     assert torch.isfinite(bias).all()
