@@ -7,8 +7,11 @@
 Features of both sides are computed once per image with the product's extraction and held in
 memory. `pair_diff` learns from labelled training pairs (8:2 by hash). `pair_flow` learns from
 crops of them in which nothing changed, and is tested on the test pairs cut into tiles of the same
-size: all pixels of the test pairs at the same scale. `difference` is no head: the mean over layers
-and channels of |F_c - F_h|, as a floor. Last epoch; nothing is chosen on the test pairs.
+size: all pixels of the test pairs at the same scale. `difference` is no head but the floor: the
+mean over layers and channels of |F_c - F_h|, on the tiles of `pair_flow`
+(``--set difference.strides=[2,4]``; ``difference.standardise=true`` divides each channel by its
+root mean square over normal crops). Where there are no probabilities the threshold is that which
+a share `--rate` of held-out normal pixels exceeds. Last epoch; nothing is chosen on the test pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +39,18 @@ from features.images import ImageRecord, read_image, read_mask
 from features.pair_crops import cut_normal_pairs
 from features.pairs import ImageSource, PairMasks, PairRecord, scan_pairs
 from features.preprocess import mask_to_input, preprocess
-from heads.base import Head, get_head, make_config
+from heads.base import Batch, Scores, get_head, make_config
 from heads.calibrate import threshold_for
 from heads.data import TensorSource
 from heads.pair_metrics import pair_metrics
-from heads.pairs import Pair, PairSource
-from heads.parts.pair_head import DifferenceSource
+from heads.pairs import RESIDENT_BYTES, Pair, PairSource
+from heads.parts.elementary import channel_statistics
+from heads.parts.pair_head import DifferenceSource, differences
 from heads.scoring import upsample
 from heads.trainer import NullProgress, TrainOptions
 from headwater.spec import ExtractorSpec, LayerSpec
+
+METRICS = ("precision", "recall", "overall_accuracy", "f1", "iou", "auc", "eer")
 
 
 def subset(pairs: Sequence[PairRecord], split: str, count: int) -> list[PairRecord]:
@@ -89,12 +95,13 @@ def features(
 
 
 def join(
-    pairs: Sequence[PairRecord], source: Any, spec: ExtractorSpec, labelled: bool = True
-) -> PairSource:
+    pairs: Sequence[PairRecord], source: Any, spec: ExtractorSpec, labelled: bool = True,
+    memory: int = RESIDENT_BYTES,
+) -> PairSource:  # fmt: skip
     """Return the pairs over one source of both sides' images."""
     keyed = [Pair(p.key, p.current.sha256, p.history.sha256) for p in pairs]
     masks = PairMasks(pairs, functools.partial(mask_to_input, spec=spec)) if labelled else None
-    return PairSource(source, source, keyed, masks)
+    return PairSource(source, source, keyed, masks, memory=memory)
 
 
 def images_of(*groups: Sequence[PairRecord]) -> list[ImageRecord]:
@@ -103,7 +110,7 @@ def images_of(*groups: Sequence[PairRecord]) -> list[ImageRecord]:
     return list(found.values())
 
 
-def test_head(head: Head, test: PairSource, threshold: float) -> dict[str, float]:
+def test_head(head: Any, test: PairSource, threshold: float) -> dict[str, float]:
     """Score the test pairs and return the metrics at `threshold`, and milliseconds per pair."""
     maps, masks, began = [], [], time.perf_counter()
     seconds = 0.0
@@ -115,15 +122,28 @@ def test_head(head: Head, test: PairSource, threshold: float) -> dict[str, float
     return {**pair_metrics(maps, masks, threshold=threshold), "score_ms": 1e3 * seconds / len(test)}
 
 
-def difference_floor(test: PairSource, size: tuple[int, int]) -> dict[str, float]:
-    """Return AUC and EER of the plain feature difference."""
-    maps, masks = [], []
-    for batch in DifferenceSource(test).batches(16):
-        layers = [batch[k].mean(1) for k in batch if not k.startswith("_")]
-        maps += list(torch.stack([upsample(x, size) for x in layers]).mean(0).numpy())
-        masks += list(batch["_mask"][:, 0].numpy() > 0)
-    found = pair_metrics(maps, masks)
-    return {k: found[k] for k in ("auc", "eer")}
+class Difference:
+    """The floor: the plain difference of features, with the face of a head."""
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, int, int]], size: tuple[int, int], standardise: bool
+    ) -> None:
+        self.size, self.standardise = size, standardise
+        self.scale = {k: torch.ones(s[0]) for k, s in shapes.items()}
+
+    def fit(self, normal: PairSource) -> None:
+        """Measure the channels' root mean squares, where they are asked for."""
+        if self.standardise:
+            found = channel_statistics(DifferenceSource(normal), list(self.scale))
+            rms = {k: (m.square() + s.square()).sqrt().float() for k, (m, s) in found.items()}
+            self.scale = {k: x.clamp_min(0.05 * float(x.median())) for k, x in rms.items()}
+
+    def score(self, batch: Batch) -> Scores:
+        """Return the mean difference over channels, up-sampled, over layers."""
+        found = differences(batch)
+        layers = [(found[k] / s[:, None, None]).mean(1) for k, s in self.scale.items()]
+        maps = torch.stack([upsample(x, self.size) for x in layers]).mean(0)
+        return Scores(image=maps.amax((1, 2)), maps=maps)
 
 
 def main() -> None:
@@ -137,6 +157,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--size", type=int, default=256, help="pixels of a whole pair's input")
     parser.add_argument("--tile", type=int, default=320, help="pixels of pair_flow's crops")
+    parser.add_argument("--rate", type=float, default=0.001, help="of normal pixels called changed")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", action="append", default=[], metavar="HEAD.KEY=VALUE")
@@ -174,15 +195,18 @@ def run_head(
     name: str, values: dict[str, Any], a: argparse.Namespace, backbone: Backbone,
     train: list[PairRecord], test: list[PairRecord], place: Path, tell: Any,
 ) -> None:  # fmt: skip
-    """Prepare the head's features and train and test it per seed."""
-    cls, size, began = get_head(name), a.size, time.perf_counter()
-    flow = name == "pair_flow"
-    if flow:
+    """Prepare the head's features, then train and test it per seed."""
+    size, began, labelled = a.size, time.perf_counter(), name == "pair_diff"
+    if not labelled:
         size = a.size * a.tile // 640
-        cut_normal_pairs(train, place / "normal", a.tile, per_pair=4)
-        train = scan_pairs(place / "normal").pairs
-        test = cut_tiles(test, place / "tiles", a.tile)
-    config = make_config(name, values, a.preset)
+        if not (place / "tiles").exists():
+            cut_normal_pairs(train, place / "normal", a.tile, per_pair=4)
+            cut_tiles(test, place / "tiles", a.tile)
+        train, test = scan_pairs(place / "normal").pairs, scan_pairs(place / "tiles").pairs
+    floor = name == "difference"
+    cls = get_head("pair_flow" if floor else name)
+    known = {k: v for k, v in values.items() if k == "strides"} if floor else values
+    config = make_config(cls.name, known, a.preset)
     spec = backbone.default_spec(resize=size)
     layers = cls.needs(config, backbone.info, (size, size)).layers
     if getattr(config, "encoder", "") == "trained":
@@ -191,29 +215,45 @@ def run_head(
     else:
         source = features(images_of(train, test), backbone, spec, layers)
     seconds = time.perf_counter() - began
-    tested = join(test, source, spec)
-    if flow:
-        tell({"head": "difference", "tile": a.tile, **difference_floor(tested, (size, size))})
-    learning, held = join(train, source, spec, labelled=not flow).split(0.2)
-    for seed in map(int, a.seeds.split(",")):
-        config = make_config(name, {**values, "seed": seed}, a.preset)
-        head = cls(config, source.shapes, (size, size))
-        began = time.perf_counter()
-        figures = head.fit(learning, held, TrainOptions(device=a.device), NullProgress())
-        fit_seconds, threshold = time.perf_counter() - began, 0.5
-        if flow:
-            # No probabilities: the threshold is held-out normal pixels' at a rate of 1 %.
+    tested = join(test, source, spec, memory=0)  # in memory as they are: no second copy
+    learning, held = join(train, source, spec, labelled=labelled).split(0.2)
+    rows = []
+    for seed in [0] if floor else map(int, a.seeds.split(",")):
+        began, cpu = time.perf_counter(), time.process_time()
+        figures: dict[str, float] = {}
+        head: Any
+        if floor:
+            head = Difference(source.shapes, (size, size), bool(values.get("standardise")))
+            head.fit(learning)
+        else:
+            config = make_config(name, {**values, "seed": seed}, a.preset)
+            head = cls(config, source.shapes, (size, size))
+            figures = head.fit(learning, held, TrainOptions(device=a.device), NullProgress())
+            figures["parameters"] = head.parameters_count()
+        took, cpu = time.perf_counter() - began, time.process_time() - cpu
+        threshold = 0.5
+        if not labelled:
             maps = [head.score(b).maps.flatten() for b in held.batches(16)]
-            threshold = threshold_for(torch.cat(maps).cpu().numpy(), 0.01)[0]
+            threshold = threshold_for(torch.cat(maps).cpu().numpy(), a.rate)[0]
+        measured = test_head(head, tested, threshold)
+        rows.append(measured)
         tell(
             {
-                "head": name, "settings": values, "seed": seed, "size": size, "pairs": len(train),
-                **test_head(head, tested, threshold),
+                "head": name, "settings": values, "seed": seed, "size": size,
+                "layers": list(source.shapes), "learning": len(learning), "tested": len(tested),
+                **measured,
                 "threshold": threshold,
-                **{k: v for k, v in figures.items() if k.startswith("held_out")},
-                "parameters": head.parameters_count(),
-                "features_s": seconds, "fit_s": fit_seconds,
+                **{k: v for k, v in figures.items() if k.startswith(("held_out", "parameters"))},
+                "features_s": seconds, "fit_s": took, "fit_cpu_s": cpu,
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )  # fmt: skip
+    if len(rows) > 1:
+        columns = {k: np.array([r[k] for r in rows if k in r]) for k in METRICS}
+        tell(
+            {
+                "head": name, "settings": values, "seeds": len(rows),
+                **{k: f"{x.mean():.4f} +- {x.std(ddof=1):.4f}" for k, x in columns.items()},
             }
         )  # fmt: skip
 

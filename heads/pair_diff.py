@@ -24,7 +24,7 @@ from heads.parts.seeds import seeded
 from heads.parts.transformer import MapTransformer
 from heads.parts.unet import PairEncoder, SkipDecoder
 from heads.scoring import top_k_mean
-from heads.trainer import Progress, TrainOptions, train_module
+from heads.trainer import Progress, Schedule, TrainOptions, train_module
 from headwater.errors import ConfigError, DataError, ShapeError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
 
@@ -55,10 +55,19 @@ class PairDiffConfig(HeadConfig):
     standardise
         Divide each channel of the frozen differences by its root mean square over the training
         pairs. (No mean is taken off: no difference stays 0.) The paper's batch norms do the like.
+    compress
+        Take ``log(1 + x)`` of the frozen differences. They are mostly near 0 with a few large ones,
+        and the finest level reaches the last convolution as it is: unbounded, it decides the logit.
     augment
         Flips and turns by 180 degrees of both images alike. With the frozen encoder the stored
         maps are flipped, which is not quite the map of the flipped image (its kernels have no
         mirror symmetry); stored views would not do, since they are seeded per image.
+    base_rate
+        Start the bias of the last layer where every pixel's probability is the share of changed
+        pixels in the training masks. From 0.5 everywhere the first epochs of a short training go
+        into learning that changes are rare; the paper says nothing of it.
+    schedule
+        Of the learning rate: ``constant``, or ``one_cycle`` with `lr` as its top.
     top_k
         The pair's score is the mean of this share of the largest pixels.
     """
@@ -73,11 +82,14 @@ class PairDiffConfig(HeadConfig):
     dropout: float = 0.1
     width: int = 64
     standardise: bool = True
+    compress: bool = False
     augment: bool = True
     epochs: int = 100
     batch_size: int = 4
     lr: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
+    base_rate: bool = False
+    schedule: Literal["constant", "one_cycle"] = "constant"
     top_k: float = 0.001
 
     def __post_init__(self) -> None:
@@ -93,6 +105,8 @@ class PairDiffConfig(HeadConfig):
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout {self.dropout}", expected="0 or more, less than 1")
+        if self.schedule not in ("constant", "one_cycle"):
+            raise ConfigError(f"schedule {self.schedule!r}", expected="constant or one_cycle")
 
 
 @register
@@ -114,12 +128,14 @@ class PairDiff(PairHead):
     reference: ClassVar = Reference("", 256, {IMAGE: (3, 256, 256)}, {"encoder": "trained"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {
-            "strides": (4, 8, 16),
             "embedding": 256,
             "mlp": 512,
             "width": 16,
             "epochs": 12,
-            "lr": 1e-3,
+            "lr": 5e-3,
+            "schedule": "one_cycle",
+            "base_rate": True,
+            "compress": True,
             "image_size": "run",
         },
         "published": {"encoder": "trained"},
@@ -213,10 +229,11 @@ class PairDiff(PairHead):
         if self.encoder is None:
             found = differences({k: v for k, v in batch.items() if not k.startswith("_")})
             scales = self.scale.split([s[0] for s in self.shapes.values()])
-            return [
+            levels = [
                 found[layer] / scale[None, :, None, None]
                 for layer, scale in zip(self.shapes, scales, strict=True)
             ]
+            return [x.log1p() for x in levels] if self.config.compress else levels
         layer = next(iter(self.shapes))
         # One pass for both images: the weights are shared, and so are batch statistics.
         both = torch.cat([batch[CURRENT + layer], batch[HISTORY + layer]])
@@ -261,6 +278,10 @@ class PairDiff(PairHead):
             rms = torch.cat([(m.square() + s.square()).sqrt() for m, s in statistics])
             # A channel that hardly differs would else be blown up without measure.
             self.scale.copy_(rms.clamp_min(max(1e-6, 0.05 * float(rms.median()))))
+        if config.base_rate:
+            assert isinstance(train, PairSource)
+            shares = [train.mask(row).float().mean() for row in range(len(train))]
+            self.decoder.start_at(float(torch.stack(shares).mean()))
         result = train_module(
             self,
             self.loss,
@@ -269,6 +290,7 @@ class PairDiff(PairHead):
             optimizer=lambda parameters: torch.optim.Adam(
                 parameters, lr=config.lr, betas=config.betas
             ),
+            schedule=Schedule(config.schedule),
             epochs=config.epochs,
             batch_size=config.batch_size,
             seed=config.seed,

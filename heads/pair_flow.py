@@ -20,12 +20,13 @@ from heads.fast_flow import FastFlow, FastFlowConfig
 from heads.pairs import CURRENT
 from heads.parts.coupling import AffineCoupling
 from heads.parts.elementary import ActNorm, Permute
+from heads.parts.map_head import stage_nodes, token_nodes
 from heads.parts.pair_head import DifferenceSource, PairHead, differences
 from heads.parts.seeds import seeded
 from heads.scoring import top_k_mean, upsample
 from heads.trainer import Progress, TrainOptions
 from headwater.errors import ConfigError
-from headwater.spec import BackboneInfo, Needs
+from headwater.spec import BackboneInfo, LayerSpec, Needs
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,14 @@ class PairFlowConfig(FastFlowConfig):
 
     Parameters
     ----------
+    strides
+        Strides of the backbone's stages, one stack each; those it has not are left out. A map
+        finer than the changes places them; one coarser than they are mostly says which place they
+        are near, and every layer counts alike in the score.
+    root
+        Model the square roots of the differences, which are less heavy-tailed, and divide them by
+        their root mean square without taking a mean off: before any training half the mean of z^2
+        then is the plain mean difference, each channel in units of its own.
     noise
         Deviation of the Gaussian noise added in training, in units of a channel's deviation.
         Where two images agree exactly their differences are exactly 0, and a density over such
@@ -51,11 +60,15 @@ class PairFlowConfig(FastFlowConfig):
     batch_size: int = 8
     epochs: int = 60
     top_k: float = 0.001
+    strides: tuple[int, ...] = (4, 8, 16)
+    root: bool = False
     noise: float = 0.1
     scoring: Literal["density", "energy", "likelihood"] = "density"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.strides:
+            raise ConfigError("strides ()", expected="at least one")
         if self.noise < 0:
             raise ConfigError(f"noise {self.noise}", expected="0 or more")
         if self.scoring not in ("density", "energy", "likelihood"):
@@ -84,19 +97,31 @@ class PairFlow(PairHead, FastFlow):
 
     @classmethod
     def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
-        """Return the stages of strides 4, 8 and 16, or one block of a transformer.
+        """Return the stages of the strides asked for, or one block of a transformer.
 
         The image size is the run's own, but where the configuration names one.
         """
-        found = super().needs(config, backbone, resize)
         assert isinstance(config, PairFlowConfig)
-        return Needs(found.layers, config.resize(None))
+        if config.nodes:
+            nodes = config.nodes
+        elif backbone.tokens:
+            nodes = token_nodes(cls.name, backbone, (7,))
+        else:
+            there = [s for s in sorted(config.strides) if s in backbone.strides]
+            nodes = stage_nodes(cls.name, backbone, there or config.strides)
+        return Needs(tuple(LayerSpec((n,)) for n in nodes), config.resize(None))
 
     def inputs(self, batch: Batch) -> list[Tensor]:
         """Return the layers' absolute differences, of a pair batch or already taken."""
         if any(name.startswith(CURRENT) for name in batch):
-            batch = differences(batch)
+            batch = differences(batch, self.config.root)
         return [batch[layer] for layer in self.shapes]
+
+    def standard(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the moments; of roots no mean is taken off, so that no difference stays 0."""
+        if not self.config.root:
+            return mean, std
+        return torch.zeros_like(mean), (mean.square() + std.square()).sqrt()
 
     def _stack(self, shape: Shape, index: int) -> SequenceINN:
         """Return FastFlow's stack with log-determinants per position."""
@@ -148,7 +173,11 @@ class PairFlow(PairHead, FastFlow):
         self.check(train)
         self.check(held_out)
         return FastFlow.fit(
-            self, DifferenceSource(train), DifferenceSource(held_out), options, progress
+            self,
+            DifferenceSource(train, self.config.root),
+            DifferenceSource(held_out, self.config.root),
+            options,
+            progress,
         )
 
     def check(self, batch: Mapping[str, Tensor] | FeatureSource) -> None:

@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from heads.base import make_config
+from heads.data import TensorSource
 from heads.pair_diff import PairDiff, PairDiffConfig, flip_alike
+from heads.pairs import Pair, PairSource
 from heads.parts.transformer import MapTransformer
 from heads.parts.unet import PairEncoder, SkipDecoder
 from heads.trainer import NullProgress, TrainOptions
 from headwater.errors import ConfigError, DataError, FeatureRangeError, NotFittedError, ShapeError
-from headwater.spec import BackboneInfo
+from headwater.spec import BackboneInfo, Needs
 from tests.pairs_tiny import pair_source
 
 SHAPES = {"one": (3, 8, 8), "two": (4, 4, 4)}
@@ -45,6 +47,55 @@ def test_it_learns_to_find_the_changed_square():
     fresh = build()
     fresh.fitted.fill_(True)
     assert fresh._held_out_figures(pair_source(SHAPES, 8, 1)).get("held_out_f1", 0) < 0.6
+
+
+def rare_changes(rows, seed):
+    """Pairs of 64 px whose only lasting change is a square of 5 px, 0.6 % of the pixels.
+
+    Besides the square, half of the positions differ by heavy-tailed noise at every level.
+    """
+    g = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(rows, 64, 64)
+    for mask in masks:
+        top, left = torch.randint(2, 57, (2,), generator=g).tolist()
+        mask[top : top + 5, left : left + 5] = 1
+    history, current = {}, {}
+    for stride, channels in ((2, 8), (4, 8), (8, 12), (16, 16)):
+        shape = (rows, channels, 64 // stride, 64 // stride)
+        where = torch.nn.functional.adaptive_avg_pool2d(masks[:, None], shape[2:])
+        way = torch.randn(1, channels, 1, 1, generator=torch.Generator().manual_seed(stride))
+        noise = 0.1 * torch.randn(shape, generator=g) ** 3
+        noise *= torch.rand(rows, 1, *shape[2:], generator=g) < 0.5
+        name = f"stride{stride}"
+        history[name] = torch.rand(shape, generator=g)
+        current[name] = history[name] + noise + 2 * where * way
+    ids = [[f"{side}{seed}-{i}" for i in range(rows)] for side in "ch"]
+    pairs = [Pair(f"place {i}", a, b) for i, (a, b) in enumerate(zip(*ids, strict=True))]
+    return PairSource(TensorSource(current, ids[0]), TensorSource(history, ids[1]), pairs, masks)
+
+
+def test_the_small_preset_learns_rare_changes():
+    train, held = rare_changes(32, 0), rare_changes(8, 1)
+    shapes = {k.removeprefix("current:"): v for k, v in train.shapes.items() if "current" in k}
+
+    def learn(**settings):
+        head = PairDiff(make_config("pair_diff", settings, "small"), shapes, (64, 64))
+        return head.fit(train, held, OPTIONS, NullProgress())["held_out_iou"]
+
+    assert learn() > 0.7
+    # From one half everywhere the same 96 steps end with almost nothing found.
+    assert learn(base_rate=False) < 0.1
+
+
+def test_a_start_at_the_base_rate_is_just_that():
+    head = build(base_rate=True, epochs=1, lr=1e-9)
+    train = pair_source(SHAPES, 24, 0)
+    head.fit(train, pair_source(SHAPES, 8, 1), OPTIONS, NullProgress())
+    rate = float(torch.stack([train.mask(i).float().mean() for i in range(24)]).mean())
+    bias = head.decoder.leave[-1].layer.bias.detach()
+    assert float(torch.sigmoid(bias)) == pytest.approx(rate, abs=1e-4)
+    assert head.decoder.start_at(0.0) is None
+    assert torch.isfinite(bias).all()
 
 
 def test_scores_are_symmetric_in_the_images_and_belong_to_one_pair():
@@ -227,9 +278,7 @@ def test_needs_follow_the_backbone():
     assert [x.name for x in needs.layers] == ["act1", "layer1", "layer2", "layer3"]
     assert needs.resize == (256, 256)
     small = make_config("pair_diff", {}, "small")
-    assert [x.name for x in PairDiff.needs(small, RESNET, (64, 64)).layers] == [
-        "layer1", "layer2", "layer3",
-    ]  # fmt: skip
+    assert PairDiff.needs(small, RESNET, (64, 64)) == Needs(needs.layers)  # at the run's own size
     vit = BackboneInfo("vit", (), (), (), tokens=True, depth=12)
     names = [x.name for x in PairDiff.needs(config, vit, (224, 224)).layers]
     assert names == ["blocks.2", "blocks.5", "blocks.8", "blocks.11"]
@@ -260,7 +309,13 @@ def test_mistakes_end_in_clear_errors():
     batch["history:one"][2, 0, 0, 0] = float("nan")
     with pytest.raises(FeatureRangeError, match="row 2"):
         head.score(batch)
-    for wrong in ({"encoder": "both"}, {"layers": -1}, {"image_size": "auto"}, {"dropout": 1}):
+    for wrong in (
+        {"encoder": "both"},
+        {"layers": -1},
+        {"image_size": "auto"},
+        {"dropout": 1},
+        {"schedule": "x"},
+    ):
         with pytest.raises(ConfigError):
             make_config("pair_diff", wrong)
     with pytest.raises(ConfigError, match="one layer 'image'"):

@@ -139,12 +139,16 @@ def test_needs_and_mistakes():
     needs = PairFlow.needs(make_config("pair_flow", {}), info, (128, 128))
     assert [x.name for x in needs.layers] == ["a", "b", "c"]
     assert needs.resize is None
+    small = make_config("pair_flow", {"strides": (8, 2, 4)})
+    assert [x.name for x in PairFlow.needs(small, info, (128, 128)).layers] == ["a", "b"]
+    with pytest.raises(ConfigError, match="no stage of stride 2"):
+        PairFlow.needs(make_config("pair_flow", {"strides": (2,)}), info, (128, 128))
     batch = pair_source(SHAPES, 2, 0, (8, 8)).read(0, 2)
     with pytest.raises(NotFittedError, match="pair_flow"):
         build().score(batch)
     head = trained()
     with pytest.raises(ShapeError, match="current:one"):
         head.score(differences(batch))
-    for wrong in ({"noise": -1.0}, {"scoring": "both"}, {"steps": 0}):
+    for wrong in ({"noise": -1.0}, {"scoring": "both"}, {"steps": 0}, {"strides": ()}):
         with pytest.raises(ConfigError):
             make_config("pair_flow", wrong)

@@ -115,6 +115,10 @@ class MapFlowHead(FlowHead):
             total = total + log_det
         return out, total
 
+    def standard(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what standardising takes off and divides by, of the channels' moments, ``[C]``."""
+        return mean, std
+
     def parts_of(self, count: int) -> list[nn.Module]:
         """Return the standardising part of each of `count` maps; none where it is off."""
         return list(self.scale) * (count // len(self.scale)) if self.config.standardise else []
@@ -161,7 +165,7 @@ class MapFlowHead(FlowHead):
             for part, (mean, std) in zip(
                 self.scale, channel_statistics(train, list(self.shapes)).values(), strict=True
             ):
-                part.set(mean, std)  # type: ignore[operator]
+                part.set(*self.standard(mean, std))  # type: ignore[operator]
         result = train_module(
             self,
             self.loss,

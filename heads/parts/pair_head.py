@@ -13,21 +13,31 @@ from heads.pairs import CURRENT, HISTORY
 from headwater.errors import NotFittedError, ShapeError
 
 
-def differences(batch: Mapping[str, Tensor]) -> Batch:
-    """Return ``{layer: |F_c - F_h|}`` of a pair batch (eq. 2), its ``_`` entries with it."""
+def differences(batch: Mapping[str, Tensor], root: bool = False) -> Batch:
+    """Return ``{layer: |F_c - F_h|}`` of a pair batch (eq. 2), or its root, and ``_`` entries."""
     out = {k: v for k, v in batch.items() if k.startswith("_")}
     for name, current in batch.items():
         if name.startswith(CURRENT):
             layer = name.removeprefix(CURRENT)
             out[layer] = (current - batch[HISTORY + layer]).abs()
+            if root:
+                out[layer] = out[layer].sqrt()
     return out
 
 
 class DifferenceSource:
-    """A `FeatureSource` of the layers' absolute differences over a `PairSource`."""
+    """A `FeatureSource` of the layers' absolute differences over a `PairSource`.
 
-    def __init__(self, source: FeatureSource) -> None:
-        self.source = source
+    Parameters
+    ----------
+    source
+        The pairs.
+    root
+        Take the square roots of the differences.
+    """
+
+    def __init__(self, source: FeatureSource, root: bool = False) -> None:
+        self.source, self.root = source, root
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -53,14 +63,14 @@ class DifferenceSource:
 
     def read(self, start: int, stop: int) -> Batch:
         """Return the differences of rows ``start:stop``."""
-        return differences(self.source.read(start, stop))
+        return differences(self.source.read(start, stop), self.root)
 
     def batches(
         self, size: int, *, seed: int | None = None, drop_last: bool = False
     ) -> Iterator[Batch]:
         """Yield the differences of the pairs' batches."""
         for batch in self.source.batches(size, seed=seed, drop_last=drop_last):
-            yield differences(batch)
+            yield differences(batch, self.root)
 
 
 class PairHead(Head):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -142,6 +143,11 @@ class SkipDecoder(nn.Module):
             seen, at = widths[0], target
         leave.append(_Step(seen, 1, at, size, last=True))
         self.leave = nn.Sequential(*leave)
+
+    def start_at(self, rate: float) -> None:
+        """Set the last bias to the logit of `rate`, kept within [1e-6, 1 - 1e-6]."""
+        rate = min(max(rate, 1e-6), 1 - 1e-6)
+        nn.init.constant_(self.leave[-1].layer.bias, math.log(rate / (1 - rate)))  # type: ignore[union-attr, arg-type]
 
     def forward(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor:
         """Return the logits ``[B, 1, H, W]`` of the change map."""
