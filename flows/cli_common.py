@@ -102,10 +102,14 @@ def _assignments(items: list[str] | None, option: str) -> dict[str, Any]:
     return pairs
 
 
-def settings_from(options: dict[str, Any]) -> tuple[Settings, Home]:
-    """Merge options over `headwater.yaml`; return the settings and the home folder, prepared."""
+def settings_from(options: dict[str, Any], *, write: bool = True) -> tuple[Settings, Home]:
+    """Merge options over `headwater.yaml`; return the settings and the home folder, prepared.
+
+    Commands that only look pass ``write=False``: they work in a read-only home and make none.
+    """
     from flows.config import load_settings
-    from flows.home import Home, check_set_name
+    from flows.home import Home
+    from storage.layout import check_set_name
 
     image_set = options.get("image_set")
     if image_set is not None:
@@ -153,7 +157,8 @@ def settings_from(options: dict[str, Any]) -> tuple[Settings, Home]:
         if not dot or head not in chosen:
             raise ConfigError(f"--set {key}", expected=f"HEAD.KEY with HEAD of {', '.join(chosen)}")
         settings.heads = {**chosen, head: {**chosen[head], name: value}}
-    home = Home.at(settings.home, settings.store, settings.tracking, settings.artifacts)
+    places = (settings.store, settings.tracking, settings.artifacts)
+    home = Home.at(settings.home, *places, write=write)
     home.prepare_environment()
     return settings, home
 

@@ -31,7 +31,7 @@ from heads.base import FeatureSource, Head, get_head
 from heads.calibrate import Calibration
 from heads.data import split_held_out
 from heads.trainer import TrainOptions
-from headwater.errors import DataError, WeightsError
+from headwater.errors import DataError, LayerError, WeightsError
 from headwater.spec import digest
 from storage.maintenance import tag
 from storage.registry import Registry
@@ -139,7 +139,24 @@ def images_digest(store: FeatureStore, snapshot: str, known_by: int | None) -> s
 def key_of(job: TrainJob, store: FeatureStore) -> str:
     """Return the idempotency key of a training; see `flows.planner.training_key`."""
     options = {k: v for k, v in job.training.items() if k not in _NO_MATTER}
-    return training_key(job.plan, images_digest(store, job.snapshot, job.known_by), options)
+    images = images_digest(store, job.snapshot, job.known_by)
+    if lacking := without_features(job, store):
+        # The same images with all their features are another training.
+        images = digest([images, lacking])
+    return training_key(job.plan, images, options)
+
+
+def without_features(job: TrainJob, store: FeatureStore) -> list[str]:
+    """Return the paths of images of a training that lack a layer: they are left out of it.
+
+    An extraction was cut off, a file could not be read, or the features of removed images, which
+    belong to a view of the past, were purged.
+    """
+    plan, select = job.plan, Selection(known_by=job.known_by)
+    with contextlib.suppress(LayerError):
+        reader = store.reader(plan.spec, plan.layers, select, job.snapshot, missing="skip")
+        return sorted(reader.missing)
+    return []
 
 
 def find_trained(job: TrainJob, store: FeatureStore, registry: Registry) -> TrainOutcome | None:
@@ -213,6 +230,8 @@ def train_head(job: TrainJob) -> TrainOutcome:
         scored = score_test(store, job, head)
         score_seconds = time.perf_counter() - began
         metrics, notes = evaluate_scores(job, scored, calibration)
+        if lacking := without_features(job, store):
+            notes = [*notes, _left_out(job, lacking)]
         rows = per_image_rows(scored, calibration.threshold)
         run.finish(
             metrics={**metrics, **{f"fit_{k}": v for k, v in figures.items()}},
@@ -264,6 +283,18 @@ def normal_sources(store: FeatureStore, job: TrainJob) -> tuple[FeatureSource, F
         rows = [i for i, sha in enumerate(views.ids) if sha in kept]
         train = train.concat([train, views.subset(rows)])
     return train, plain.subset(held_rows)
+
+
+def _left_out(job: TrainJob, lacking: list[str]) -> str:
+    cure = (
+        "--snapshot trains on the store as it was then"
+        if job.known_by is not None
+        else f"`headwater extract {job.image_set}` computes them"
+    )
+    return (
+        f"{job.plan.head}: {len(lacking)} image(s) without stored features were left out, such as "
+        f"{lacking[0]}; {cure}"
+    )
 
 
 def _params(job: TrainJob, train: int, held_out: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import icechunk
+import numpy as np
 from zarr.core.buffer import default_buffer_prototype
 
 from headwater.errors import DiskFullError, SnapshotError, StoreError
@@ -135,13 +136,35 @@ def guard(what: str) -> Iterator[None]:
                 expected="room for the features; the last snapshot is intact and nothing is lost",
                 remedy="free space (`headwater store gc SET --delete` also does) and run again",
             ) from error
-        first = next((s.strip() for s in text.splitlines() if s.strip()), type(error).__name__)
-        first = first.removeprefix("x ").strip()
+        first = cause(error)
         if "snapshot not found" in text or "ref not found" in text:
             raise SnapshotError(
                 f"{what}: {first}", remedy="`headwater store log SET` lists the snapshots and tags"
             ) from error
         raise StoreError(f"{what}: {first}") from error
+
+
+def cause(error: BaseException) -> str:
+    """Return what is at the bottom of an error, in one line: the engine prints its whole chain."""
+    lines = [s.strip() for s in str(error).splitlines() if s.strip()]
+    chain = [s[3:].strip() for s in lines if s.startswith(("|->", "`->"))]
+    if chain:
+        # The last link says what, the longest of the chain where.
+        place = max(chain, key=len)
+        return place if chain[-1] in place else f"{place}: {chain[-1]}"
+    return lines[0].removeprefix("x ").strip() if lines else type(error).__name__
+
+
+def read_whole(array: Any) -> np.ndarray:
+    """Return a whole column or index; `StoreError` names it where its chunks are damaged."""
+    try:
+        return np.asarray(array[:])
+    except (icechunk.IcechunkError, OSError, RuntimeError, ValueError) as error:
+        raise StoreError(
+            f"{array.path} cannot be read: {cause(error)}",
+            expected="the chunks that were written",
+            remedy="`headwater store verify SET` names all that is damaged and --repair mends it",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ DISK_DTYPE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
 }
 
-_SET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,15 @@ class StoreOptions:
 
 
 def check_set_name(name: str) -> str:
-    """Return `name`; `ConfigError` where it cannot be a folder's name."""
-    if not _SET_NAME.match(name):
+    """Return `name`; `ConfigError` where it cannot name an image set.
+
+    It names a folder, a bucket's prefix and an MLflow experiment; the dot is kept for models, which
+    are called ``SET.HEAD``.
+    """
+    if not _SET_NAME.fullmatch(name):
         raise ConfigError(
             f"image set name {name!r}",
-            expected="letters, digits, '.', '_' and '-', starting with a letter or digit",
+            expected="letters, digits, - and _ (at most 64, beginning with a letter or digit)",
         )
     return name
 
