@@ -31,7 +31,7 @@ from heads.base import FeatureSource, Head, get_head
 from heads.calibrate import Calibration
 from heads.data import split_held_out
 from heads.trainer import TrainOptions
-from headwater.errors import DataError, LayerError, WeightsError
+from headwater.errors import ConfigError, DataError, LayerError, WeightsError
 from headwater.spec import digest
 from storage.maintenance import tag
 from storage.registry import Registry
@@ -242,7 +242,12 @@ def train_head(job: TrainJob) -> TrainOutcome:
         write_artifacts(job, run, scored, held_scores, calibration, rows)
         version = register(job, run, head, calibration, scored, key)
     # Retention must never remove what a registered model was trained on.
-    tag(store, f"model-{plan.head}-v{version}", job.snapshot)
+    label = f"model-{plan.head}-v{version}"
+    try:
+        tag(store, label, job.snapshot)
+    except ConfigError:
+        # A tag never moves, but MLflow counts anew where its database was replaced.
+        tag(store, f"{label}-{run.run_id[:8]}", job.snapshot)
     shutil.rmtree(home.checkpoints / key, ignore_errors=True)
     return TrainOutcome(
         plan.head,

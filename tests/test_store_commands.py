@@ -4,8 +4,10 @@ import datetime as dt
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -368,3 +370,26 @@ def test_a_narrow_terminal_shows_every_id_whole(desk):
         assert "\N{HORIZONTAL ELLIPSIS}" not in done.stdout
         plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", done.stdout)
         assert max(map(len, plain.splitlines())) <= 80
+
+
+def test_ctrl_c_keeps_what_was_committed_and_says_so(desk):
+    for i in range(10, 60):
+        desk.draw(i)
+    settings = desk.folder / "small.yaml"
+    settings.write_text("extraction: {block_mb: 1, batch: 1}\n")
+    command = ("extract", "s", "--images", desk.images, "--size", "224", "--config", settings)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *map(str, command), "--heads", "patchcore"],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    before, deadline = len(log(desk.store)), time.monotonic() + 60
+    while len(log(desk.store)) < before + 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    said, _ = child.communicate(timeout=60)
+    assert child.returncode == 130, said
+    assert "stopped; what was committed is kept" in said
+    assert "Traceback" not in said
+    assert verify(desk.store).ok
+    assert len(desk.store.extractors()) == 2

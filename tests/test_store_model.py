@@ -252,11 +252,12 @@ TestStore.settings = settings(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 class TestStoreLonger(Machine.TestCase):
     """The same, longer, and with other examples every time."""
 
     settings = settings(
-        max_examples=60,
+        max_examples=40,
         stateful_step_count=25,
         deadline=None,
         suppress_health_check=list(HealthCheck),
