@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.images import read_image, read_mask
-from features.preprocess import mask_to_input, preprocess
+from features.preprocess import mask_to_input, picture
 from flows import figures, figures_maps
 from flows.home import working_folder
 from heads.calibrate import Calibration
@@ -16,7 +16,6 @@ from heads.calibrate import Calibration
 if TYPE_CHECKING:
     from flows.evaluation import ScoredImages
     from flows.jobs import TrainJob
-    from headwater.spec import ExtractorSpec
     from storage.registry_run import Run
 
 SHEET = 15
@@ -71,7 +70,7 @@ def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> figures_m
     """Return one image of the sheet, or None where its file is not at hand any more."""
     known = scored.table[row["index"]]
     try:
-        image = as_seen(read_image(Path(job.root) / known["path"]), job.plan.spec)
+        image = picture(read_image(Path(job.root) / known["path"]), job.plan.spec)
         mask = None
         if known["mask"]:
             mask = mask_to_input(read_mask(Path(job.root) / known["mask"]), job.plan.spec)
@@ -86,10 +85,3 @@ def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> figures_m
         defective=known["kind"] != "good",
         flagged=row["verdict"] == "anomalous",
     )
-
-
-def as_seen(image: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
-    """Return what the backbone sees of an image, ``[h, w, 3]`` uint8, normalisation undone."""
-    x = preprocess(image, spec).numpy()
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
-    return np.clip(np.rint((x * std + mean) * 255), 0, 255).astype(np.uint8).transpose(1, 2, 0)

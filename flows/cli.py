@@ -1,7 +1,7 @@
 """The `headwater` command. Heavy libraries are imported inside the commands, so that help is quick.
 
 Exit status: 0 all went well, 1 a fault of Headwater's own, 2 a mistake that the message explains,
-3 the work was done but something was set aside (a broken image, a damaged row).
+3 the work was done but something was set aside (a broken image, a damaged row), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -344,6 +344,10 @@ def _root(
     pass
 
 
+def _stopped() -> None:
+    err.print("stopped; what was committed is kept, the same command goes on from there")
+
+
 def main() -> None:
     """Entry point: errors that a user can cure are printed without a traceback."""
     from flows.cli_grid import grid
@@ -359,8 +363,13 @@ def main() -> None:
         err.print(f"error: {error}", markup=False)
         sys.exit(2)
     except KeyboardInterrupt:
-        err.print("stopped; what was committed is kept, the same command goes on from there")
+        _stopped()
         sys.exit(130)
+    except SystemExit as end:
+        # typer answers Ctrl-C itself, with this status and without a word.
+        if end.code == 130:
+            _stopped()
+        raise
     except BrokenPipeError:
         sys.exit(0)
 

@@ -106,13 +106,17 @@ def _assignments(items: list[str] | None, option: str) -> dict[str, Any]:
     return pairs
 
 
-def settings_from(options: dict[str, Any], *, sides: bool = False) -> tuple[Settings, Home]:
+def settings_from(
+    options: dict[str, Any], *, sides: bool = False, write: bool = True
+) -> tuple[Settings, Home]:
     """Merge options over `headwater.yaml`; return the settings and the home folder, prepared.
 
-    With `sides` the set may be one side of a set of pairs.
+    With `sides` the set may be one side of a set of pairs. Commands that only look pass
+    ``write=False``: they work in a read-only home and make none.
     """
     from flows.config import load_settings
-    from flows.home import Home, check_set_name
+    from flows.home import Home
+    from storage.layout import check_set_name
 
     image_set = options.get("image_set")
     if image_set is not None:
@@ -168,7 +172,8 @@ def settings_from(options: dict[str, Any], *, sides: bool = False) -> tuple[Sett
         if not dot or head not in chosen:
             raise ConfigError(f"--set {key}", expected=f"HEAD.KEY with HEAD of {', '.join(chosen)}")
         settings.heads = {**chosen, head: {**chosen[head], name: value}}
-    home = Home.at(settings.home, settings.store, settings.tracking, settings.artifacts)
+    places = (settings.store, settings.tracking, settings.artifacts)
+    home = Home.at(settings.home, *places, write=write)
     home.prepare_environment()
     return settings, home
 

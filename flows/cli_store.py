@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +23,7 @@ from flows.cli_common import (
     settings_from,
 )
 from flows.console import Reporter, err, out, size, table
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, HeadwaterError
 
 if TYPE_CHECKING:
     from features.images import BrokenImage
@@ -42,10 +41,10 @@ AtOption = Annotated[
 ]
 
 
-def _open(options: dict[str, Any]) -> FeatureStore:
-    settings, home = settings_from(options, sides=True)
+def _open(options: dict[str, Any], *, write: bool = False) -> FeatureStore:
+    settings, home = settings_from(options, sides=True, write=write)
     from flows.folders import require_set
-    from flows.home import side_name, side_of
+    from storage.layout import side_name, side_of
     from storage.store import FeatureStore
 
     name = require_set(settings)
@@ -55,6 +54,16 @@ def _open(options: dict[str, Any]) -> FeatureStore:
             f"{name} is a set of pairs", expected=f"one of its sides, {current} or {history}"
         )
     return FeatureStore.open(home.store, name, create=False)
+
+
+def _minute(iso: str) -> str:
+    """Return an ISO time, which is UTC, as people read it: day, hour and minute."""
+    return iso[:16].replace("T", " ")
+
+
+def _percent(share: float) -> str:
+    """Return a coverage; what is not complete never reads as 100 %."""
+    return f"{min(int(100 * share), 99) if share < 1 else 100} %"
 
 
 def _json(value: Any) -> None:
@@ -69,26 +78,36 @@ def ls(
     json_: JsonOption = False,
 ) -> None:
     """List the image sets of the store."""
-    _, place = settings_from(locals())
+    _, place = settings_from(locals(), write=False)
     from storage.maintenance import inspect, list_sets
     from storage.store import FeatureStore
 
-    rows = []
+    rows: list[dict[str, Any]] = []
+    broken: dict[str, HeadwaterError] = {}
     for name in list_sets(place.store):
-        facts = inspect(FeatureStore.open(place.store, name, create=False))
+        try:
+            facts = inspect(FeatureStore.open(place.store, name, create=False))
+        except HeadwaterError as error:
+            broken[name] = error
+            continue
         rows.append({k: facts[k] for k in ("image_set", "images", "snapshot", "written_at")})
         rows[-1]["extractors"] = len(facts["extractors"])
         rows[-1]["bytes"] = facts["bytes"]
     if json_:
         _json(rows)
-        return
-    columns = ["image set", "images", "extractors", "features", "snapshot", "written"]
-    cells = [
-        [r["image_set"], r["images"], r["extractors"], size(r["bytes"]), r["snapshot"],
-         r["written_at"]]
-        for r in rows
-    ]  # fmt: skip
-    out.print(table(columns, cells) if rows else f"no image sets in {place.store}")
+    elif rows:
+        columns = ["image set", "images", "extractors", "features", "snapshot", "written (UTC)"]
+        cells = [
+            [r["image_set"], r["images"], r["extractors"], size(r["bytes"]), r["snapshot"],
+             _minute(r["written_at"])]
+            for r in rows
+        ]  # fmt: skip
+        out.print(table(columns, cells, whole=("image set", "snapshot")))
+    elif not broken:
+        out.print(f"no image sets in {place.store}")
+    for name, why in broken.items():
+        err.print(f"cannot be read: {name}: {why}", markup=False)
+    raise typer.Exit(SET_ASIDE if broken else 0)
 
 
 @store_app.command()
@@ -109,10 +128,11 @@ def log(
         _json([dataclasses.asdict(e) for e in entries])
         return
     rows = [
-        [e.snapshot, f"{e.written_at:%Y-%m-%d %H:%M:%S}", ", ".join(e.tags), e.message]
+        [e.snapshot, f"{e.written_at:%Y-%m-%d %H:%M:%S}", "\n".join(e.tags), e.message]
         for e in entries
     ]
-    out.print(table(["snapshot", "written (UTC)", "tags", "what"], rows))
+    columns = ["snapshot", "written (UTC)", "tags", "what"]
+    out.print(table(columns, rows, whole=("snapshot", "tags")))
 
 
 @store_app.command()
@@ -134,16 +154,20 @@ def inspect(
         return
     tags = f"  tags: {', '.join(facts['tags'])}" if facts["tags"] else ""
     kinds = ", ".join(f"{n} {kind}" for kind, n in facts["kinds"].items())
-    out.print(f"[bold]{facts['image_set']}[/] at {facts['snapshot']} ({facts['written_at']}){tags}")
-    out.print(f"{facts['images']} images: {kinds}; {facts['removed']} removed ones remembered")
+    written = _minute(facts["written_at"])
+    out.print(f"[bold]{facts['image_set']}[/] at {facts['snapshot']} ({written} UTC){tags}")
+    out.print(
+        f"{facts['images']} images: {kinds or 'none yet'}; "
+        f"{facts['removed']} removed ones remembered"
+    )
     for extractor in facts["extractors"]:
         spec = extractor["extractor"]
         height, width = spec["crop"] or spec["resize"]
         views = f", {extractor['views']} views" if extractor["views"] else ""
         out.print(
             f"\n[bold]extractor {extractor['id']}[/]  {spec['backbone']} "
-            f"({spec['weights'][:12]}), {height}x{width} px, {spec['precision']}{views}; "
-            f"made {extractor['created']} by headwater {extractor['headwater']}"
+            f"({spec['weights'][:12]}), {height}x{width} px, {spec['precision']}{views}\n"
+            f"made {_minute(extractor['created'])} UTC by headwater {extractor['headwater']}"
         )
         rows = [
             [
@@ -151,13 +175,16 @@ def inspect(
                 "x".join(map(str, layer["shape"])),
                 layer["dtype"],
                 layer["rows"],
-                f"{100 * layer['coverage']:.0f} %",
+                _percent(layer["coverage"]),
                 size(layer["bytes"]),
-                f"{layer['compression']} ({layer['ratio']:.2f}x)",
+                size(layer["stored_bytes"]),
+                ""
+                if layer["compression"] == "none"
+                else f"{layer['compression']} {layer['ratio']:.2f}x",
             ]
             for layer in extractor["layers"]
         ]
-        columns = ["layer", "shape", "dtype", "rows", "coverage", "bytes", "compression"]
+        columns = ["layer", "shape", "dtype", "rows", "cover", "bytes", "on disk", ""]
         out.print(table(columns, rows))
 
 
@@ -219,7 +246,13 @@ def verify(
 ) -> None:
     """Read every feature again; name damage by image and layer. Exit status 3 if there is any."""
     options = locals()
-    opened = _open(options)
+    opened = _open(options, write=repair)
+    if repair and opened.resolve(snapshot) != opened.snapshot:
+        raise ConfigError(
+            f"--repair at {snapshot}",
+            expected="the newest snapshot: older ones never change",
+            remedy="leave --snapshot out; what is damaged and still in use shows there, too",
+        )
     from storage.upkeep import verify as verify_store
 
     with Reporter(quiet=json_).live() as reporter:
@@ -269,7 +302,7 @@ def tag(
     config: ConfigOption = None,
 ) -> None:
     """Give a snapshot a name that keeps it from expiring."""
-    opened = _open(locals())
+    opened = _open(locals(), write=True)
     from storage import maintenance
 
     if delete:
@@ -291,6 +324,13 @@ def gc(
     delete: Annotated[
         bool, typer.Option("--delete", help="Do it. Without this nothing is changed.")
     ] = False,
+    purge_removed: Annotated[
+        bool,
+        typer.Option(
+            "--purge-removed",
+            help="Also give up the features of images that were removed longer ago than that.",
+        ),
+    ] = False,
     home: HomeOption = None,
     store: StoreOption = None,
     tracking: TrackingOption = None,
@@ -299,32 +339,47 @@ def gc(
 ) -> None:
     """Expire old snapshots and free their space; never those that a tag or a model refers to."""
     options = locals()
-    opened = _open(options)
+    opened = _open(options, write=True)
     _, place = settings_from(options, sides=True)
-    from flows.home import side_of
     from flows.repair import parse_age
+    from storage.layout import side_of
     from storage.registry import Registry
     from storage.upkeep import gc as collect
+    from storage.upkeep import purge
 
+    age, young = parse_age(older_than), parse_age(grace)
     registry = Registry(place.root, place.tracking_url)
     # A model over pairs is of the pair's set, and refers to a snapshot of either side.
     base, side = side_of(image_set)
     which = "history_snapshot" if side == "history" else "snapshot"
     models = {row[which] for row in registry.leaderboard(base)} - {""}
+    purged = purge(opened, older_than=age, dry_run=not delete) if purge_removed else None
     report = collect(
         opened,
-        older_than=dt.timedelta(seconds=parse_age(older_than)),
-        grace=dt.timedelta(seconds=parse_age(grace)),
+        older_than=age,
+        grace=young,
         protect=models,
+        in_use=registry.in_use(base, which),
         dry_run=not delete,
     )
     if json_:
-        _json(dataclasses.asdict(report))
+        facts = dataclasses.asdict(report)
+        _json(facts | ({"purged": dataclasses.asdict(purged)} if purged else {}))
         return
+    if purged:
+        would = "would give up" if purged.dry_run else "gave up"
+        out.print(
+            f"{would} {purged.maps} maps of {purged.images} removed images: {size(purged.bytes)} "
+            "once the snapshots from before have expired"
+        )
+        if purged.shared_bytes:
+            out.print(f"{size(purged.shared_bytes)} more lie in chunks that other images share")
     would = "would expire" if report.dry_run else "expired"
     out.print(f"{would} {len(report.expired)} snapshots, freeing {size(report.bytes)}")
     if report.kept:
-        out.print(f"{len(report.kept)} old ones stay: tagged, newest, or a model refers to them")
+        out.print(
+            f"{len(report.kept)} old ones stay: newest, tagged, of a registered model, or in use"
+        )
     if report.dry_run:
         out.print("nothing was changed; --delete does it")
 
@@ -363,12 +418,11 @@ def drift(
 ) -> None:
     """Compare the images that came after a snapshot with those that were there, layer by layer."""
     options = locals()
-    opened = _open(options)
-    _, place = settings_from(options, sides=True)
+    opened = _open(options, write=picture is None)
+    _, place = settings_from(options, sides=True, write=picture is None)
     from flows.drift_report import report_drift
 
     target = picture or place.pictures / image_set / "drift.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
     facts, lines = report_drift(opened, since, target)
     if json_:
         _json(facts)

@@ -105,13 +105,26 @@ class Reporter:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    title: str | None = None,
+    whole: Sequence[str] = (),
 ) -> Table:
-    """Return a table; numbers are set flush right, None is shown as a dash."""
+    """Return a table; numbers are set flush right, None is shown as a dash.
+
+    Where the terminal is narrow, columns in `whole` (ids to be copied) keep their width and the
+    others are broken into lines; nothing is cut off.
+    """
     shown = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         numeric = any(isinstance(r[i], (int, float)) for r in rows)
-        shown.add_column(column, justify="right" if numeric else "left", header_style="bold")
+        shown.add_column(
+            column,
+            justify="right" if numeric else "left",
+            header_style="bold",
+            overflow="fold",
+            no_wrap=column in whole,
+        )
     for row in rows:
         shown.add_row(*(_cell(value) for value in row))
     return shown

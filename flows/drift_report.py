@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from flows import figures
-from flows.home import side_of
+from flows.console import table
+from headwater.errors import DataError
 from storage.drift import LayerDrift, drift
+from storage.layout import side_of
 from storage.table import Selection
 
 if TYPE_CHECKING:
@@ -16,8 +20,8 @@ if TYPE_CHECKING:
 
 def report_drift(
     store: FeatureStore, since: str, picture: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Compare, draw, and return JSON-ready facts and the lines to print.
+) -> tuple[dict[str, Any], list[str | Table]]:
+    """Compare, draw, and return JSON-ready facts and the lines (and a table) to print.
 
     Parameters
     ----------
@@ -32,6 +36,11 @@ def report_drift(
     everything = Selection() if side_of(store.image_set)[1] else None
     kind = "images" if everything else "normal images"
     found = drift(store, since, select=everything)
+    if not found:
+        raise DataError(
+            f"{store.image_set}: no features to compare", remedy="run `headwater extract` first"
+        )
+    picture.parent.mkdir(parents=True, exist_ok=True)
     widest = max(found, key=lambda one: one.frechet / max(one.frechet_chance, 1e-12))
     figures.drift(
         {_name(one, found): one.frechet for one in found},
@@ -49,14 +58,23 @@ def report_drift(
         "layers": [one.to_json() for one in found],
         "picture": str(picture),
     }
-    lines = [f"{store.image_set}: {widest.new} new {kind} against {widest.reference} of {since}"]
-    for one in found:
-        lines.append(
-            f"  {_name(one, found)}: mean moved {one.mean_distance:.3f} (chance "
-            f"{one.mean_chance:.3f}), Frechet {one.frechet:.4f} (chance {one.frechet_chance:.4f}), "
-            f"nearest-neighbour distance {one.nearest_ratio:.2f}x"
-            + ("  DRIFTED" if one.drifted else "")
-        )
+    lines: list[str | Table] = [
+        f"{store.image_set}: {widest.new} new {kind} against {widest.reference} of {since}"
+    ]
+    rows = [
+        [
+            _name(one, found),
+            one.mean_distance,
+            one.mean_chance,
+            one.frechet,
+            one.frechet_chance,
+            f"{one.nearest_ratio:.2f}x",
+            "drifted" if one.drifted else "",
+        ]
+        for one in found
+    ]
+    columns = ["layer", "mean moved", "chance", "Frechet", "chance", "nearest", ""]
+    lines.append(table(columns, rows))
     lines.append("drift found" if drifted else "no drift beyond chance")
     lines.append(f"picture: {picture}")
     return facts, lines

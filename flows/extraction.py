@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Extracted:
-    """What was done for one `ExtractorSpec`."""
+    """What was done for one `ExtractorSpec`.
+
+    `wanted` and `computed` count rows (images, or images and views) whatever their layers;
+    `missing` and `maps` say for each layer how many lacked it before and how many were computed.
+    """
 
     spec: str
     backbone: str
@@ -49,6 +53,14 @@ class Extracted:
     backbone_calls: int = 0
     seconds: float = 0.0
     commits: int = 0
+    missing: dict[str, int] = field(default_factory=dict)
+    maps: dict[str, int] = field(default_factory=dict)
+
+    def count(self, layers: Iterable[str], rows: int) -> None:
+        """Note that a block of rows was computed, with these layers."""
+        self.computed += rows
+        for name in layers:
+            self.maps[name] = self.maps.get(name, 0) + rows
 
 
 @dataclass
@@ -314,6 +326,7 @@ def _extract_plan(
     missing = store.plan(plan.spec, plan.layers, wanted)
     views = plan.spec.views.count if plan.spec.views else 0
     done = Extracted(plan.spec.id, backbone.name, [x.name for x in plan.layers], views, len(wanted))
+    done.missing = dict(missing.missing)
     began, calls = time.perf_counter(), backbone.calls
     if missing.todo and (settings.extraction.workers or settings.dask.scheduler):
         from flows.extraction_dask import extract_on_cluster
@@ -343,7 +356,7 @@ def _extract_plan(
                     images=[rows[job.sha256] for job in block.jobs],
                 )
                 done.commits += 1
-                done.computed += len(block.jobs)
+                done.count(block.maps, len(block.jobs))
             rate = done.computed / max(time.perf_counter() - began, 1e-9)
             reporter.update("features", done.computed, missing.todo, f"{rate:.1f} images/s")
     done.backbone_calls = backbone.calls - calls

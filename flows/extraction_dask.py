@@ -119,7 +119,7 @@ def extract_task(
     block_bytes: int,
     threads: int,
     commit_every: int,
-    on_block: Callable[[int, BlockDone], None],
+    on_block: Callable[[BlockDone], None],
 ) -> int:
     """Extract one plan task on the cluster; return the number of commits.
 
@@ -147,7 +147,7 @@ def extract_task(
     commits = 0
     for future in as_completed(futures, loop=client.loop):
         done: BlockDone = future.result()
-        on_block(len(done.written.keys) if done.written else 0, done)
+        on_block(done)
         if done.written is not None:
             waiting.append(done.written)
         future.release()
@@ -179,9 +179,10 @@ def extract_on_cluster(
     )
     paths = {sha: str(record.path) for sha, record in records.items()}
 
-    def on_block(count: int, block: BlockDone) -> None:
+    def on_block(block: BlockDone) -> None:
         report.set_aside += list(block.failed)
-        done.computed += count
+        if block.written is not None:
+            done.count(block.written.crc32, len(block.written.keys))
         done.backbone_calls += block.calls
         reporter.update("features", done.computed, missing.todo, f"{workers} workers")
 

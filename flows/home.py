@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headwater.errors import ConfigError, DataError
+from headwater.errors import DataError
 
 #: Set before any library is imported that would read them. A user's own value wins.
 QUIET = {
@@ -59,8 +59,13 @@ class Home:
         store: str | None = None,
         tracking: str | None = None,
         artifacts: str | None = None,
+        *,
+        write: bool = True,
     ) -> Home:
         """Return the home at `root`, ``HEADWATER_HOME`` or ``./headwater-home``.
+
+        With `write` it is made where it is missing; without, it is only to be looked at and may
+        be missing or read-only.
 
         Raises
         ------
@@ -72,6 +77,8 @@ class Home:
         remedy = "give another folder with --home or HEADWATER_HOME"
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is not a folder", expected="a folder for state", remedy=remedy)
+        if not write:
+            return cls(path, store, tracking, artifacts)
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
@@ -127,34 +134,6 @@ class Home:
         os.environ.setdefault("PREFECT_HOME", str(self.root / "prefect"))
         # Local results only: a remote storage block would be somebody's deliberate choice.
         os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(self.root / "prefect" / "storage"))
-
-
-def side_name(image_set: str, side: str) -> str:
-    """Return the image set of one side of a set of pairs; no other set can have this name."""
-    return f"{image_set}.{side}"
-
-
-def side_of(name: str) -> tuple[str, str]:
-    """Return ``(set of pairs, side)`` of a side's name, ``(name, "")`` of any other."""
-    base, dot, side = name.rpartition(".")
-    return (base, side) if dot and side in ("current", "history") else (name, "")
-
-
-def check_set_name(name: str, *, sides: bool = False) -> str:
-    """Return `name` if it can name an image set; `ConfigError` otherwise.
-
-    With `sides`, ``SET.current`` and ``SET.history`` can too: the two sides of a set of pairs.
-    """
-    if sides:
-        check_set_name(side_of(name)[0])
-        return name
-    ok = name and len(name) <= 64 and all(c.isalnum() or c in "-_" for c in name) and name.isascii()
-    if not ok or name[0] in "-_":
-        raise ConfigError(
-            f"image set name {name!r}",
-            expected="letters, digits, - and _ (at most 64, beginning with a letter or digit)",
-        )
-    return name
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import numpy as np
 
 from features.images import read_image
 from features.pairs import CHANGED
+from features.preprocess import picture
 from flows import figures
-from flows.artifacts import as_seen
 from flows.figures_pairs import PairCell, change_map_sheet
 from flows.home import working_folder
 from heads.calibrate import Calibration
@@ -86,7 +86,7 @@ def _cell(
     row, at = rows[entry["index"]], entry["index"]
     try:
         current, history = (
-            as_seen(read_image(path), job.plan.spec)
+            picture(read_image(path), job.plan.spec)
             for path in (row.current_path, row.history_path)
         )
     except (OSError, ValueError):

@@ -17,7 +17,6 @@ from flows.extraction import (
     plan_all,
 )
 from flows.folders import require_set, write_card
-from flows.home import side_name
 from flows.pairs_list import (
     PairList,
     PairVersion,
@@ -29,6 +28,7 @@ from flows.pairs_list import (
 )
 from flows.planner import ExtractionPlan, HeadPlan, plan_extraction
 from heads.base import get_head
+from storage.layout import side_name
 from storage.table import Selection
 
 if TYPE_CHECKING:

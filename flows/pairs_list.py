@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from features.pairs import CHANGED, SIDES, PairScan
-from flows.home import Home, side_name
+from flows.home import Home
 from heads.base import Head
 from headwater.errors import DataError, SnapshotError
 from headwater.spec import digest
+from storage.layout import side_name
 from storage.maintenance import log, tags
 from storage.store import FeatureStore
 from storage.table import Selection, Table, sha_names

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.images import BrokenImage, list_images, read_image
-from flows.artifacts import as_seen
+from features.preprocess import picture
 from flows.figures_pairs import pair_overlay
 from flows.prediction import choose_head
 from heads.base import get_head
@@ -119,8 +119,8 @@ def predict_pairs(
         target = folder / f"{paths[0].stem}-{text}.png"
         share = float((got.map > detector.cut).mean())
         pair_overlay(
-            as_seen(seen[0], detector.spec),
-            as_seen(seen[1], detector.spec),
+            picture(seen[0], detector.spec),
+            picture(seen[1], detector.spec),
             got.map,
             got.verdict,
             f"score {got.score:.4g}, threshold {got.threshold:.4g}, {share:.2%} of pixels changed",

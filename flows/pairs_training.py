@@ -15,7 +15,7 @@ from features.pairs import CHANGED, SIDES, ImageSource, PairMasks
 from features.preprocess import mask_to_input, preprocess
 from features.records import ImageRecord
 from flows.evaluation import calibrate_head, score_source
-from flows.home import Home, side_name
+from flows.home import Home
 from flows.jobs import Judgement, TrainJob, key_of
 from flows.pairs_artifacts import write_pair_artifacts
 from flows.pairs_list import (
@@ -33,6 +33,7 @@ from heads.metrics import Metrics, auroc
 from heads.pair_metrics import pair_metrics
 from heads.pairs import Pair, PairSource
 from headwater.errors import ConfigError, DataError
+from storage.layout import side_name
 from storage.maintenance import tag
 from storage.registry_run import Run
 from storage.store import FeatureStore

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.images import BrokenImage, list_images, read_image, sha256_of
-from flows.artifacts import as_seen
+from features.preprocess import picture
 from flows.figures_maps import prediction_overlay
 from heads.base import get_head
 from headwater.errors import ConfigError, DataError, ImageError, ModelError
@@ -107,7 +107,7 @@ def predict_images(
         # The content in the name: another image of the same name never takes its place.
         target = folder / f"{path.stem}-{sha256_of(path)[:8]}.png"
         prediction_overlay(
-            as_seen(pixels, detector.spec),
+            picture(pixels, detector.spec),
             got.map,
             got.score,
             got.verdict,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.extract import Job, extract
-from features.images import BrokenImage, sha256_of
+from features.images import BrokenImage
 from flows.config import Settings
 from flows.extraction import open_backbone
 from headwater.errors import DataError, WeightsError
@@ -38,7 +40,7 @@ def repair(
     Returns
     -------
     tuple
-        Maps computed, and images that could not be read again.
+        Maps computed, and images that could not be read again: their damaged maps are given up.
 
     Raises
     ------
@@ -48,6 +50,8 @@ def repair(
     card = home.card(store.image_set)
     if card.get("backbone") and settings.backbone == type(settings.backbone)():
         settings.backbone = type(settings.backbone).model_validate(card["backbone"])
+    # What was damaged says in which arithmetic it was made: nothing is to be measured.
+    settings.extraction.precision = "float32"
     root = Path(card.get("root", ""))
     work = damaged_keys(store, damage)
     backbone, _ = open_backbone(settings, home)
@@ -60,34 +64,47 @@ def repair(
                 remedy="name them with --backbone, --weights and --backbone-option",
             )
     paths = {row.sha256: root / row.path for row in store.table().images()}
+    for layers in work.values():
+        backbone.check_weights([LayerSpec.parse(name) for name in layers])
     invalidate(store, damage)
+    total = sum(len(keys) for layers in work.values() for keys in layers.values())
     done, broken = 0, []
     for spec, layers in work.items():
-        for name, keys in layers.items():
-            jobs = []
-            for sha, view in keys:
-                path = paths.get(sha)
-                if path is None or not path.is_file() or sha256_of(path) != sha:
-                    broken.append(
-                        BrokenImage(path or Path(sha), "the file is not what it was, or is gone")
-                    )
-                else:
-                    jobs.append(Job(sha, path, view))
-            for block in extract(jobs, backbone, spec, (LayerSpec.parse(name),)):
+        for names, keys in _together(layers):
+            jobs = [Job(sha, paths[sha], view) for sha, view in keys if sha in paths]
+            gone = dict.fromkeys(sha for sha, _ in keys if sha not in paths)
+            broken += [BrokenImage(Path(sha[:12]), "the image was removed") for sha in gone]
+            for block in extract(jobs, backbone, spec, [LayerSpec.parse(n) for n in names]):
                 broken += [BrokenImage(job.path, reason) for job, reason in block.failed]
                 if block.jobs:
                     store.write(spec, [(j.sha256, j.view) for j in block.jobs], block.maps)
-                    done += len(block.jobs)
-                reporter.update("repair", done, len(damage))
+                    done += len(block.jobs) * len(names)
+                reporter.update("repair", done, total)
     return done, broken
 
 
-def parse_age(text: str) -> float:
-    """Return seconds for ``30d``, ``12h``, ``15m`` or ``0``; `DataError` otherwise."""
+def _together(
+    layers: Mapping[str, Sequence[tuple[str, int]]],
+) -> list[tuple[tuple[str, ...], list[tuple[str, int]]]]:
+    """Group keys by the layers they lack, so that an image is seen once for all of them."""
+    lacking: dict[tuple[str, int], list[str]] = {}
+    for name, keys in layers.items():
+        for key in keys:
+            lacking.setdefault(key, []).append(name)
+    groups: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+    for key, names in lacking.items():
+        groups.setdefault(tuple(names), []).append(key)
+    return list(groups.items())
+
+
+def parse_age(text: str) -> dt.timedelta:
+    """Return the age that ``30d``, ``12h``, ``15m`` or ``0`` says; `DataError` otherwise."""
     units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
     try:
-        return float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
-    except ValueError:
-        raise DataError(
-            f"age {text!r}", expected="a number and d, h, m or s, such as 30d"
-        ) from None
+        number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+        age = dt.timedelta(seconds=float(number) * unit)
+        if age >= dt.timedelta(0):
+            return age
+    except (ValueError, OverflowError):
+        pass
+    raise DataError(f"age {text!r}", expected="a number and d, h, m or s, such as 30d")

@@ -51,22 +51,14 @@ def _show_one(report: ExtractionReport) -> None:
         f"[bold]{report.image_set}[/]: {report.images} images ({report.normal_train} normal for "
         f"training); {changes or 'nothing changed'}; {report.hashed} files read"
     )
-    rows = []
     for one in report.extracted:
-        views = f", {one.views} views" if one.views else ""
-        rows.append(
-            [
-                one.spec,
-                one.backbone,
-                ", ".join(one.layers) + views,
-                one.wanted - one.computed,
-                one.computed,
-                one.backbone_calls,
-                f"{one.seconds:.1f} s",
-            ]
+        views = f", {one.views} views an image" if one.views else ""
+        out.print(
+            f"extractor {one.spec} ({one.backbone}{views}): "
+            f"{one.backbone_calls} backbone calls, {one.seconds:.1f} s"
         )
-    columns = ["extractor", "backbone", "layers", "stored before", "computed", "calls", "time"]
-    out.print(table(columns, rows))
+        rows = [[x, one.wanted - one.missing.get(x, 0), one.maps.get(x, 0)] for x in one.layers]
+        out.print(table(["layer", "stored before", "computed"], rows))
 
 
 def show_set_aside(report: ExtractionReport | PairsReport) -> None:

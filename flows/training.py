@@ -31,7 +31,7 @@ from heads.base import FeatureSource, Head, Shape, get_head
 from heads.data import split_held_out
 from heads.pairs import CURRENT
 from heads.trainer import TrainOptions
-from headwater.errors import DataError, WeightsError
+from headwater.errors import ConfigError, DataError, LayerError, WeightsError
 from headwater.spec import digest
 from storage.maintenance import tag
 from storage.registry import Registry
@@ -68,6 +68,9 @@ class ImageWork:
         table = self.store.table(self.job.snapshot)
         images = table.images(table.rows(Selection(known_by=self.job.known_by)))
         seen = digest(sorted([r.sha256, r.split, r.kind, r.mask] for r in images))
+        if lacking := without_features(self.job, self.store):
+            # The same images with all their features are another training.
+            seen = digest([seen, lacking])
         return key_of(self.job, seen)
 
     def sources(self) -> tuple[FeatureSource, FeatureSource]:
@@ -88,6 +91,8 @@ class ImageWork:
         calibration, held_scores = calibrate_head(head, held_out, job.training["target_fpr"])
         scored = score_test(self.store, job, head)
         metrics, notes = evaluate_scores(job, scored, calibration)
+        if lacking := without_features(job, self.store):
+            notes = [*notes, _left_out(job, lacking)]
         rows = per_image_rows(scored, calibration.threshold)
         example = None
         for row in scored.table[:1]:
@@ -102,6 +107,19 @@ class ImageWork:
     def keep(self, name: str) -> None:
         """Tag the snapshot."""
         tag(self.store, name, self.job.snapshot)
+
+
+def without_features(job: TrainJob, store: FeatureStore) -> list[str]:
+    """Return the paths of images of a training that lack a layer: they are left out of it.
+
+    An extraction was cut off, a file could not be read, or the features of removed images, which
+    belong to a view of the past, were purged.
+    """
+    plan, select = job.plan, Selection(known_by=job.known_by)
+    with contextlib.suppress(LayerError):
+        reader = store.reader(plan.spec, plan.layers, select, job.snapshot, missing="skip")
+        return sorted(reader.missing)
+    return []
 
 
 def find_trained(job: TrainJob, work: Work, registry: Registry) -> TrainOutcome | None:
@@ -181,7 +199,13 @@ def train_head(job: TrainJob) -> TrainOutcome:
         )
         judged.draw(run)
         version = register(job, run, head, judged, key)
-    work.keep(f"model-{plan.head}-v{version}")
+    # Retention must never remove what a registered model was trained on.
+    label = f"model-{plan.head}-v{version}"
+    try:
+        work.keep(label)
+    except ConfigError:
+        # A tag never moves, but MLflow counts anew where its database was replaced.
+        work.keep(f"{label}-{run.run_id[:8]}")
     shutil.rmtree(home.checkpoints / key, ignore_errors=True)
     return TrainOutcome(
         plan.head,
@@ -229,6 +253,18 @@ def normal_sources(store: FeatureStore, job: TrainJob) -> tuple[FeatureSource, F
         rows = [i for i, sha in enumerate(views.ids) if sha in kept]
         train = train.concat([train, views.subset(rows)])
     return train, plain.subset(held_rows)
+
+
+def _left_out(job: TrainJob, lacking: list[str]) -> str:
+    cure = (
+        "--snapshot trains on the store as it was then"
+        if job.known_by is not None
+        else f"`headwater extract {job.image_set}` computes them"
+    )
+    return (
+        f"{job.plan.head}: {len(lacking)} image(s) without stored features were left out, such as "
+        f"{lacking[0]}; {cure}"
+    )
 
 
 def _params(job: TrainJob, train: int, held_out: int) -> dict[str, Any]:

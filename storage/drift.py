@@ -16,6 +16,7 @@ import torch
 
 from headwater.errors import DataError
 from headwater.spec import LayerSpec
+from storage.extractors import Extractor
 from storage.layout import IMAGES
 from storage.reader import FeatureReader
 from storage.store import FeatureStore
@@ -105,7 +106,8 @@ def drift(
     store
         The store.
     since
-        Snapshot or tag: what was present there is the reference.
+        Snapshot or tag: what was present there is the reference, also if it was removed since, but
+        not what is known by now to be no part of `select`.
     layers
         Layer names; all layers of all extractors without it.
     select
@@ -126,9 +128,8 @@ def drift(
     DataError
         Fewer than two images on either side.
     """
-    now = store.resolve(snapshot)
-    then = Table(subgroup(store.root(since), IMAGES))
-    was = np.flatnonzero(then.removed_at == 0)
+    now, then = store.resolve(snapshot), store.resolve(since)
+    select = select or Selection(normal=True)
     results = []
     for extractor in store.extractors(now):
         if extractor.spec.views is not None:
@@ -136,16 +137,11 @@ def drift(
         for layer in extractor.layers:
             if layers is not None and layer not in layers:
                 continue
-            reader = store.reader(
-                extractor.spec,
-                (LayerSpec.parse(layer),),
-                select or Selection(normal=True),
-                now,
-                missing="skip",
-            )
-            old = np.isin(reader.images, was)
             rng = np.random.default_rng(seed)
-            sides = [_sample(np.flatnonzero(mask), most, rng) for mask in (old, ~old)]
+            sides = [
+                side.subset(_sample(np.arange(len(side)), most, rng))
+                for side in _sides(store, extractor, layer, select, then, now)
+            ]
             if min(len(s) for s in sides) < 2:
                 raise DataError(
                     f"drift of layer {layer}: {len(sides[0])} reference images and "
@@ -153,13 +149,32 @@ def drift(
                     expected="two or more on either side",
                     remedy="choose another --since snapshot (`headwater store log`)",
                 )
-            before, after = (pooled(reader.subset(s)) for s in sides)
+            before, after = (pooled(side) for side in sides)
             name = extractor.spec.id
             found = compare_groups(
                 before, after, name, layer, rng, dimensions=dimensions, splits=splits
             )
             results.append(found)
     return results
+
+
+def _sides(
+    store: FeatureStore, extractor: Extractor, layer: str, select: Selection, then: str, now: str
+) -> tuple[FeatureReader, FeatureReader]:
+    """Return readers of the reference and of the new images."""
+    layers = (LayerSpec.parse(layer),)
+    later = store.reader(extractor.spec, layers, select, now, missing="skip")
+    table, was = Table(subgroup(store.root(now), IMAGES)), Table(subgroup(store.root(then), IMAGES))
+    old = np.isin(later.images, np.flatnonzero(was.removed_at == 0))
+    new, reference = later.subset(np.flatnonzero(~old)), later.subset(np.flatnonzero(old))
+    before = store.extractor(extractor.spec, then)
+    if before is not None and before.has(layer):
+        earlier = store.reader(extractor.spec, layers, select, then, missing="skip")
+        other = np.flatnonzero((table.removed_at == 0) & ~select.mask(table))
+        earlier = earlier.subset(np.flatnonzero(~np.isin(earlier.images, other)))
+        # A layer that came later is filled in only for the images that were still there.
+        reference = max(earlier, reference, key=len)
+    return reference, new
 
 
 def _sample(rows: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import icechunk
+import numpy as np
 from zarr.core.buffer import default_buffer_prototype
 
 from headwater.errors import DiskFullError, SnapshotError, StoreError
@@ -45,7 +46,7 @@ def is_remote(location: str | Path) -> bool:
 
 def storage_for(location: str, image_set: str) -> icechunk.Storage:
     """Return Icechunk's storage for one image set below `location`."""
-    check_set_name(image_set)
+    check_set_name(image_set, sides=True)
     if not is_remote(location):
         return icechunk.local_filesystem_storage(str(Path(location) / image_set))
     bucket, _, prefix = location[len("s3://") :].strip("/").partition("/")
@@ -91,7 +92,7 @@ def open_repository(location: str, image_set: str, *, create: bool) -> icechunk.
     SnapshotError
         There is none and `create` is false.
     """
-    check_set_name(image_set)
+    check_set_name(image_set, sides=True)
     where = f"image set {image_set!r} in {location}"
     if set_exists(location, image_set):
         with guard(where):
@@ -135,13 +136,35 @@ def guard(what: str) -> Iterator[None]:
                 expected="room for the features; the last snapshot is intact and nothing is lost",
                 remedy="free space (`headwater store gc SET --delete` also does) and run again",
             ) from error
-        first = next((s.strip() for s in text.splitlines() if s.strip()), type(error).__name__)
-        first = first.removeprefix("x ").strip()
+        first = cause(error)
         if "snapshot not found" in text or "ref not found" in text:
             raise SnapshotError(
                 f"{what}: {first}", remedy="`headwater store log SET` lists the snapshots and tags"
             ) from error
         raise StoreError(f"{what}: {first}") from error
+
+
+def cause(error: BaseException) -> str:
+    """Return what is at the bottom of an error, in one line: the engine prints its whole chain."""
+    lines = [s.strip() for s in str(error).splitlines() if s.strip()]
+    chain = [s[3:].strip() for s in lines if s.startswith(("|->", "`->"))]
+    if chain:
+        # The last link says what, the longest of the chain where.
+        place = max(chain, key=len)
+        return place if chain[-1] in place else f"{place}: {chain[-1]}"
+    return lines[0].removeprefix("x ").strip() if lines else type(error).__name__
+
+
+def read_whole(array: Any) -> np.ndarray:
+    """Return a whole column or index; `StoreError` names it where its chunks are damaged."""
+    try:
+        return np.asarray(array[:])
+    except (icechunk.IcechunkError, OSError, RuntimeError, ValueError) as error:
+        raise StoreError(
+            f"{array.path} cannot be read: {cause(error)}",
+            expected="the chunks that were written",
+            remedy="`headwater store verify SET` names all that is damaged and --repair mends it",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from headwater.errors import LayerError
 from headwater.spec import ExtractorSpec, LayerSpec
 from storage.arrays import Maps, append_rows, create_column, grow, set_rows
 from storage.checks import Prepared
+from storage.engine import read_whole
 from storage.layout import (
     BLOCK_ROWS,
     COLUMN_ROWS,
@@ -85,12 +86,12 @@ class Extractor:
     @functools.cached_property
     def image(self) -> np.ndarray:
         """Row of the image table behind each feature row, -1 where none is assigned."""
-        return np.asarray(self.array("image")[:])
+        return read_whole(self.array("image"))
 
     @functools.cached_property
     def view(self) -> np.ndarray:
         """View number of each feature row."""
-        return np.asarray(self.array("view")[:])
+        return read_whole(self.array("view"))
 
     @functools.cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +135,7 @@ class Extractor:
 
     def block(self, layer: str) -> np.ndarray:
         """Return the number of the statistics block of each row, -1 where the row is not filled."""
-        return np.asarray(self.array(f"{layer}/block")[:])
+        return read_whole(self.array(f"{layer}/block"))
 
     def add_layer(self, layer: str, shape: Shape, options: StoreOptions) -> None:
         """Create a layer's arrays, as long as the index. Needs a writable session."""

@@ -54,7 +54,9 @@ DISK_DTYPE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
 }
 
-_SET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+#: Sides of a set of pairs, each an image set of its own.
+SIDES = ("current", "history")
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,27 @@ class StoreOptions:
             raise ConfigError(f"chunk_bytes {self.chunk_bytes}", expected="a positive number")
 
 
-def check_set_name(name: str) -> str:
-    """Return `name`; `ConfigError` where it cannot be a folder's name."""
-    if not _SET_NAME.match(name):
+def side_name(image_set: str, side: str) -> str:
+    """Return the image set of one side of a set of pairs; no other set can have this name."""
+    return f"{image_set}.{side}"
+
+
+def side_of(name: str) -> tuple[str, str]:
+    """Return ``(set of pairs, side)`` of a side's name, ``(name, "")`` of any other."""
+    base, dot, side = name.rpartition(".")
+    return (base, side) if dot and side in SIDES else (name, "")
+
+
+def check_set_name(name: str, *, sides: bool = False) -> str:
+    """Return `name`; `ConfigError` where it cannot name an image set.
+
+    It names a folder, a bucket's prefix and an MLflow experiment; the dot is kept for models, which
+    are called ``SET.HEAD``, and, with `sides`, for the two sides of a set of pairs.
+    """
+    if not _SET_NAME.fullmatch(side_of(name)[0] if sides else name):
         raise ConfigError(
             f"image set name {name!r}",
-            expected="letters, digits, '.', '_' and '-', starting with a letter or digit",
+            expected="letters, digits, - and _ (at most 64, beginning with a letter or digit)",
         )
     return name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import datetime as dt
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -112,27 +113,34 @@ def untag(store: FeatureStore, name: str) -> None:
 
 
 def log(store: FeatureStore, limit: int | None = None) -> list[LogEntry]:
-    """Return commits, newest first."""
+    """Return commits, newest first.
+
+    Tagged ones are among them even where a garbage collection took them out of the branch's line.
+    """
     named: dict[str, list[str]] = {}
     for name, snapshot in tags(store).items():
         named.setdefault(snapshot, []).append(name)
-    entries: list[LogEntry] = []
     with guard(store.name):
-        for info in store.repository.ancestry(branch=BRANCH):
-            if limit is not None and len(entries) >= limit:
-                break
-            labels = tuple(named.get(info.id, ()))
-            message, metadata = info.message, dict(info.metadata)
-            entries.append(LogEntry(info.id, info.written_at, message, labels, metadata))
-    return entries
+        line = itertools.islice(store.repository.ancestry(branch=BRANCH), limit)
+        found = {info.id: info for info in line}
+        for name in {names[0] for snapshot, names in named.items() if snapshot not in found}:
+            info = next(iter(store.repository.ancestry(tag=name)))
+            found[info.id] = info
+    # A commit is never older than its parent; the stable sort keeps the line's own order.
+    newest = sorted(found.values(), key=lambda i: i.written_at, reverse=True)[:limit]
+    return [
+        LogEntry(i.id, i.written_at, i.message, tuple(named.get(i.id, ())), dict(i.metadata))
+        for i in newest
+    ]
 
 
 def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
     """Return what a store holds, ready for JSON.
 
     ``images`` is the number of images present; ``extractors`` lists how each was made and per
-    layer shape, dtype, rows, coverage of the present images, bytes and compression ratio.
-    ``stored_bytes`` counts what the snapshot's chunks take, every chunk in full.
+    layer shape, dtype, rows, coverage of the present images, bytes of their maps, what the
+    snapshot's chunks take on the disk (``stored_bytes``), and the ratio of the two: below 1 where
+    uncompressed chunks are not full.
     """
     snapshot = store.resolve(snapshot)
     table = store.table(snapshot)
@@ -185,7 +193,7 @@ def _describe(extractor: Extractor, table: Table, here: np.ndarray) -> dict[str,
                 "bytes": rows * maps.row_bytes,
                 "stored_bytes": stored,
                 "compression": compression,
-                "ratio": round(full / stored, 3) if stored else 1.0,
+                "ratio": round(rows * maps.row_bytes / stored, 3) if stored else 1.0,
             }
         )
     return {

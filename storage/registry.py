@@ -235,6 +235,19 @@ class Registry(RegistryReader):
                     gone.append(run.info.run_id)
             return gone
 
+    def in_use(self, image_set: str, tag: str = "snapshot") -> set[str]:
+        """Return the snapshots that runs under way read: what must not expire beneath them.
+
+        Runs over pairs read two: those of the history side are under the tag ``history_snapshot``.
+        """
+        self.reap(image_set)
+        with told():
+            place = "" if self._empty else self._experiment(image_set, create=False)
+            if not place:
+                return set()
+            running = self._search(place, "attributes.status = 'RUNNING'")
+            return {run.data.tags.get(tag, "") for run in running} - {""}
+
     def ui_command(self, port: int = 5000) -> list[str]:
         """Return the command that opens the MLflow UI on this machine alone.
 

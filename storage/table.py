@@ -16,6 +16,7 @@ import zarr
 
 from headwater.errors import ConfigError, DataError
 from storage.arrays import append_rows, create_column, set_rows
+from storage.engine import read_whole
 from storage.layout import COLUMN_ROWS, COLUMNS, IMAGES
 
 _TEXT = np.dtypes.StringDType()
@@ -206,7 +207,7 @@ class Table:
 
     def column(self, name: str) -> np.ndarray:
         """Return a whole column."""
-        values = np.asarray(self.array(name)[:])
+        values = read_whole(self.array(name))
         return values.astype(_TEXT) if COLUMNS[name][0] == "string" else values
 
     sha = functools.cached_property(lambda self: self.column("sha256"))

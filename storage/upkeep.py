@@ -20,17 +20,20 @@ from headwater.errors import ConfigError
 from storage.engine import commit_lock, fetch_chunks, guard, is_remote, submit
 from storage.layout import BRANCH
 from storage.maintenance import tags
+from storage.purge import PurgeReport, purge
 from storage.store import FeatureStore
 from storage.verify import Damage, VerifyReport, damaged_keys, invalidate, verify
 
 __all__ = [
     "Damage",
     "GcReport",
+    "PurgeReport",
     "VerifyReport",
     "damaged_keys",
     "export",
     "gc",
     "invalidate",
+    "purge",
     "verify",
 ]
 
@@ -48,7 +51,7 @@ class GcReport:
     expired
         Snapshots that are (would be) gone.
     kept
-        Snapshots that stay though they are old enough: newest, tagged or protected.
+        Snapshots that stay though they are old enough: newest, tagged, protected, or in use.
     bytes, chunks
         Freed; in a dry run on S3 only what is unreachable already.
     """
@@ -66,6 +69,7 @@ def gc(
     older_than: dt.datetime | dt.timedelta = 30 * _DAY,
     grace: dt.timedelta = _DAY,
     protect: Collection[str] = (),
+    in_use: Collection[str] = (),
     dry_run: bool = True,
 ) -> GcReport:
     """Expire old snapshots and free what only they hold.
@@ -83,6 +87,8 @@ def gc(
         can be, so it must be an hour or more there.
     protect
         Snapshots that registered models refer to. They are tagged ``keep-<id>`` first.
+    in_use
+        Snapshots that trainings under way read: nothing from the oldest of them on expires.
     dry_run
         Only say what would happen.
 
@@ -106,6 +112,8 @@ def gc(
             history |= {i.id: i for i in repository.ancestry(tag=name)}
         held = {store.snapshot, root, *named.values(), *(p for p in protect if p in history)}
         old = [i for i, info in history.items() if info.written_at < limit]
+        limit = min([limit, *(history[i].written_at for i in in_use if i in history)])
+        held |= {i for i, info in history.items() if info.written_at >= limit}
         expired = [i for i in old if i not in held]
         kept = [i for i in old if i in held and i != root]
         if dry_run and not is_remote(store.location):

@@ -10,19 +10,25 @@ import icechunk
 import numpy as np
 import zarr
 
-from headwater.errors import StoreError
+from headwater.errors import HeadwaterError, StoreError
 from headwater.spec import ExtractorSpec
 from storage.arrays import Maps, set_rows
 from storage.checks import RowStatistics, checksums, row_statistics
-from storage.engine import fetch_chunks, submit
+from storage.engine import cause, fetch_chunks, read_whole, submit
 from storage.extractors import Extractor
 from storage.store import FeatureStore
 from storage.table import Table, sha_names
 
+#: `Damage.row` of a layer whose own columns are damaged, so that none of its maps can be trusted.
+EVERY_ROW = -1
+
 
 @dataclass(frozen=True)
 class Damage:
-    """One image's maps of one layer that are not what was written."""
+    """Maps that are not what was written: one image's of one layer, or all of a layer.
+
+    `row` is the feature row, or `EVERY_ROW`; `unreadable` says that the chunk cannot be read.
+    """
 
     extractor: str
     layer: str
@@ -34,6 +40,8 @@ class Damage:
     unreadable: bool = False
 
     def __str__(self) -> str:
+        if self.row == EVERY_ROW:
+            return f"layer {self.layer} of extractor {self.extractor}, all images: {self.reason}"
         view = f", view {self.view}" if self.view else ""
         return f"layer {self.layer}, image {self.path} ({self.sha256[:12]}){view}: {self.reason}"
 
@@ -89,21 +97,34 @@ def verify(
         report.problems += _table_problems(table)
         extractors = store.extractors(report.snapshot)
     except Exception as error:
-        report.problems.append(f"the image table cannot be read: {error}")
+        report.problems.append(f"the image table cannot be read: {_said(error)}")
         return report
-    work: list[tuple[Extractor, str, np.ndarray]] = []
+    work: list[tuple[Extractor, str, _Columns]] = []
     for extractor in extractors:
+        name = extractor.spec.id
         try:
             report.problems += _index_problems(extractor, len(table))
-            for layer in extractor.layers:
-                work.append((extractor, layer, extractor.block(layer)))
         except Exception as error:
-            name = extractor.spec.id
-            report.problems.append(f"the index of extractor {name} cannot be read: {error}")
-    total = sum(int((b >= 0).sum()) * e.maps(name).row_bytes for e, name, b in work)
-    for extractor, layer, block in work:
+            report.problems.append(f"the index of extractor {name} cannot be read: {_said(error)}")
+            continue
+        for layer in extractor.layers:
+            try:
+                columns = _Columns.of(extractor, layer)
+            except Exception as error:
+                lost = Damage(name, layer, EVERY_ROW, "", 0, "", _said(error), True)
+                report.damage.append(lost)
+                continue
+            work.append((extractor, layer, columns))
+            stray = int(((columns.block >= 0) & (extractor.image < 0)).sum())
+            if stray:
+                report.problems.append(
+                    f"extractor {name}, layer {layer}: {stray} filled rows belong to no image"
+                )
+    total = sum(int((c.block >= 0).sum()) * e.maps(name).row_bytes for e, name, c in work)
+    for extractor, layer, columns in work:
+        block = columns.block
         bad: dict[int, tuple[str, bool]] = {}
-        for row, reason, unreadable in _verify_layer(extractor, layer, block):
+        for row, reason, unreadable in _verify_layer(extractor, layer, columns):
             if row < 0:
                 report.bytes += int(reason)
                 if progress:
@@ -142,20 +163,38 @@ def _index_problems(extractor: Extractor, images: int) -> Iterator[str]:
     twice = len(pairs) - len(np.unique(pairs, axis=0))
     if twice:
         yield f"extractor {name}: {twice} images are there twice"
-    for layer in extractor.layers:
-        lost = int(((extractor.block(layer) >= 0) & ~assigned).sum())
-        if lost:
-            yield f"extractor {name}, layer {layer}: {lost} filled rows belong to no image"
+
+
+def _said(error: Exception) -> str:
+    return error.culprit if isinstance(error, HeadwaterError) else cause(error)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What a layer says of its maps: block number and checksum per row, statistics per block."""
+
+    block: np.ndarray
+    crc32: np.ndarray
+    statistics: np.ndarray
+    count: np.ndarray
+
+    @classmethod
+    def of(cls, extractor: Extractor, layer: str) -> _Columns:
+        names = ("block", "crc32", "statistics", "blocks")
+        block, crc, statistics, blocks = (
+            read_whole(extractor.array(f"{layer}/{name}")) for name in names
+        )
+        return cls(block, crc, statistics, blocks[:, 1])
 
 
 def _verify_layer(
-    extractor: Extractor, layer: str, block: np.ndarray
+    extractor: Extractor, layer: str, columns: _Columns
 ) -> Iterator[tuple[int, str, bool]]:
     """Yield ``(row, reason, unreadable)``; ``(-1, bytes, False)`` tells of progress."""
     maps, store = extractor.maps(layer), extractor.group.store
-    crc = np.asarray(extractor.array(f"{layer}/crc32")[:])
-    statistics = np.asarray(extractor.array(f"{layer}/statistics")[:])
-    count = np.asarray(extractor.array(f"{layer}/blocks")[:])[:, 1]
+    block, crc = columns.block, columns.crc32
+    statistics, count = columns.statistics, columns.count
+    spoilt: set[int] = set()
     open_blocks: dict[int, list[tuple[np.ndarray, RowStatistics]]] = {}
     filled = np.flatnonzero(block >= 0)
     chunks = np.unique(filled // maps.rows).tolist()
@@ -171,6 +210,8 @@ def _verify_layer(
                 continue
             part = np.ascontiguousarray(data[rows - first])
             wrong = checksums(part) != crc[rows]
+            # Where a map is damaged, its block's statistics must differ: that accuses no other.
+            spoilt.update(np.unique(block[rows[wrong]]).tolist())
             yield from ((int(r), "checksum differs", False) for r in rows[wrong])
             found = row_statistics(part, extractor.spec.dtype)
             for number in np.unique(block[rows]).tolist():
@@ -181,7 +222,7 @@ def _verify_layer(
                     members = np.concatenate([p[0] for p in pieces])
                     again = _join([p[1] for p in pieces]).block()
                     del open_blocks[number]
-                    if not _same(again, statistics[number]):
+                    if number not in spoilt and not _same(again, statistics[number]):
                         text = f"statistics of block {number} differ"
                         yield from ((int(r), text, False) for r in members)
             yield -1, str(part.nbytes), False
@@ -191,8 +232,7 @@ def _decode(maps: Maps, raw: Any) -> tuple[np.ndarray | None, str]:
     if raw is None:
         return None, "its chunk is missing"
     if isinstance(raw, BaseException):
-        lines = [s.strip() for s in str(raw).splitlines() if s.strip()]
-        return None, f"its chunk cannot be read: {lines[0] if lines else type(raw).__name__}"
+        return None, f"its chunk cannot be read: {cause(raw)}"
     try:
         return maps.decode(raw), ""
     except StoreError:
@@ -224,7 +264,8 @@ def invalidate(store: FeatureStore, damage: Collection[Damage]) -> str:
     """Mark damaged maps as not stored, so that the next `plan` asks for just them.
 
     Chunks that cannot be read are dropped, and the statistics of the blocks that lose rows are
-    taken anew from the rows they keep. Returns the snapshot.
+    taken anew from the rows they keep. A layer whose own columns are damaged is dropped whole.
+    Returns the snapshot.
     """
     if not damage:
         return store.snapshot
@@ -236,21 +277,42 @@ def invalidate(store: FeatureStore, damage: Collection[Damage]) -> str:
         root = zarr.open_group(session.store)
         for (spec_id, layer), items in groups.items():
             extractor = Extractor.open(root, spec_id)
-            if extractor is not None and extractor.has(layer):
-                _drop(extractor, session.store, layer, items)
-        return f"repair: {len(damage)} damaged maps are to be computed again"
+            if extractor is None or not extractor.has(layer):
+                continue
+            if any(i.row == EVERY_ROW for i in items):
+                del extractor.group[layer]
+                continue
+            rows = np.unique([i.row for i in items])
+            size = extractor.maps(layer).rows
+            unreadable = {i.row // size for i in items if i.unreadable}
+            drop_rows(extractor, session.store, layer, rows, unreadable)
+        layers = sum(any(i.row == EVERY_ROW for i in items) for items in groups.values())
+        maps = sum(i.row != EVERY_ROW for i in damage)
+        said = [f"{maps} damaged maps"] if maps else []
+        said += [f"{layers} damaged layers"] if layers else []
+        return f"repair: {' and '.join(said)} are to be computed again"
 
     return store.transact(work)[0]
 
 
-def _drop(extractor: Extractor, store: Any, layer: str, items: Sequence[Damage]) -> None:
+def drop_rows(
+    extractor: Extractor,
+    store: Any,
+    layer: str,
+    rows: np.ndarray,
+    unreadable: Collection[int] = (),
+) -> None:
+    """Mark rows of a layer as not filled. Needs a writable session's extractor and store.
+
+    Chunks in `unreadable`, and those in which no row is filled any more, are deleted; the
+    statistics of blocks that lose rows are taken anew from the rows they keep.
+    """
     maps, block = extractor.maps(layer), extractor.block(layer)
-    rows = np.unique([i.row for i in items])
     touched = np.unique(block[rows][block[rows] >= 0]).tolist()
-    unreadable = np.unique([i.row // maps.rows for i in items if i.unreadable]).tolist()
-    for chunk in unreadable:
-        submit(store.delete(maps.key(int(chunk)))).result()
     block[rows] = -1
+    emptied = np.setdiff1d(rows // maps.rows, np.flatnonzero(block >= 0) // maps.rows)
+    for chunk in sorted({*unreadable, *emptied.tolist()}):
+        submit(store.delete(maps.key(int(chunk)))).result()
     set_rows(extractor.array(f"{layer}/block"), rows, np.full(len(rows), -1, np.int32))
     set_rows(extractor.array(f"{layer}/crc32"), rows, np.zeros(len(rows), np.uint32))
     for number in touched:
@@ -274,10 +336,21 @@ def _drop(extractor: Extractor, store: Any, layer: str, items: Sequence[Damage])
 def damaged_keys(
     store: FeatureStore, damage: Collection[Damage]
 ) -> dict[ExtractorSpec, dict[str, list[tuple[str, int]]]]:
-    """Return what a repair must compute: ``{spec: {layer name: [(sha256, view)]}}``."""
-    specs = {e.spec.id: e.spec for e in store.extractors()}
+    """Return what a repair must compute: ``{spec: {layer name: [(sha256, view)]}}``.
+
+    Of a layer that is lost whole these are the images (and views) that are there.
+    """
+    known = {e.spec.id: e for e in store.extractors()}
+    table = store.table()
     found: dict[ExtractorSpec, dict[str, list[tuple[str, int]]]] = {}
     for item in damage:
-        layers = found.setdefault(specs[item.extractor], {})
-        layers.setdefault(item.layer, []).append((item.sha256, item.view))
+        extractor = known[item.extractor]
+        keys = found.setdefault(extractor.spec, {}).setdefault(item.layer, [])
+        if item.row != EVERY_ROW:
+            keys.append((item.sha256, item.view))
+            continue
+        image = extractor.image
+        rows = np.flatnonzero((image >= 0) & (table.removed_at[image] == 0))
+        views = extractor.view[rows].tolist()
+        keys += zip(sha_names(table.sha[image[rows]]), views, strict=True)
     return found

@@ -146,6 +146,18 @@ def test_broken_files_are_set_aside_and_taken_in_once_repaired(job):
         path.write_bytes(content)
     repaired = job.run()
     assert (repaired.computed, repaired.set_aside) == (2, [])
+    # Half of what is stored becomes unreadable: set aside, and taken back without computing.
+    for path in sorted(whole) + sorted((job.images / "train/good").glob("[6-9].png")):
+        whole.setdefault(path, path.read_bytes())
+        path.write_bytes(b"not an image")
+    spoilt = job.run()
+    assert (spoilt.computed, len(spoilt.set_aside)) == (0, 6)
+    assert len(job.read()) == 7 * len(job.store.extractors()[0].layers)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    back = job.run()
+    assert (back.computed, back.backbone_calls, back.set_aside) == (0, 0, [])
+    assert back.changes["returned"] == 6
 
 
 def test_views_are_computed_for_normal_training_images_and_reseeded_anew(job):

@@ -152,6 +152,66 @@ def test_another_weight_file_is_another_extractor(work, first):
     assert back["computed"] == 0
 
 
+@pytest.fixture
+def grown(work, first):
+    """The first run's home with three images more and one removed since."""
+    copy = work / "grown"
+    shutil.copytree(work / "images", copy)
+    for path in sorted((work / "made/train/good").iterdir())[20:23]:
+        shutil.copy(path, copy / "train/good")
+    next((copy / "train/good").iterdir()).unlink()
+    yield copy
+    shutil.rmtree(copy)
+
+
+@pytest.mark.slow
+def test_gc_spares_what_models_refer_to_and_the_past_can_be_trained_on(work, first, grown):
+    rows = {r["head"]: r for r in rows_of(work)}
+    trained_at = rows["patchcore"]["snapshot"]
+    extract = ["extract", "tiles", "--images", "grown", *RUN, "--heads", "patchcore"]
+    headwater(work, *extract)
+    sweep = ["store", "gc", "tiles", "--older-than", "0", "--grace", "0", "--purge-removed"]
+    assert "nothing was changed" in headwater(work, *sweep)
+    headwater(work, *sweep, "--delete")
+    log = json.loads(headwater(work, "store", "log", "tiles", "--json"))
+    assert trained_at in {e["snapshot"] for e in log}
+    assert "all is well" in headwater(work, "store", "verify", "tiles", "--snapshot", trained_at)
+    # The same training on the past is found by its tag; another seed's is done there.
+    past = ["train", "tiles", *RUN, "--heads", "patchcore", "--snapshot"]
+    assert "found in MLflow" in headwater(work, *past, "model-patchcore-v1")
+    assert "trained" in headwater(work, *past, trained_at, "--seed", "1")
+    newest = max((r for r in rows_of(work) if r["head"] == "patchcore"), key=lambda r: r["version"])
+    assert newest["snapshot"] == trained_at
+    got = headwater(work, "predict", "tiles", "images/test/blob", "--head", "patchcore",
+                    "--version", "1", "--json")  # fmt: skip
+    assert len(json.loads(got)) == 4
+
+
+@pytest.mark.slow
+def test_a_training_does_not_notice_that_others_extract(work, first, grown):
+    at = rows_of(work)[0]["snapshot"]
+    train = ["train", "tiles", *RUN, "--heads", "cs_flow", "--epochs", "3", "--seed", "5",
+             "--snapshot", at, "--tracking"]  # fmt: skip
+    headwater(work, *train, f"sqlite:///{work}/calm.db")
+    environment = {**os.environ, "HEADWATER_HOME": str(work / "home"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    (work / "small.yaml").write_text("extraction: {block_mb: 1, batch: 1}\n")
+    others = [
+        subprocess.Popen(
+            [*HEADWATER, "extract", "tiles", "--images", "grown", "--weights",
+             "resnet18.safetensors", "--size", size, "--heads", "cs_flow,padim", "--config",
+             "small.yaml"],
+            cwd=work, env=environment, stdout=subprocess.DEVNULL,
+        )
+        for size in ("96", "96", "128")
+    ]  # fmt: skip
+    headwater(work, *train, f"sqlite:///{work}/busy.db")
+    assert [p.wait(timeout=200) for p in others] == [0, 0, 0]
+    calm, busy = (rows_of(work, "--tracking", f"sqlite:///{work}/{n}.db") for n in ("calm", "busy"))
+    assert busy[0]["metrics"] == calm[0]["metrics"]
+    assert "all is well" in headwater(work, "store", "verify", "tiles")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

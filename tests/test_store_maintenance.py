@@ -60,7 +60,7 @@ def test_inspect_says_what_is_there_and_how_it_was_made(tmp_path):
     assert layer["shape"] == [6, 8, 8]
     assert (layer["rows"], layer["coverage"], layer["compression"]) == (10, 1.0, "zstd")
     assert layer["bytes"] == 10 * 6 * 8 * 8 * 2
-    assert layer["ratio"] > 1.0
+    assert layer["ratio"] == round(layer["bytes"] / layer["stored_bytes"], 3)
     views = next(e for e in found["extractors"] if e["id"] == VIEWS.id)
     assert views["layers"][0]["coverage"] == pytest.approx(8 / 18, abs=1e-6)
     assert list_sets(tmp_path) == ["bolts"]
@@ -119,7 +119,7 @@ def test_verify_names_damage_and_repair_computes_just_that(store):
     assert verify(store).ok
     flipped = chunk_file(store, 1)  # rows 4..7
     data = bytearray(flipped.read_bytes())
-    data[2 * 6 * 8 * 8 * 2 + 11] ^= 0x10  # one bit of row 6
+    data[2 * 6 * 8 * 8 * 2 + 11] ^= 0x40  # one bit of row 6, large enough for the statistics
     lost, cut = chunk_file(store, 2), chunk_file(store, 4)
     flipped.write_bytes(bytes(data))
     lost.unlink()
@@ -178,9 +178,30 @@ def test_gc_frees_what_nobody_refers_to(store):
     assert verify(store, "release").ok
     with pytest.raises(SnapshotError):
         store.root(done.expired[0])
+    # What stayed is listed, though the branch's line does not lead there any more.
+    assert {e.snapshot for e in log(store)} >= {first, model, store.snapshot}
+    assert [e.tags for e in log(store) if e.snapshot == first] == [("release",)]
+    assert [e.snapshot for e in log(store, 1)] == [store.snapshot]
     # What is young stays: somebody may be about to commit it.
     extract(store, [image(i) for i in range(20)], block=2)
     assert gc(store, grace=dt.timedelta(days=1)).bytes == 0
+    # Nor does anything expire from what a training under way reads on.
+    reading = log(store)[2].snapshot
+    swept = gc(store, older_than=NOW, grace=NOW, in_use=[reading], dry_run=False)
+    assert swept.expired
+    assert [e.snapshot for e in log(store)].index(reading) == 2
+    assert len(contents(store, snapshot=reading)) < 20
+
+
+def test_drift_knows_what_was_removed_since(store):
+    old = [image(i) for i in range(12)]
+    extract(store, old)
+    tag(store, "then")
+    new = [image(i) for i in range(12, 20)]
+    bad = replace(old[0], kind="dent")
+    extract(store, [bad, *new])
+    for found in drift(store, "then", splits=19):
+        assert (found.reference, found.new) == (11, 8)
 
 
 def test_export_as_plain_zarr_and_as_a_store(store, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 import tempfile
 from dataclasses import replace
@@ -13,15 +14,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+import storage.store as module
 from headwater.spec import LayerSpec
 from storage.distributed import allocate, commit_blocks, write_block
-from storage.maintenance import diff
+from storage.maintenance import diff, tag
+from storage.purge import purge
 from storage.store import FeatureStore
 from storage.table import ImageRow
+from storage.upkeep import gc
 from storage.verify import Damage, invalidate, verify
 from tests.storekit import OPTIONS, SHAPES, SPEC, VIEWS, contents, expected, image, maps_of
 
 NAMES = list(SHAPES)
+ZERO = dt.timedelta(0)
 numbers = st.integers(0, 24)
 layers = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True)
 
@@ -37,6 +42,7 @@ class Machine(RuleBasedStateMachine):
         self.known: dict[str, ImageRow] = {}
         self.stored: dict[str, set[tuple[str, str, int]]] = {SPEC.id: set(), VIEWS.id: set()}
         self.pinned: list[tuple[str, dict[str, ImageRow], dict[str, set]]] = []
+        self.tagged: list[tuple[str, dict[str, ImageRow], dict[str, set]]] = []
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
@@ -94,6 +100,65 @@ class Machine(RuleBasedStateMachine):
                 self.table[sha] = self.known[sha] = row
 
     @precondition(lambda self: self.table)
+    @rule(which=st.integers(0, 1), data=st.data(), new=numbers)
+    def replace(self, which, data, new):
+        """Another content under the same name: the old one is gone, the new one comes with maps."""
+        path = data.draw(st.sampled_from(sorted(r.path for r in self.table.values())))
+        fresh = replace(image(f"new {new}"), path=path)
+        if fresh.sha256 in self.known:
+            return
+        scan = {s: r for s, r in self.table.items() if r.path != path}
+        report = self.stores[which].sync([*scan.values(), fresh])
+        assert report.replaced == (path,)
+        self.table = scan
+        self._write(self.stores[1 - which], SPEC, [(fresh.sha256, 0)], NAMES[:1], [fresh])
+
+    @rule(some=st.lists(numbers, min_size=1, max_size=6, unique=True), name=st.sampled_from(NAMES))
+    def crash(self, some, name):
+        """A writer dies after its last chunk and before its commit: nothing of it is to be seen."""
+        rows = [self.known.get(image(i).sha256, image(i)) for i in some]
+        store = FeatureStore.open(self.folder, "bolts", options=OPTIONS)
+        before = store.snapshot
+
+        class DiedError(BaseException):
+            pass
+
+        def die(*arguments, **more):
+            real(*arguments, **more)
+            raise DiedError
+
+        real = module.put_block
+        module.put_block = die
+        try:
+            keys = [(r.sha256, 0) for r in rows]
+            store.write(SPEC, keys, maps_of(keys, [name]), rows)
+        except DiedError:
+            pass
+        finally:
+            module.put_block = real
+        assert self.stores[0].snapshot == before
+
+    @rule()
+    def tag(self):
+        """A model is registered here."""
+        if len(self.tagged) < 2:
+            state = (dict(self.table), {k: set(v) for k, v in self.stored.items()})
+            name = f"model-{len(self.tagged)}"
+            tag(self.stores[0], name)
+            self.tagged.append((name, *state))
+
+    @rule(purged=st.booleans())
+    def collect(self, purged):
+        """Everything expires that may; at times the features of removed images go first."""
+        store = self.stores[0]
+        if purged:
+            purge(store, older_than=ZERO, dry_run=False)
+            for spec, have in self.stored.items():
+                self.stored[spec] = {k for k in have if k[1] in self.table}
+        gc(store, older_than=ZERO, grace=ZERO, dry_run=False)
+        self.pinned = []  # whom no tag protects must read at the newest
+
+    @precondition(lambda self: self.table)
     @rule(some=st.lists(numbers, min_size=1, max_size=12, unique=True), name=st.sampled_from(NAMES))
     def write_by_tickets(self, some, name):
         """Workers of which one is lost, and somebody else writing in between."""
@@ -139,7 +204,7 @@ class Machine(RuleBasedStateMachine):
         for spec, views in ((SPEC, (0,)), (VIEWS, (1, 2))):
             for name in NAMES:
                 have = {(s, v) for n, s, v in stored[spec.id] if n == name and s in table}
-                if not any(n == name for n, _, _ in stored[spec.id]):
+                if not have:
                     continue
                 layer = [LayerSpec.parse(name)]
                 want = expected(table.values(), layer, views)
@@ -160,7 +225,7 @@ class Machine(RuleBasedStateMachine):
             assert sum(plan.missing.values()) == len(wanted - self.stored[spec.id])
             todo = [(x.name, *k) for t in plan.tasks for x in t.layers for k in t.keys]
             assert sorted(todo) == sorted(wanted - self.stored[spec.id])
-        for snapshot, table, stored in self.pinned:
+        for snapshot, table, stored in self.pinned + self.tagged:
             self._check(store, snapshot, table, stored)
             found = diff(store, snapshot)
             assert len(found.added) == len(set(self.table) - set(table))
@@ -187,11 +252,12 @@ TestStore.settings = settings(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 class TestStoreLonger(Machine.TestCase):
     """The same, longer, and with other examples every time."""
 
     settings = settings(
-        max_examples=60,
+        max_examples=40,
         stateful_step_count=25,
         deadline=None,
         suppress_health_check=list(HealthCheck),
