@@ -124,6 +124,8 @@ class Judgement:
         Final figures, and what could not be computed.
     rows
         A table of what was scored, worst mistakes first.
+    score_seconds
+        Time of scoring alone.
     draw
         Writes pictures and tables to the run.
     example
@@ -134,6 +136,7 @@ class Judgement:
     metrics: dict[str, float]
     notes: list[str]
     rows: list[dict[str, Any]]
+    score_seconds: float
     draw: Callable[[Run], None]
     example: Any = None
 

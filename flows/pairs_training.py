@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,11 @@ class PairWork:
         notes = what_is_left_out(self.head, self.readable)
         if absent := len(self.rows) - len(self.readable):
             notes.append(f"{job.plan.head}: {absent} pair(s) left out: an image has no features")
-        size = head.map_size
+        size, began = head.map_size, time.perf_counter()
         scores, maps = np.empty(0, np.float32), np.empty((0, *size), np.float32)
         if rows:
             scores, maps = score_source(head, self.join(rows, labelled=False))
+        seconds = time.perf_counter() - began
         masks = [
             None if r.mask is None else mask_to_input(read_mask(r.mask), job.plan.spec)
             for r in rows
@@ -176,7 +178,7 @@ class PairWork:
             )
             run.log_json(self.list.to_json(), "pairs.json")
 
-        return Judgement(calibration, metrics, notes, table, draw, example)
+        return Judgement(calibration, metrics, notes, table, seconds, draw, example)
 
 
 def _records(rows: Sequence[PairRow]) -> list[ImageRecord]:

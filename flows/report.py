@@ -95,9 +95,11 @@ def show_run(result: RunResult, home: Home) -> None:
     if rows:
         out.print()
         out.print(leaderboard_table(rows, f"{result.image_set}: leaderboard"))
+    said = result.extraction.notes if result.extraction is not None else []
     for outcome in result.outcomes:
         for note in outcome.notes:
-            err.print(f"note: {note}", markup=False)
+            if note not in said:
+                err.print(f"note: {note}", markup=False)
     pictures = [p for o in result.outcomes for p in o.pictures]
     if pictures:
         out.print("\nchange maps:" if "change-maps" in pictures[0] else "\nheat maps:")

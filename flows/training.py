@@ -89,7 +89,9 @@ class ImageWork:
         """Score the test images against thresholds set on held-out normals."""
         job = self.job
         calibration, held_scores = calibrate_head(head, held_out, job.training["target_fpr"])
+        began = time.perf_counter()
         scored = score_test(self.store, job, head)
+        seconds = time.perf_counter() - began
         metrics, notes = evaluate_scores(job, scored, calibration)
         if lacking := without_features(job, self.store):
             notes = [*notes, _left_out(job, lacking)]
@@ -102,7 +104,7 @@ class ImageWork:
         def draw(run: Run) -> None:
             write_artifacts(job, run, scored, held_scores, calibration, rows)
 
-        return Judgement(calibration, metrics, notes, rows, draw, example)
+        return Judgement(calibration, metrics, notes, rows, seconds, draw, example)
 
     def keep(self, name: str) -> None:
         """Tag the snapshot."""
@@ -188,14 +190,12 @@ def train_head(job: TrainJob) -> TrainOutcome:
         with PeakMemory() as memory:
             figures = head.fit(train, held_out, train_options, progress)
         seconds = time.perf_counter() - began
-        began = time.perf_counter()
         judged = work.judge(head, held_out)
-        score_seconds = time.perf_counter() - began
         run.finish(
             metrics={**judged.metrics, **{f"fit_{k}": v for k, v in figures.items()}},
             seconds=seconds,
             peak_mb=memory.peak_mb,
-            score_seconds_per_image=score_seconds / max(len(judged.rows), 1),
+            score_seconds_per_image=judged.score_seconds / max(len(judged.rows), 1),
         )
         judged.draw(run)
         version = register(job, run, head, judged, key)
