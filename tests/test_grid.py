@@ -1,18 +1,19 @@
 """`headwater grid`: F²R's factors on a registered model, one MLflow run, resumable."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flows.cli import main
 from flows.console import Reporter
 from flows.figures_grid import grid_heat_maps
 from flows.grid import run_grid
 from flows.home import Home
 from heads.f2r_grid import POINTS
-from headwater.errors import ModelError
 from storage.registry import Registry
 from tests.test_pipeline import RUN, headwater, work  # noqa: F401
 
@@ -91,10 +92,29 @@ def test_the_exact_protocol_chooses_a_coreset_at_every_point(home):
     assert once.result.table != anew.result.table
 
 
-def test_a_set_without_the_model_is_named(home):
-    with pytest.raises(ModelError, match="f2r"):
-        run_grid(home, "nothing", Reporter(quiet=True))
+def test_a_set_without_the_model_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["headwater", "grid", "nothing", "--home", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "no model of head 'f2r'" in capsys.readouterr().err
     assert len(POINTS) == 169
+
+
+def test_the_command_prints_what_is_worth_reading(home, monkeypatch, capsys):
+    arguments = ["grid", "tiles", "--every", "6", "--json", "--home", str(home.root)]
+    monkeypatch.setattr(sys, "argv", ["headwater", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    told = json.loads(capsys.readouterr().out)
+    assert told["chosen_on"] == "oracle"
+    assert [(r["alpha"], r["beta"]) for r in told["table"]] == [
+        (a, b) for a in (0.0, 0.6, 1.2) for b in (0.0, 0.6, 1.2)
+    ]
+    names = {r["point"] for r in told["points"]}
+    assert {"plain gallery (1, 1)", "the model's own", "oracle: best pixel AUROC"} <= names
+    assert set(told["correlations"]["pixel_auroc"]) == {"alpha", "beta", "-|alpha-beta|"}
 
 
 def test_the_picture_marks_the_points(tmp_path):
