@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 
 from flows.cli import main
+from flows.config import Settings
 from flows.console import Reporter
 from flows.figures_grid import grid_heat_maps
 from flows.grid import run_grid
 from flows.home import Home
 from heads.f2r_grid import POINTS
 from storage.registry import Registry
-from tests.test_pipeline import RUN, headwater, work  # noqa: F401
+from tests.test_pipeline import work  # noqa: F401
 
 SOME = ((0.0, 1.0), (1.0, 1.0), (0.5, 0.5), (1.0, 0.2), (1.2, 1.2))
 
@@ -30,10 +31,30 @@ class Stops(Reporter):
 
 @pytest.fixture(scope="module")
 def home(work):  # noqa: F811
-    settings = ["--set", "f2r.steps=2", "--set", "f2r.ratio=0.05", "--epochs", "1"]
-    arguments = ["--heads", "f2r", "--workers", "1", *settings]
-    headwater(work, "run", "tiles", "--images", "images", *RUN, *arguments)
-    return Home.at(work / "home")
+    """A home with one registered f2r model, trained here: no cluster is needed for that."""
+    from flows.extraction import extract_set, open_backbone
+    from flows.pipeline import make_jobs
+    from flows.planner import plan_heads
+    from flows.training import train_head
+
+    settings = Settings.model_validate(
+        {
+            "image_set": "tiles",
+            "images": work / "images",
+            "backbone": {"name": "resnet18", "weights": work / "resnet18.safetensors"},
+            "extraction": {"size": 64},
+            "heads": {"f2r": {"steps": 2, "ratio": 0.05}},
+            "training": {"epochs": 1, "preset": "small"},
+        }
+    )
+    place = Home.at(work / "grid-home")
+    place.prepare_environment()
+    snapshot = extract_set(settings, place, Reporter(quiet=True)).snapshot
+    backbone, precision = open_backbone(settings, place, None)
+    plans = plan_heads(settings, backbone, precision)
+    (job,) = make_jobs(settings, place, plans, snapshot, weights=str(backbone.weights_path))
+    train_head(job)
+    return place
 
 
 def test_a_grid_is_one_run_and_goes_on_where_it_was_broken_off(home):
