@@ -36,6 +36,9 @@ def grid(
         CoresetChoice,
         typer.Option(help="once: the model's gallery; per_point: chosen anew, slow."),
     ] = CoresetChoice.once,
+    every: Annotated[
+        int, typer.Option(min=1, max=6, help="Only every Nth value: 3 gives 25 points.")
+    ] = 1,
     home: HomeOption = None,
     store: StoreOption = None,
     tracking: TrackingOption = None,
@@ -47,12 +50,16 @@ def grid(
     One MLflow run with the table, the two heat maps and the paper's correlations. The best points
     are chosen on the test labels: no model is changed. Broken off, the same command goes on.
     """
-    options = {k: v for k, v in locals().items() if k not in ("version", "coreset")}
+    options = {k: v for k, v in locals().items() if k not in ("version", "coreset", "every")}
     _, place = settings_from(options)
     from flows.grid import run_grid
+    from heads.f2r_grid import VALUES
 
+    points = tuple((a, b) for a in VALUES[::every] for b in VALUES[::every])
     with Reporter(quiet=json_).live() as reporter:
-        got = run_grid(place, image_set, reporter, version=version, coreset=coreset.value)
+        got = run_grid(
+            place, image_set, reporter, version=version, coreset=coreset.value, points=points
+        )
     if json_:
         whole = {
             "chosen_on": got.result.chosen_on,

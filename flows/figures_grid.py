@@ -75,4 +75,5 @@ def grid_heat_maps(
         for handle in axes.get_legend().legend_handles:  # type: ignore[union-attr]
             handle.set_markeredgecolor(INK)  # type: ignore[union-attr]
             handle.set_path_effects([])  # type: ignore[union-attr]
+    made.supxlabel(" ", fontsize=5)  # room below the legends
     return save(made, path)

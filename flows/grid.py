@@ -7,7 +7,6 @@ best is named ``oracle``. Nothing is retrained and no model changes.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +45,8 @@ class GridOutcome:
     ----------
     result
         The table.
+    whole
+        The same with (1, 1) and the model's own point, where they are not in the grid.
     own
         The model's own alpha and beta.
     run_id
@@ -59,6 +60,7 @@ class GridOutcome:
     """
 
     result: GridResult
+    whole: GridResult
     own: tuple[float, float]
     run_id: str
     picture: Path
@@ -74,7 +76,7 @@ class GridOutcome:
         }
         if _has(self.result, "pixel_auroc"):
             named["oracle: best pixel AUROC"] = self.result.best("pixel_auroc")
-        table = {(r["alpha"], r["beta"]): r for r in self.result.table}
+        table = {(r["alpha"], r["beta"]): r for r in self.whole.table}
         return [{"point": k, **table[p]} for k, p in named.items() if p in table]
 
     def correlations(self) -> dict[str, dict[str, Any]]:
@@ -146,7 +148,7 @@ def run_grid(
     done = _read(progress)
     own = (head.preference[0].item(), head.preference[1].item())
     own = (round(own[0], 4), round(own[1], 4))
-    every = tuple(dict.fromkeys([*points, own]))
+    every = tuple(dict.fromkeys([*points, (1.0, 1.0), own]))
 
     def told(row: dict[str, float]) -> None:
         progress.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +185,7 @@ def run_grid(
         inside = tuple(r for r in whole.table if (r["alpha"], r["beta"]) in asked)
         result = GridResult(inside, "oracle")
         target = home.pictures / image_set / f"f2r-grid-v{model['version']}-{coreset}.png"
-        outcome = GridOutcome(result, own, run.run_id, target, len(done), notes)
+        outcome = GridOutcome(result, whole, own, run.run_id, target, len(done), notes)
         title = (
             f"{image_set}: f2r v{model['version']} over alpha and beta, {len(table)} test images"
         )
@@ -192,7 +194,7 @@ def run_grid(
         run.log_table(result.table, "grid")
         run.log_json(outcome.correlations(), "tables/correlations.json")
         run.log_file(target, "figures")
-        run.log_figures(_figures(outcome, whole))
+        run.log_figures(_figures(outcome))
         registry.points(
             image_set,
             run.run_id,
@@ -251,10 +253,10 @@ def _draw(outcome: GridOutcome, title: str, target: Path) -> None:
     grid_heat_maps(maps, alphas, betas, marks, title, target)
 
 
-def _figures(outcome: GridOutcome, whole: GridResult) -> dict[str, float]:
+def _figures(outcome: GridOutcome) -> dict[str, float]:
     """Return the run's figures; what was chosen on the test labels is named ``oracle``."""
     figures: dict[str, float] = {}
-    table = {(r["alpha"], r["beta"]): r for r in whole.table}
+    table = {(r["alpha"], r["beta"]): r for r in outcome.whole.table}
     for metric in METRICS:
         if not _has(outcome.result, metric):
             continue
@@ -262,7 +264,7 @@ def _figures(outcome: GridOutcome, whole: GridResult) -> dict[str, float]:
         figures[f"oracle.best_{metric}"] = table[best][metric]
         figures[f"oracle.best_{metric}.alpha"], figures[f"oracle.best_{metric}.beta"] = best
         figures[f"own.{metric}"] = table[outcome.own][metric]
-        figures[f"plain.{metric}"] = table.get((1.0, 1.0), {}).get(metric, math.nan)
+        figures[f"plain.{metric}"] = table[1.0, 1.0][metric]
         for name, row in outcome.correlations()[metric].items():
             kind = {"-|alpha-beta|": "minus_difference"}.get(name, name)
             figures[f"spearman.{metric}.{kind}"] = row["rho"]

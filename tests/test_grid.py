@@ -1,20 +1,22 @@
 """`headwater grid`: F²R's factors on a registered model, one MLflow run, resumable."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flows.cli import main
+from flows.config import Settings
 from flows.console import Reporter
 from flows.figures_grid import grid_heat_maps
 from flows.grid import run_grid
 from flows.home import Home
 from heads.f2r_grid import POINTS
-from headwater.errors import ModelError
 from storage.registry import Registry
-from tests.test_pipeline import RUN, headwater, work  # noqa: F401
+from tests.test_pipeline import work  # noqa: F401
 
 SOME = ((0.0, 1.0), (1.0, 1.0), (0.5, 0.5), (1.0, 0.2), (1.2, 1.2))
 
@@ -29,10 +31,30 @@ class Stops(Reporter):
 
 @pytest.fixture(scope="module")
 def home(work):  # noqa: F811
-    settings = ["--set", "f2r.steps=2", "--set", "f2r.ratio=0.05", "--epochs", "1"]
-    arguments = ["--heads", "f2r", "--workers", "1", *settings]
-    headwater(work, "run", "tiles", "--images", "images", *RUN, *arguments)
-    return Home.at(work / "home")
+    """A home with one registered f2r model, trained here: no cluster is needed for that."""
+    from flows.extraction import extract_set, open_backbone
+    from flows.pipeline import make_jobs
+    from flows.planner import plan_heads
+    from flows.training import train_head
+
+    settings = Settings.model_validate(
+        {
+            "image_set": "tiles",
+            "images": work / "images",
+            "backbone": {"name": "resnet18", "weights": work / "resnet18.safetensors"},
+            "extraction": {"size": 64},
+            "heads": {"f2r": {"steps": 2, "ratio": 0.05}},
+            "training": {"epochs": 1, "preset": "small"},
+        }
+    )
+    place = Home.at(work / "grid-home")
+    place.prepare_environment()
+    snapshot = extract_set(settings, place, Reporter(quiet=True)).snapshot
+    backbone, precision = open_backbone(settings, place, None)
+    plans = plan_heads(settings, backbone, precision)
+    (job,) = make_jobs(settings, place, plans, snapshot, weights=str(backbone.weights_path))
+    train_head(job)
+    return place
 
 
 def test_a_grid_is_one_run_and_goes_on_where_it_was_broken_off(home):
@@ -91,10 +113,29 @@ def test_the_exact_protocol_chooses_a_coreset_at_every_point(home):
     assert once.result.table != anew.result.table
 
 
-def test_a_set_without_the_model_is_named(home):
-    with pytest.raises(ModelError, match="f2r"):
-        run_grid(home, "nothing", Reporter(quiet=True))
+def test_a_set_without_the_model_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["headwater", "grid", "nothing", "--home", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "no model of head 'f2r'" in capsys.readouterr().err
     assert len(POINTS) == 169
+
+
+def test_the_command_prints_what_is_worth_reading(home, monkeypatch, capsys):
+    arguments = ["grid", "tiles", "--every", "6", "--json", "--home", str(home.root)]
+    monkeypatch.setattr(sys, "argv", ["headwater", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    told = json.loads(capsys.readouterr().out)
+    assert told["chosen_on"] == "oracle"
+    assert [(r["alpha"], r["beta"]) for r in told["table"]] == [
+        (a, b) for a in (0.0, 0.6, 1.2) for b in (0.0, 0.6, 1.2)
+    ]
+    names = {r["point"] for r in told["points"]}
+    assert {"plain gallery (1, 1)", "the model's own", "oracle: best pixel AUROC"} <= names
+    assert set(told["correlations"]["pixel_auroc"]) == {"alpha", "beta", "-|alpha-beta|"}
 
 
 def test_the_picture_marks_the_points(tmp_path):
