@@ -253,6 +253,7 @@ def verify(
             expected="the newest snapshot: older ones never change",
             remedy="leave --snapshot out; what is damaged and still in use shows there, too",
         )
+    from flows.store_report import show_verify
     from storage.upkeep import verify as verify_store
 
     with Reporter(quiet=json_).live() as reporter:
@@ -273,21 +274,7 @@ def verify(
         facts["not_repaired"] = [{"path": str(b.path), "reason": b.reason} for b in broken]
         _json(facts)
     else:
-        out.print(f"read {report.rows:,} maps, {size(report.bytes)}, at {report.snapshot}")
-        for problem in report.problems:
-            out.print(f"problem: {problem}", style="red", markup=False)
-        for damage in report.damage[:50]:
-            out.print(f"damaged: {damage}", markup=False)
-        if len(report.damage) > 50:
-            out.print(f"and {len(report.damage) - 50} more (--json lists all)")
-        if repaired:
-            out.print(f"repaired: {repaired} maps computed again")
-        for one in broken:
-            err.print(f"not repaired: {one.path}: {one.reason}", markup=False)
-        if report.damage and not repair:
-            out.print(f"{len(report.damage)} damaged maps; --repair computes just these again")
-        if report.ok:
-            out.print("all is well")
+        show_verify(report, repair, repaired, broken)
     raise typer.Exit(0 if whole else SET_ASIDE)
 
 
@@ -342,12 +329,14 @@ def gc(
     opened = _open(options, write=True)
     _, place = settings_from(options, sides=True)
     from flows.repair import parse_age
+    from flows.store_report import show_gc
     from storage.layout import side_of
     from storage.registry import Registry
+    from storage.upkeep import check_grace, purge
     from storage.upkeep import gc as collect
-    from storage.upkeep import purge
 
     age, young = parse_age(older_than), parse_age(grace)
+    check_grace(opened, young)  # before anything is given up
     registry = Registry(place.root, place.tracking_url)
     # A model over pairs is of the pair's set, and refers to a snapshot of either side.
     base, side = side_of(image_set)
@@ -366,22 +355,7 @@ def gc(
         facts = dataclasses.asdict(report)
         _json(facts | ({"purged": dataclasses.asdict(purged)} if purged else {}))
         return
-    if purged:
-        would = "would give up" if purged.dry_run else "gave up"
-        out.print(
-            f"{would} {purged.maps} maps of {purged.images} removed images: {size(purged.bytes)} "
-            "once the snapshots from before have expired"
-        )
-        if purged.shared_bytes:
-            out.print(f"{size(purged.shared_bytes)} more lie in chunks that other images share")
-    would = "would expire" if report.dry_run else "expired"
-    out.print(f"{would} {len(report.expired)} snapshots, freeing {size(report.bytes)}")
-    if report.kept:
-        out.print(
-            f"{len(report.kept)} old ones stay: newest, tagged, of a registered model, or in use"
-        )
-    if report.dry_run:
-        out.print("nothing was changed; --delete does it")
+    show_gc(report, purged)
 
 
 @store_app.command()
@@ -401,7 +375,7 @@ def export(
     from storage.upkeep import export as export_store
 
     count = export_store(opened, target, snapshot, plain=not as_store)
-    out.print(f"wrote {size(count)} to {target}")
+    out.print(f"wrote {size(count)} to {target}", markup=False)
 
 
 @store_app.command()
@@ -428,4 +402,4 @@ def drift(
         _json(facts)
         return
     for line in lines:
-        out.print(line)
+        out.print(line, markup=False)

@@ -97,8 +97,7 @@ def gc(
     ConfigError
         `grace` is too short for S3.
     """
-    if is_remote(store.location) and grace < dt.timedelta(hours=1):
-        raise ConfigError(f"grace of {grace}", expected="an hour or more on S3")
+    check_grace(store, grace)
     now = dt.datetime.now(dt.UTC)
     limit = (now - older_than if isinstance(older_than, dt.timedelta) else older_than).astimezone(
         dt.UTC
@@ -124,6 +123,12 @@ def gc(
         freed = _collect(repository, limit, now - grace, protect)
         left = {i.id for i in repository.ancestry(branch=BRANCH)} | set(tags(store).values())
         return GcReport(False, [i for i in expired if i not in left], kept, *freed)
+
+
+def check_grace(store: FeatureStore, grace: dt.timedelta) -> None:
+    """Raise `ConfigError` for a grace that is too short where writers cannot be kept out."""
+    if is_remote(store.location) and grace < dt.timedelta(hours=1):
+        raise ConfigError(f"grace of {grace}", expected="an hour or more on S3")
 
 
 def _collect(

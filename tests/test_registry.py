@@ -79,6 +79,8 @@ def test_what_a_training_leaves(registry, saved, tmp_path):
         run.log_table([{"path": "a, b", "score": 1.5}, {"path": "c", "kind": "good"}], "images")
         run.log_file(picture, "figures")
         assert run.register(saved()) == "1"
+        assert registry.in_use("bottles") == {"SNAP1"}
+    assert registry.in_use("bottles") == registry.in_use("nobody's") == set()
     client = registry.client
     kept = client.get_run(run.run_id)
     assert kept.info.status == client.get_run(parent).info.status == "FINISHED"

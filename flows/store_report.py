@@ -1,0 +1,53 @@
+"""What `headwater store verify` and `gc` print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flows.console import err, out, size
+
+if TYPE_CHECKING:
+    from features.images import BrokenImage
+    from storage.upkeep import GcReport, PurgeReport, VerifyReport
+
+
+def show_verify(
+    report: VerifyReport, repair: bool, repaired: int, broken: Sequence[BrokenImage]
+) -> None:
+    """Print what was read, found damaged and, with `repair`, mended or not."""
+    out.print(f"read {report.rows:,} maps, {size(report.bytes)}, at {report.snapshot}")
+    for problem in report.problems:
+        out.print(f"problem: {problem}", style="red", markup=False)
+    for damage in report.damage[:50]:
+        out.print(f"damaged: {damage}", markup=False)
+    if len(report.damage) > 50:
+        out.print(f"and {len(report.damage) - 50} more (--json lists all)")
+    if repaired:
+        out.print(f"repaired: {repaired} maps computed again")
+    for one in broken:
+        err.print(f"not repaired: {one.path}: {one.reason}", markup=False)
+    if report.damage and not repair:
+        out.print(f"{len(report.damage)} damaged maps; --repair computes just these again")
+    if report.ok:
+        out.print("all is well")
+
+
+def show_gc(report: GcReport, purged: PurgeReport | None) -> None:
+    """Print what expired, or would, and what was purged before."""
+    if purged:
+        would = "would give up" if purged.dry_run else "gave up"
+        out.print(
+            f"{would} {purged.maps} maps of {purged.images} removed images: {size(purged.bytes)} "
+            "once the snapshots from before have expired"
+        )
+        if purged.shared_bytes:
+            out.print(f"{size(purged.shared_bytes)} more lie in chunks that other images share")
+    would = "would expire" if report.dry_run else "expired"
+    out.print(f"{would} {len(report.expired)} snapshots, freeing {size(report.bytes)}")
+    if report.kept:
+        out.print(
+            f"{len(report.kept)} old ones stay: newest, tagged, of a registered model, or in use"
+        )
+    if report.dry_run:
+        out.print("nothing was changed; --delete does it")
