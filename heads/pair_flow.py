@@ -90,7 +90,7 @@ class PairFlow(PairHead, FastFlow):
     summary: ClassVar[str] = "paired images without labels: flow head over feature differences"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "vit": {"steps": 20, "hidden_ratio": 0.16},
-        "small": {"steps": 4, "epochs": 10},
+        "small": {"steps": 4, "epochs": 10, "strides": (2, 4), "root": True, "noise": 1.0},
     }
     config: PairFlowConfig
 
