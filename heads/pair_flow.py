@@ -91,7 +91,7 @@ class PairFlow(PairHead, FastFlow):
     reads: ClassVar[str] = FastFlow.reads + ", of both images"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "vit": {"steps": 20, "hidden_ratio": 0.16},
-        "small": {"steps": 4, "epochs": 10},
+        "small": {"steps": 4, "epochs": 10, "strides": (2, 4), "root": True, "noise": 1.0},
     }
     config: PairFlowConfig
 
