@@ -308,6 +308,7 @@ class CSFlow(FlowHead):
                 betas=config.betas,
                 eps=config.eps,
                 weight_decay=config.weight_decay,
+                fused=True,
             ),
             schedule=Schedule(config.schedule, config.warmup),
             clip_norm=config.clip_norm,

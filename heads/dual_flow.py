@@ -175,7 +175,12 @@ class DualFlow(MapFlowHead):
         """Return AdamW with the paper's settings."""
         c = self.config
         return torch.optim.AdamW(
-            parameters, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay
+            parameters,
+            lr=c.lr,
+            betas=c.betas,
+            eps=c.eps,
+            weight_decay=c.weight_decay,
+            fused=True,
         )
 
     def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:

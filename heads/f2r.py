@@ -333,6 +333,8 @@ class F2R(GalleryHead, FlowHead):
             lambda batch: module(batch[self.layer]),
             train,
             held_out,
+            # Not fused: that leaves the parameters' version as it was, by which the matrices of
+            # `InvertibleLinear` know that they are out of date.
             optimizer=lambda p: torch.optim.AdamW(
                 p, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
             ),

@@ -113,11 +113,14 @@ class Run:
 
     def _clip(self) -> Tensor:
         """Clip the gradients where asked to; return their norm before."""
-        if self.clip_norm is not None:
-            return torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        return torch.nn.utils.get_total_norm(
+        norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.parameters if p.grad is not None]
         )
+        # `epoch` waits for the norm in any case; gradients that are short enough are left alone.
+        # One that is not finite is for `_watch` to find.
+        if self.clip_norm is not None and float(norm) > self.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        return norm
 
     def _watch(
         self, loss: float, norm: float, step: int, epoch: int, batch: Batch, ids: list[str]

@@ -83,7 +83,8 @@ class AffineCoupling(Elementary):
         jac: bool = True,
     ) -> tuple[tuple[Tensor], Tensor]:
         """Couple the halves, or undo it where `rev`."""
-        a, b = x_or_z[0][:, : self.first], x_or_z[0][:, self.first :]
+        # `split`, whose gradient is one concatenation: slices fill and add two maps of zeros.
+        a, b = x_or_z[0].split([self.first, self.channels - self.first], 1)
         extra = list(c or [])
 
         def see(x: Tensor) -> Tensor:

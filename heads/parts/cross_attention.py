@@ -126,9 +126,13 @@ class CrossScaleSelfAttention(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Attend over ``[B, C, h_k, w_k]`` maps; return maps of the same shapes."""
-        tokens = torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2)
+        # In channels-last maps the channels of a position lie together already, as tokens do.
+        tokens = torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], 1)
         query, key = self.query_key(tokens).chunk(2, dim=2)
         seen = F.scaled_dot_product_attention(query, key, self.value(tokens))
-        out = (tokens + self.gain.to(seen.dtype) * seen).transpose(1, 2)
-        parts = out.split([m.shape[2] * m.shape[3] for m in maps], dim=2)
-        return [p.reshape(m.shape) for p, m in zip(parts, maps, strict=True)]
+        out = tokens + self.gain.to(seen.dtype) * seen
+        parts = out.split([m.shape[2] * m.shape[3] for m in maps], dim=1)
+        return [
+            p.unflatten(1, m.shape[2:]).permute(0, 3, 1, 2)
+            for p, m in zip(parts, maps, strict=True)
+        ]

@@ -9,7 +9,7 @@ log-determinants of any shape; `GraphINN` knows ``[B]`` only).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from FrEIA.modules import InvertibleModule
@@ -60,6 +60,27 @@ class Elementary(InvertibleModule):
         return vector.to(x.dtype).reshape(1, -1, *([1] * (x.ndim - 2)))
 
 
+class _Reorder(torch.autograd.Function):
+    """``x[:, there]`` whose gradient is read in the order `back` instead of being scattered.
+
+    Indexing does not know that its indices are a permutation, and sorts and adds up.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, there: Tensor, back: Tensor) -> Tensor:  # type: ignore[override]
+        return x[:, there]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return gradient[:, ctx.saved_tensors[0]], None, None
+
+
 class Permute(Elementary):
     """A fixed permutation of channels, drawn from a seed and saved with the weights.
 
@@ -97,7 +118,8 @@ class Permute(Elementary):
     ) -> tuple[tuple[Tensor], Tensor]:
         """Permute, or undo it where `rev`."""
         x = x_or_z[0]
-        return (x[:, self.inverse if rev else self.order],), self.spread(0.0, x, rev)
+        there, back = (self.inverse, self.order) if rev else (self.order, self.inverse)
+        return (_Reorder.apply(x, there, back),), self.spread(0.0, x, rev)
 
 
 class Standardise(Elementary):
@@ -196,7 +218,10 @@ class ActNorm(Elementary):
         if self.training and not rev and not bool(self.ready):
             self._set_from(x)
         log_scale, bias = self.column(self.log_scale, x), self.column(self.bias, x)
-        y = (x - bias) * torch.exp(-log_scale) if rev else x * torch.exp(log_scale) + bias
+        if rev:
+            y = (x - bias) * torch.exp(-log_scale)
+        else:
+            y = torch.addcmul(bias, x, torch.exp(log_scale))
         return (y,), self.spread(self.log_scale.to(x.dtype).sum(), x, rev)
 
 

@@ -142,7 +142,7 @@ class MapFlowHead(FlowHead):
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return the optimizer of this head."""
-        return torch.optim.Adam(parameters, lr=self.config.lr)
+        return torch.optim.Adam(parameters, lr=self.config.lr, fused=True)
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return the figures of a batch, per sample; ``loss`` or ``nll`` is minimised."""

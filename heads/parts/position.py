@@ -112,5 +112,6 @@ class CodedConv2d(nn.Conv2d):
         if not self.position.channels:
             return self._conv_forward(x, self.weight, self.bias)
         code = self.position.code.to(x.dtype)
-        offset = self._conv_forward(code, self.weight[:, n:], self.bias)
-        return self._conv_forward(x, self.weight[:, :n], None) + offset
+        of_map, of_code = self.weight.split([n, self.position.channels], 1)
+        offset = self._conv_forward(code, of_code, self.bias)
+        return self._conv_forward(x, of_map, None) + offset

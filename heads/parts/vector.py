@@ -9,6 +9,7 @@ import torch
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 
+from heads.arithmetic import Linear, linear
 from heads.parts.coupling import AffineCoupling
 from heads.parts.elementary import ActNorm, Elementary
 
@@ -50,7 +51,7 @@ class InvertibleLinear(Elementary):
         """Return the matrix, or its inverse, as `dtype`."""
         if torch.is_grad_enabled() and not rev:
             lower, upper = self._triangles(dtype)
-            return (lower @ upper)[self.order]
+            return linear(lower, upper.T)[self.order]
         changes = (self.packed._version, self.log_s._version, self.sign._version)
         place = (self.packed.data_ptr(), self.log_s.data_ptr(), self.packed.device)
         state = (*changes, *place, dtype)
@@ -86,7 +87,7 @@ class InvertibleLinear(Elementary):
         x = x_or_z[0]
         # bfloat16 here would make the inverse wrong in the third digit
         with torch.autocast(x.device.type, enabled=False):
-            y = x @ self.weight(x.dtype, rev).T
+            y = linear(x, self.weight(x.dtype, rev))
         return (y,), self.spread(self.log_s.to(x.dtype).sum(), x, rev)
 
 
@@ -106,13 +107,13 @@ def _rotation(channels: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 def coupling_net(hidden: int, channels_in: int, channels_out: int) -> nn.Sequential:
     """Return a three-layer perceptron whose last layer starts at zero, as Glow's does."""
-    last = nn.Linear(hidden, channels_out)
+    last = Linear(hidden, channels_out)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(
-        nn.Linear(channels_in, hidden),
+        Linear(channels_in, hidden),
         nn.ReLU(),
-        nn.Linear(hidden, hidden),
+        Linear(hidden, hidden),
         nn.ReLU(),
         last,
     )
@@ -138,5 +139,5 @@ def perceptron(channels_in: int, hidden: int, channels_out: int, layers: int = 4
     widths = [channels_in, *[hidden] * (layers - 1)]
     parts: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
-        parts += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU()]
-    return nn.Sequential(*parts, nn.Linear(widths[-1], channels_out))
+        parts += [Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU()]
+    return nn.Sequential(*parts, Linear(widths[-1], channels_out))
