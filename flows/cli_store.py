@@ -23,6 +23,7 @@ from flows.cli_common import (
     settings_from,
 )
 from flows.console import Reporter, err, out, size, table
+from flows.store_report import minute, percent
 from headwater.errors import ConfigError, HeadwaterError
 
 if TYPE_CHECKING:
@@ -54,16 +55,6 @@ def _open(options: dict[str, Any], *, write: bool = False) -> FeatureStore:
             f"{name} is a set of pairs", expected=f"one of its sides, {current} or {history}"
         )
     return FeatureStore.open(home.store, name, create=False)
-
-
-def _minute(iso: str) -> str:
-    """Return an ISO time, which is UTC, as people read it: day, hour and minute."""
-    return iso[:16].replace("T", " ")
-
-
-def _percent(share: float) -> str:
-    """Return a coverage; what is not complete never reads as 100 %."""
-    return f"{min(int(100 * share), 99) if share < 1 else 100} %"
 
 
 def _json(value: Any) -> None:
@@ -99,7 +90,7 @@ def ls(
         columns = ["image set", "images", "extractors", "features", "snapshot", "written (UTC)"]
         cells = [
             [r["image_set"], r["images"], r["extractors"], size(r["bytes"]), r["snapshot"],
-             _minute(r["written_at"])]
+             minute(r["written_at"])]
             for r in rows
         ]  # fmt: skip
         out.print(table(columns, cells, whole=("image set", "snapshot")))
@@ -154,7 +145,7 @@ def inspect(
         return
     tags = f"  tags: {', '.join(facts['tags'])}" if facts["tags"] else ""
     kinds = ", ".join(f"{n} {kind}" for kind, n in facts["kinds"].items())
-    written = _minute(facts["written_at"])
+    written = minute(facts["written_at"])
     out.print(f"[bold]{facts['image_set']}[/] at {facts['snapshot']} ({written} UTC){tags}")
     out.print(
         f"{facts['images']} images: {kinds or 'none yet'}; "
@@ -167,7 +158,7 @@ def inspect(
         out.print(
             f"\n[bold]extractor {extractor['id']}[/]  {spec['backbone']} "
             f"({spec['weights'][:12]}), {height}x{width} px, {spec['precision']}{views}\n"
-            f"made {_minute(extractor['created'])} UTC by headwater {extractor['headwater']}"
+            f"made {minute(extractor['created'])} UTC by headwater {extractor['headwater']}"
         )
         rows = [
             [
@@ -175,7 +166,7 @@ def inspect(
                 "x".join(map(str, layer["shape"])),
                 layer["dtype"],
                 layer["rows"],
-                _percent(layer["coverage"]),
+                percent(layer["coverage"]),
                 size(layer["bytes"]),
                 size(layer["stored_bytes"]),
                 ""

@@ -1,4 +1,4 @@
-"""What `headwater store verify` and `gc` print."""
+"""What the commands of `headwater store` print."""
 
 from __future__ import annotations
 
@@ -51,3 +51,13 @@ def show_gc(report: GcReport, purged: PurgeReport | None) -> None:
         )
     if report.dry_run:
         out.print("nothing was changed; --delete does it")
+
+
+def minute(iso: str) -> str:
+    """Return an ISO time, which is UTC, as people read it: day, hour and minute."""
+    return iso[:16].replace("T", " ")
+
+
+def percent(share: float) -> str:
+    """Return a coverage; what is not complete never reads as 100 %."""
+    return f"{min(int(100 * share), 99) if share < 1 else 100} %"
