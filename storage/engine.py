@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import icechunk
+import numpy as np
 from zarr.core.buffer import default_buffer_prototype
 
 from headwater.errors import DiskFullError, SnapshotError, StoreError
@@ -34,8 +35,16 @@ if sys.byteorder != "little":  # pragma: no cover
 
 #: Chunk references per manifest. Without splitting, every commit would rewrite all of them.
 MANIFEST_CHUNKS = 8192
-#: Chunks in flight at once.
+#: Chunks in flight at once: many on S3, where each waits for the network. On a local disk more than
+#: a few only push each other out of the processor's cache.
 PARALLEL = 16
+LOCAL_PARALLEL = 3
+
+# The engine copies each chunk through memory of its own, 4 MB a time. Above its threshold the C
+# library gives such a block back to the kernel at once, and the next one pays a page fault per 4 KB:
+# 2 s of processor time a GB written instead of 0.4. glibc raises the threshold to the largest block
+# that was ever freed (at most 32 MB), so one is freed here, before any chunk moves.
+np.empty(31 * 1024 * 1024, np.uint8)
 
 
 def is_remote(location: str | Path) -> bool:
@@ -218,10 +227,10 @@ async def fetch_chunks(store: Any, keys: Sequence[str], *, errors: bool = False)
     return list(await asyncio.gather(*(one(k) for k in keys), return_exceptions=errors))
 
 
-async def put_chunks(store: Any, chunks: Mapping[str, Any]) -> None:
+async def put_chunks(store: Any, chunks: Mapping[str, Any], parallel: int = PARALLEL) -> None:
     """Store raw bytes under each key."""
     make = default_buffer_prototype().buffer.from_bytes
-    gate = asyncio.Semaphore(PARALLEL)
+    gate = asyncio.Semaphore(parallel)
 
     async def one(key: str, data: Any) -> None:
         async with gate:

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 
 from headwater.errors import ConfigError, DataError
-from storage.arrays import append_rows, create_column, set_rows
+from storage.arrays import Later, append, create_column, open_arrays, set_rows
 from storage.layout import COLUMN_ROWS, COLUMNS, IMAGES
 
 _TEXT = np.dtypes.StringDType()
@@ -204,6 +204,11 @@ class Table:
             self._arrays[name] = self._group[name]
         return self._arrays[name]
 
+    def load(self, names: Sequence[str]) -> None:
+        """Open the arrays behind several columns at once."""
+        new = [n for n in names if n not in self._arrays]
+        self._arrays.update(open_arrays(self._group, new))
+
     def column(self, name: str) -> np.ndarray:
         """Return a whole column."""
         values = np.asarray(self.array(name)[:])
@@ -238,8 +243,10 @@ class Table:
         ]
         return [ImageRow(*values) for values in zip(*columns, strict=True)]
 
-    def append(self, images: Sequence[ImageRow], sha: np.ndarray, now: int) -> np.ndarray:
-        """Append images (new contents only); return their row numbers. Needs a writable session."""
+    def append(
+        self, images: Sequence[ImageRow], sha: np.ndarray, now: int, later: Later
+    ) -> np.ndarray:
+        """Append images (new contents only) when `later` runs; return their row numbers."""
         start = len(self)
         values: dict[str, Any] = {
             "sha256": sha,
@@ -250,7 +257,9 @@ class Table:
             values[name] = np.array([getattr(i, name) for i in images], _TEXT)
         for name in ("width", "height"):
             values[name] = np.array([getattr(i, name) for i in images], np.int32)
-        append_rows(*((self.array(name), values[name]) for name in COLUMNS))
+        self.load(tuple(COLUMNS))
+        for name in COLUMNS:
+            later.add(append, self.array(name), values[name])
         return np.arange(start, start + len(images), dtype=np.int64)
 
     def update(self, rows: np.ndarray, **columns: Any) -> None:
