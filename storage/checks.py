@@ -127,7 +127,8 @@ def _survey(data: np.ndarray, dtype: str, sums: np.ndarray | None) -> RowStatist
     else:
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(survey, starts))
-    return RowStatistics(*(x.reshape(n, channels) for x in found), pixels)
+    mean, spread, low, high = (x.reshape(n, channels) for x in found)
+    return RowStatistics(mean, spread, low, high, pixels)
 
 
 def _disk(maps: Any, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:

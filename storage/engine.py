@@ -40,10 +40,10 @@ MANIFEST_CHUNKS = 8192
 PARALLEL = 16
 LOCAL_PARALLEL = 3
 
-# The engine copies each chunk through memory of its own, 4 MB a time. Above its threshold the C
-# library gives such a block back to the kernel at once, and the next one pays a page fault per 4 KB:
-# 2 s of processor time a GB written instead of 0.4. glibc raises the threshold to the largest block
-# that was ever freed (at most 32 MB), so one is freed here, before any chunk moves.
+# The engine passes each chunk through memory of its own, 4 MB a time. Above its threshold the C
+# library gives such a block back to the kernel at once and the next one pays a page fault per 4 KB
+# (measured: 0.4-0.7 s of processor time a GB written instead of 0.3). glibc raises the threshold to
+# the largest block that was ever freed, at most 32 MB: one is freed here, before any chunk moves.
 np.empty(31 * 1024 * 1024, np.uint8)
 
 

@@ -185,9 +185,9 @@ class Extractor:
 
     def load(self, layers: Iterable[str]) -> None:
         """Open the index and all arrays that a block of these layers touches, at once."""
-        parts = {x: ("maps", "crc32", "block") for x in self.layers}
-        parts |= dict.fromkeys(layers, ("maps", "crc32", "block", "blocks", "statistics"))
-        names = ["image", "view", *(f"{x}/{n}" for x, every in parts.items() for n in every)]
+        names = ["image", "view"]
+        names += [f"{x}/{n}" for x in self.layers for n in ("maps", "crc32", "block")]
+        names += [f"{x}/{n}" for x in layers for n in ("blocks", "statistics")]
         self._layers.update(open_arrays(self.group, [n for n in names if n not in self._layers]))
 
     def append(self, images: np.ndarray, views: np.ndarray) -> np.ndarray:

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from headwater.errors import StoreError
 from storage.arrays import Maps, runs
-from storage.engine import PARALLEL, guard, is_remote, shared_repository
+from storage.checks import as_float
+from storage.engine import LOCAL_PARALLEL, PARALLEL, guard, is_remote, shared_repository
 from storage.extractors import Extractor
 from storage.layout import IMAGES
 from storage.table import Selection, Table
 
 Batch = dict[str, Tensor]
-#: Batches assembled ahead of the consumer.
+#: Batches made ready ahead of the consumer.
 AHEAD = 3
 
 
@@ -105,7 +106,7 @@ def open_part(ref: PartRef) -> Part:
             lacking=lacking,
             table=table,
             images=extractor.image[rows],
-            parallel=PARALLEL if is_remote(ref.location) else 8,
+            parallel=PARALLEL if is_remote(ref.location) else LOCAL_PARALLEL,
         )
 
 
@@ -115,31 +116,43 @@ def _bits(values: Tensor) -> np.ndarray:
     return same.numpy()
 
 
+#: Fetches of chunks of which a later batch needs more rows, by (part, layer, chunk).
+Held = dict[tuple[int, str, int], "asyncio.Task[np.ndarray]"]
+
+
 async def gather(
-    parts: Sequence[Part], part: np.ndarray, row: np.ndarray, out: dict[str, Tensor]
+    parts: Sequence[Part],
+    part: np.ndarray,
+    row: np.ndarray,
+    out: dict[str, Tensor],
+    held: Held | None = None,
 ) -> dict[str, Tensor]:
     """Fetch rows into `out`: row ``row[i]`` of part ``part[i]`` becomes ``out[layer][i]``.
 
     Each chunk is moved to where its rows belong as soon as it is there, and few are under way at
     once: its memory, still in the processor's cache, then serves the next one. Keeping the
-    chunks of a window instead costs a page fault per 4 KB.
+    chunks of a window instead costs a page fault per 4 KB. `out` is in the stored dtype or in
+    float32; `held` carries the last chunk of each layer from one call to the next.
     """
     gate = asyncio.Semaphore(max(p.parallel for p in parts))
-    target = {k: _bits(v) for k, v in out.items()}
 
-    async def one(source: Part, layer: str, chunk: int, place: np.ndarray, at: np.ndarray) -> None:
+    async def fetch(source: Part, layer: str, chunk: int) -> np.ndarray:
+        (data,) = await source.maps[layer].fetch(source.store, [chunk])
+        if data is None:
+            raise StoreError(
+                f"layer {layer}: chunk {chunk} is missing from the store",
+                remedy="`headwater store verify --repair` computes it again",
+            )
+        return data
+
+    async def one(
+        source: Part, layer: str, chunk: int, place: np.ndarray, at: np.ndarray, key: Any
+    ) -> None:
         async with gate:
-            (data,) = await source.maps[layer].fetch(source.store, [chunk])
-            if data is None:
-                raise StoreError(
-                    f"layer {layer}: chunk {chunk} is missing from the store",
-                    remedy="`headwater store verify --repair` computes it again",
-                )
-            # numpy's assignment is several times faster here than torch's index_copy_.
-            whole = len(at) == len(data) and not np.any(np.diff(at) != 1)
-            target[layer][place] = data if whole else data[at]
+            got = await (fetch(source, layer, chunk) if key is None else last[key])
+            place_rows(out[layer], place, as_float(got, source.encoding), at)
 
-    work = []
+    work, last = [], Held()
     for number, source in enumerate(parts):
         mine = np.flatnonzero(part == number)
         # Chunks in the order in which their first rows are wanted do nobody harm: sort by row.
@@ -147,10 +160,31 @@ async def gather(
         for layer, maps in source.maps.items():
             chunks, offsets = row[mine] // maps.rows, row[mine] % maps.rows
             for start, stop in runs(chunks):
-                place, at = mine[start:stop], offsets[start:stop]
-                work.append(one(source, layer, int(chunks[start]), place, at))
+                place, at, chunk = mine[start:stop], offsets[start:stop], int(chunks[start])
+                key = None
+                if held is not None and (stop == len(mine) or (number, layer, chunk) in held):
+                    key = (number, layer, chunk)
+                    found = held.get(key)
+                    last[key] = found or asyncio.ensure_future(fetch(source, layer, chunk))
+                work.append(one(source, layer, chunk, place, at, key))
+    if held is not None:
+        held.clear()
+        held.update(last)
     await asyncio.gather(*work)
     return out
+
+
+def place_rows(out: Tensor, place: np.ndarray, source: Tensor, rows: np.ndarray) -> None:
+    """``out[place[i]] = source[rows[i]]``, with conversion where the dtypes differ."""
+    if place[-1] - place[0] + 1 == len(place) and not np.any(np.diff(place) != 1):
+        copy_rows(out[int(place[0]) : int(place[-1]) + 1], source, rows)
+    elif out.dtype != source.dtype:
+        out[torch.from_numpy(place)] = source[torch.from_numpy(rows)].to(out.dtype)
+    else:
+        # numpy's assignment is several times faster here than torch's index_copy_.
+        whole = len(rows) == len(source) and not np.any(np.diff(rows) != 1)
+        data = _bits(source)
+        _bits(out)[place] = data if whole else data[rows]
 
 
 def copy_rows(out: Tensor, source: Tensor, rows: np.ndarray) -> None:

@@ -25,7 +25,8 @@ from storage.engine import commit_lock, guard, is_remote, open_repository, tip
 from storage.extractors import Extractor, Plan, Shape, make_plan
 from storage.layout import FEATURES, IMAGES, StoreOptions
 from storage.reader import FeatureReader, PartRef
-from storage.table import ImageRow, Selection, SyncReport, Table, compare
+from storage.sync import SyncReport, compare
+from storage.table import ImageRow, Selection, Table
 from storage.writing import (
     NothingToDoError,
     WriteReport,
@@ -213,7 +214,7 @@ class FeatureStore:
             False where `images` is only part of the set: nothing counts as removed then, but
             for contents whose path has another content now.
         """
-        scan = list(images)
+        scan = images if isinstance(images, list) else list(images)
         table = self.table()
         changes = compare(table, scan, complete=complete)
         if not changes.any:
