@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from storage.checks import as_float
 from storage.engine import LOCAL_PARALLEL, PARALLEL, guard, is_remote, shared_repository
 from storage.extractors import Extractor
 from storage.layout import IMAGES
+from storage.local import Place, locate, read_rows
 from storage.table import Selection, Table
 
 Batch = dict[str, Tensor]
@@ -56,6 +58,7 @@ class Part:
     table: Table
     images: np.ndarray
     parallel: int
+    files: dict[str, dict[int, Place]]
 
 
 def open_part(ref: PartRef) -> Part:
@@ -107,7 +110,16 @@ def open_part(ref: PartRef) -> Part:
             table=table,
             images=extractor.image[rows],
             parallel=PARALLEL if is_remote(ref.location) else LOCAL_PARALLEL,
+            files={k: _files(ref, m) for k, m in maps.items()},
         )
+
+
+def _files(ref: PartRef, maps: Maps) -> dict[int, Place]:
+    """Return the files of chunks that can be read without the engine."""
+    if is_remote(ref.location) or maps.codec is not None:
+        return {}
+    folder = str(Path(ref.location) / ref.image_set)
+    return locate(folder, ref.snapshot, maps.path, maps.rows * maps.row_bytes)
 
 
 def _bits(values: Tensor) -> np.ndarray:
@@ -149,6 +161,11 @@ async def gather(
         source: Part, layer: str, chunk: int, place: np.ndarray, at: np.ndarray, key: Any
     ) -> None:
         async with gate:
+            file = source.files[layer].get(chunk)
+            if file is not None:
+                stored = as_float(np.zeros(1, source.maps[layer].dtype), source.encoding).dtype
+                if await asyncio.to_thread(read_rows, file, out[layer], place, at, stored):
+                    return
             got = await (fetch(source, layer, chunk) if key is None else last[key])
             place_rows(out[layer], place, as_float(got, source.encoding), at)
 
@@ -162,8 +179,10 @@ async def gather(
             for start, stop in runs(chunks):
                 place, at, chunk = mine[start:stop], offsets[start:stop], int(chunks[start])
                 key = None
-                if held is not None and (stop == len(mine) or (number, layer, chunk) in held):
-                    key = (number, layer, chunk)
+                again = (number, layer, chunk)
+                shared = stop == len(mine) or again in (held or ())
+                if held is not None and shared and chunk not in source.files[layer]:
+                    key = again
                     found = held.get(key)
                     last[key] = found or asyncio.ensure_future(fetch(source, layer, chunk))
                 work.append(one(source, layer, chunk, place, at, key))
