@@ -69,7 +69,7 @@ def sync_files(folder: Path) -> None:
 class Throughput:
     """One set of layers, written and read by memmap, store and bare engine."""
 
-    def __init__(self, folder: Path, name: str, megabytes: int) -> None:
+    def __init__(self, folder: Path, name: str, megabytes: int, block: int) -> None:
         self.folder, self.shapes = folder, SHAPES[name]
         self.layers = tuple(LayerSpec.parse(k) for k in self.shapes)
         row = sum(int(np.prod(s)) * 2 for s in self.shapes.values())
@@ -81,8 +81,8 @@ class Throughput:
         }
         self.bytes = sum(v.nbytes for v in self.maps.values())
         self.rows = images(self.n)
-        # Blocks as an extraction makes them: 64 MB, a round number of rows.
-        self.block = max(1, 64 * 2**20 // row // 64 * 64)
+        # Blocks as an extraction makes them: so many MB, a round number of rows.
+        self.block = max(64, block * 2**20 // row // 64 * 64)
         self.found: dict[str, list[float]] = {}
 
     def note(self, what: str, work: Callable[[], object]) -> None:
@@ -220,9 +220,11 @@ class Throughput:
         }
 
 
-def throughput(folder: Path, name: str, megabytes: int, rounds: int) -> dict[str, float]:
+def throughput(
+    folder: Path, name: str, megabytes: int, rounds: int, block: int
+) -> dict[str, float]:
     """Measure one set of layers."""
-    work = Throughput(folder, name, megabytes)
+    work = Throughput(folder, name, megabytes, block)
     work.writes(rounds)
     work.reads(rounds)
     return work.result()
@@ -231,6 +233,7 @@ def throughput(folder: Path, name: str, megabytes: int, rounds: int) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--mb", type=int, default=512, help="megabytes per shape")
+    parser.add_argument("--block-mb", type=int, default=64, help="megabytes a commit")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--folder", type=Path, help="where to write")
@@ -240,7 +243,9 @@ def main() -> None:
     result: dict[str, dict[str, Any]] = {"machine": machine()}
     for name in options.shape or SHAPES:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            result[name] = throughput(Path(folder), name, options.mb, options.rounds)
+            result[name] = throughput(
+                Path(folder), name, options.mb, options.rounds, options.block_mb
+            )
     show(result, options.json)
 
 
