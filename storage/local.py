@@ -16,6 +16,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,20 @@ _scratch = threading.local()
 
 #: Where a chunk is: file name, offset, length.
 Place = tuple[str, int, int]
+#: Arguments of `read_rows`.
+Job = tuple[Place, Tensor, np.ndarray, np.ndarray, torch.dtype]
+#: Threads that read: more would only take the processors from each other.
+READERS = min(4, os.cpu_count() or 1)
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(pid: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(READERS, "headwater-reader")
+
+
+def readers() -> ThreadPoolExecutor:
+    """Return this process's threads for reading."""
+    return _pool(os.getpid())
 
 
 class _Table:

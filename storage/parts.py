@@ -22,7 +22,7 @@ from storage.checks import as_float
 from storage.engine import LOCAL_PARALLEL, PARALLEL, guard, is_remote, shared_repository
 from storage.extractors import Extractor
 from storage.layout import IMAGES
-from storage.local import Place, locate, read_rows
+from storage.local import READERS, Job, Place, locate, read_rows, readers
 from storage.table import Selection, Table
 
 Batch = dict[str, Tensor]
@@ -161,27 +161,33 @@ async def gather(
         source: Part, layer: str, chunk: int, place: np.ndarray, at: np.ndarray, key: Any
     ) -> None:
         async with gate:
-            file = source.files[layer].get(chunk)
-            if file is not None:
-                stored = as_float(np.zeros(1, source.maps[layer].dtype), source.encoding).dtype
-                if await asyncio.to_thread(read_rows, file, out[layer], place, at, stored):
-                    return
             got = await (fetch(source, layer, chunk) if key is None else last[key])
             place_rows(out[layer], place, as_float(got, source.encoding), at)
 
+    def from_files(numbers: Sequence[int]) -> list[int]:
+        return [n for n in numbers if not read_rows(*direct[n])]
+
     work, last = [], Held()
+    direct: list[Job] = []
+    behind: list[Any] = []
     for number, source in enumerate(parts):
         mine = np.flatnonzero(part == number)
         # Chunks in the order in which their first rows are wanted do nobody harm: sort by row.
         mine = mine[np.argsort(row[mine], kind="stable")]
         for layer, maps in source.maps.items():
+            stored = as_float(np.zeros(1, maps.dtype), source.encoding).dtype
             chunks, offsets = row[mine] // maps.rows, row[mine] % maps.rows
             for start, stop in runs(chunks):
                 place, at, chunk = mine[start:stop], offsets[start:stop], int(chunks[start])
                 key = None
+                file = source.files[layer].get(chunk)
+                if file is not None:
+                    direct.append((file, out[layer], place, at, stored))
+                    behind.append((source, layer, chunk, place, at, None))
+                    continue
                 again = (number, layer, chunk)
                 shared = stop == len(mine) or again in (held or ())
-                if held is not None and shared and chunk not in source.files[layer]:
+                if held is not None and shared:
                     key = again
                     found = held.get(key)
                     last[key] = found or asyncio.ensure_future(fetch(source, layer, chunk))
@@ -189,6 +195,12 @@ async def gather(
     if held is not None:
         held.clear()
         held.update(last)
+    # A hand-over to another thread costs as much as reading half a megabyte: one a thread.
+    loop, pool = asyncio.get_running_loop(), readers()
+    shares = [range(i, len(direct), READERS) for i in range(READERS)]
+    files = [loop.run_in_executor(pool, from_files, share) for share in shares if share]
+    for left in await asyncio.gather(*files):
+        work += [one(*behind[n]) for n in left]
     await asyncio.gather(*work)
     return out
 

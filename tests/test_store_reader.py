@@ -121,12 +121,13 @@ def test_a_reader_is_a_small_reference_for_another_process(store, tmp_path):
 
 
 def test_an_epoch_left_early_leaves_no_thread(store):
+    list(reader(store, 0).batches(50))  # the store's own threads stay
     before = threading.active_count()
     for _ in range(5):
         batches = reader(store, 0).batches(4, seed=0)
         next(batches)
         batches.close()
-    assert threading.active_count() <= before + 1  # the store's own loop stays
+    assert threading.active_count() <= before
 
 
 def everything(source, seed=None):
