@@ -1,23 +1,28 @@
 """The store against the bare disk: ``python -m benchmarks.store [--mb N] [--json FILE]``.
 
-Everything is a ratio of two measurements taken in turns within one run; medians are printed.
-A memmap of the same bytes is the yardstick for throughput. The yardstick of reading gives the
-same float32 tensors as the store does; the share against a memmap that only copies the stored bytes
-is printed too.
+Everything is a ratio of measurements taken in turns within one run; medians are printed. Three
+sides do the same: a raw memmap, the store, and the engine alone (the same chunks put or fetched,
+nothing checked, nothing converted), which is the ceiling of what the store can reach.
+
+- Reading gives float32 tensors in batches of 32, into memory that is used again on both sides. The
+  memmap converts straight from the mapped file, row by row where the order is shuffled.
+- Before every write a file of the same size is written and deleted, so that each side finds pages
+  that the machine has in memory: on a virtual machine the first use of a page costs several times
+  the write itself, whoever comes first. What was written is deleted after each turn.
+- A flushed write has every file synced to the disk, on both sides.
+
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import hashlib
-import json
+import asyncio
+import os
+import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +30,12 @@ import numpy as np
 import torch
 
 from benchmarks.machine import machine
-from headwater.spec import ExtractorSpec, LayerSpec
-from storage.maintenance import diff
+from benchmarks.store_scale import SPEC, images, show, timed
+from headwater.spec import LayerSpec
+from storage.engine import LOCAL_PARALLEL, fetch_chunks, put_chunks, submit
+from storage.layout import chunk_rows
+from storage.reader import FeatureReader
 from storage.store import FeatureStore
-from storage.table import ImageRow, Selection
 
 SHAPES: dict[str, dict[str, tuple[int, int, int]]] = {
     "512x28x28": {"layer2": (512, 28, 28)},
@@ -40,222 +47,206 @@ SHAPES: dict[str, dict[str, tuple[int, int, int]]] = {
     "64x56x56": {"layer1": (64, 56, 56)},
 }
 BATCH = 32
-SPEC = ExtractorSpec("resnet18", "benchmark")
+EPOCHS = 5
 
 
-def images(n: int, start: int = 0) -> list[ImageRow]:
-    return [
-        ImageRow(hashlib.sha256(b"%d" % i).hexdigest(), f"set/train/good/{i:07d}.png")
-        for i in range(start, start + n)
-    ]
+def warm_pages(folder: Path, size: int) -> None:
+    """Write and delete a file, so that the next writer finds pages that are in memory."""
+    piece = bytes(2**22)
+    with (folder / "filler").open("wb", buffering=0) as file:
+        for _ in range(-(-size // len(piece))):
+            file.write(piece)
+    (folder / "filler").unlink()
 
 
-def timed(work: Callable[[], object]) -> float:
-    gc.collect()
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def sync_files(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
-def throughput(folder: Path, name: str, megabytes: int, rounds: int) -> dict[str, float]:
-    shapes = SHAPES[name]
-    row = sum(int(np.prod(s)) * 2 for s in shapes.values())
-    n = max(BATCH * 2, megabytes * 2**20 // row // 256 * 256)
-    rng = np.random.default_rng(0)
-    maps = {
-        k: rng.standard_normal((n, *s), dtype=np.float32).astype(np.float16)
-        for k, s in shapes.items()
-    }
-    size = sum(v.nbytes for v in maps.values()) / 1e6
-    rows = images(n)
-    keys = [(r.sha256, 0) for r in rows]
-    layers = tuple(LayerSpec.parse(k) for k in shapes)
-    found: dict[str, list[float]] = {}
-    files = {k: folder / f"{i}.raw" for i, k in enumerate(shapes)}
+class Throughput:
+    """One set of layers, written and read by memmap, store and bare engine."""
 
-    def note(what: str, seconds: float) -> None:
-        found.setdefault(what, []).append(size / seconds)
-
-    block = max(64, 64 * 2**20 // row // 256 * 256)
-    for turn in range(rounds):
-
-        def raw(flush: bool) -> None:
-            for k, v in maps.items():
-                files[k].unlink(missing_ok=True)
-                out = np.memmap(files[k], np.float16, "w+", shape=v.shape)
-                out[:] = v
-                if flush:
-                    out.flush()
-
-        store = FeatureStore.open(folder / f"store{turn}", "set")
-
-        def write(store: FeatureStore = store) -> None:
-            for a in range(0, n, block):
-                part = {k: v[a : a + block] for k, v in maps.items()}
-                store.write(SPEC, keys[a : a + block], part, rows[a : a + block])
-
-        note("write memmap", timed(lambda: raw(False)))
-        note("write memmap, flushed", timed(lambda: raw(True)))
-        note("write store", timed(write))
-    mapped = {k: np.memmap(files[k], np.float16, "r", shape=v.shape) for k, v in maps.items()}
-    maps.clear()
-
-    def memmap_epoch(order: np.ndarray | None, convert: bool) -> None:
-        for a in range(0, n, BATCH):
-            for v in mapped.values():
-                got = np.array(v[a : a + BATCH]) if order is None else v[order[a : a + BATCH]]
-                if convert:
-                    torch.from_numpy(got).float()
-
-    # One reader for all epochs, as a training has; it may not keep the features resident.
-    reader = store.reader(SPEC, layers, memory=0)
-
-    def store_epoch(seed: int | None) -> None:
-        assert sum(len(b["_rows"]) for b in reader.batches(BATCH, seed=seed)) == n
-
-    order = np.random.default_rng(1).permutation(n)
-    for turn in range(rounds + 1):  # the first warms the page cache for both
-        times = {
-            "sequential memmap": timed(lambda: memmap_epoch(None, True)),
-            "sequential memmap, bytes only": timed(lambda: memmap_epoch(None, False)),
-            "sequential store": timed(lambda: store_epoch(None)),
-            "shuffled memmap": timed(lambda: memmap_epoch(order, True)),
-            "shuffled memmap, bytes only": timed(lambda: memmap_epoch(order, False)),
-            "shuffled store": timed(lambda seed=turn: store_epoch(seed)),  # type: ignore[misc]
+    def __init__(self, folder: Path, name: str, megabytes: int, block: int) -> None:
+        self.folder, self.shapes = folder, SHAPES[name]
+        self.layers = tuple(LayerSpec.parse(k) for k in self.shapes)
+        row = sum(int(np.prod(s)) * 2 for s in self.shapes.values())
+        self.n = max(BATCH * 2, megabytes * 2**20 // row // 256 * 256)
+        rng = np.random.default_rng(0)
+        self.maps = {
+            k: rng.standard_normal((self.n, *s), dtype=np.float32).astype(np.float16)
+            for k, s in self.shapes.items()
         }
-        for what, seconds in times.items():
-            if turn:
-                note(what, seconds)
-    resident = store.reader(SPEC, layers, memory=2**40)
-    next(resident.batches(BATCH))
-    for turn in range(rounds):
-        again = timed(lambda seed=turn: sum(1 for _ in resident.batches(BATCH, seed=seed)))  # type: ignore[misc]
-        note("shuffled resident", again)
-    mid = {k: statistics.median(v) for k, v in found.items()}
-    return {
-        "MB": round(size),
-        **{f"{k} MB/s": round(v) for k, v in mid.items()},
-        "write / memmap": mid["write store"] / mid["write memmap"],
-        "write / memmap flushed": mid["write store"] / mid["write memmap, flushed"],
-        "sequential / memmap": mid["sequential store"] / mid["sequential memmap"],
-        "sequential / bytes only": mid["sequential store"] / mid["sequential memmap, bytes only"],
-        "shuffled / memmap": mid["shuffled store"] / mid["shuffled memmap"],
-        "shuffled / bytes only": mid["shuffled store"] / mid["shuffled memmap, bytes only"],
-        "resident / memmap": mid["shuffled resident"] / mid["shuffled memmap"],
-    }
+        self.bytes = sum(v.nbytes for v in self.maps.values())
+        self.rows = images(self.n)
+        # Blocks as an extraction makes them: so many MB, a round number of rows.
+        self.block = max(64, block * 2**20 // row // 64 * 64)
+        self.found: dict[str, list[float]] = {}
+
+    def note(self, what: str, work: Callable[[], object]) -> None:
+        """Time one piece of work, in GB/s of stored bytes and CPU seconds per GB."""
+        seconds, cpu = timed(work)
+        self.found.setdefault(what, []).append(self.bytes / 1e9 / seconds)
+        self.found.setdefault(f"{what}, CPU s/GB", []).append(cpu / self.bytes * 1e9)
+
+    def write_memmap(self, flush: bool) -> None:
+        """Write raw files, the yardstick."""
+        for i, v in enumerate(self.maps.values()):
+            out = np.memmap(self.folder / f"{i}.raw", np.float16, "w+", shape=v.shape)
+            out[:] = v
+            if flush:
+                out.flush()
+
+    def write_store(self, store: FeatureStore, flush: bool) -> None:
+        """Write and commit block by block."""
+        keys = [(r.sha256, 0) for r in self.rows]
+        for a in range(0, self.n, self.block):
+            part = {k: v[a : a + self.block] for k, v in self.maps.items()}
+            store.write(SPEC, keys[a : a + self.block], part, self.rows[a : a + self.block])
+        if flush:
+            sync_files(self.folder / "store")
+
+    def write_engine(self, store: FeatureStore) -> None:
+        """Put the same bytes in the same chunks, uncommitted."""
+        session = store.repository.writable_session("main")
+        for k, v in self.maps.items():
+            rows = chunk_rows(v[0].nbytes)
+            path = f"features/{SPEC.id}/{k}/maps/c"
+            chunks = {
+                f"{path}/{i}/0/0/0": v[a : a + rows].reshape(-1).view(np.uint8).data
+                for i, a in enumerate(range(0, len(v) // rows * rows, rows))
+            }
+            submit(put_chunks(session.store, chunks, LOCAL_PARALLEL)).result()
+
+    def writes(self, rounds: int) -> None:
+        """Time all ways of writing, turn by turn."""
+        for _ in range(rounds):
+            for flush in (False, True):
+                said = ", flushed" if flush else ""
+                warm_pages(self.folder, self.bytes)
+                self.note(f"write memmap{said}", partial(self.write_memmap, flush))
+                for i in range(len(self.shapes)):
+                    (self.folder / f"{i}.raw").unlink()
+                shutil.rmtree(self.folder / "store", ignore_errors=True)
+                store = FeatureStore.open(self.folder / "store", "set")
+                warm_pages(self.folder, self.bytes)
+                self.note(f"write store{said}", partial(self.write_store, store, flush))
+            warm_pages(self.folder, self.bytes)
+            self.note("write engine", partial(self.write_engine, store))
+
+    def reads(self, rounds: int) -> None:
+        """Time all ways of reading, turn by turn."""
+        shutil.rmtree(self.folder / "store")
+        store = FeatureStore.open(self.folder / "store", "set")
+        self.write_store(store, False)
+        self.write_memmap(False)
+        self.maps.clear()
+        n, batch = self.n, BATCH
+        mapped = {
+            k: torch.from_numpy(np.memmap(self.folder / f"{i}.raw", np.float16, "c", shape=(n, *s)))
+            for i, (k, s) in enumerate(self.shapes.items())
+        }
+        room = [{k: torch.empty(batch, *s) for k, s in self.shapes.items()} for _ in range(2)]
+
+        def memmap_in_order() -> None:
+            for i, a in enumerate(range(0, n, batch)):
+                for k, v in mapped.items():
+                    room[i % 2][k][: min(batch, n - a)].copy_(v[a : a + batch])
+
+        order = np.random.default_rng(1).permutation(n).tolist()
+
+        def memmap_shuffled() -> None:
+            for i, a in enumerate(range(0, n, batch)):
+                for k, v in mapped.items():
+                    out = room[i % 2][k]
+                    for place, row in enumerate(order[a : a + batch]):
+                        out[place].copy_(v[row])
+
+        reader = store.reader(SPEC, self.layers, memory=0)
+        part = reader.open()[0]
+
+        def engine() -> None:
+            """Fetch all chunks and look at none."""
+
+            async def every() -> None:
+                gate = asyncio.Semaphore(part.parallel)
+
+                async def one(key: str) -> None:
+                    async with gate:
+                        await fetch_chunks(part.store, [key])
+
+                keys = [m.key(c) for m in part.maps.values() for c in range(-(-n // m.rows))]
+                await asyncio.gather(*(one(k) for k in keys))
+
+            submit(every()).result()
+
+        def epoch(source: FeatureReader, seed: int | None) -> None:
+            assert sum(len(b["_rows"]) for b in source.batches(batch, seed=seed)) == n
+
+        self.found_before = dict(self.found)
+        for turn in range(rounds + 1):  # the first warms the page cache for all
+            if turn == 1:
+                self.found = dict(self.found_before)
+            self.note("sequential memmap", memmap_in_order)
+            self.note("sequential store", partial(epoch, reader, None))
+            self.note("read engine", engine)
+            self.note("shuffled memmap", memmap_shuffled)
+            self.note("shuffled store", partial(epoch, reader, turn))
+        # As a training uses it: the default memory, a new reader, its first epoch counted.
+        for _ in range(rounds):
+            fresh = store.reader(SPEC, self.layers)
+            every = sum(timed(partial(epoch, fresh, t))[0] for t in range(EPOCHS))
+            rate = EPOCHS * self.bytes / 1e9 / every
+            self.found.setdefault(f"trainer's shuffled, {EPOCHS} epochs", []).append(rate)
+
+    def result(self) -> dict[str, float]:
+        """Return medians and ratios."""
+        mid = {k: statistics.median(v) for k, v in self.found.items()}
+        trainer = mid[f"trainer's shuffled, {EPOCHS} epochs"]
+        return {
+            "MB": round(self.bytes / 1e6),
+            **{k if "CPU" in k else f"{k}, GB/s": v for k, v in mid.items()},
+            "write / memmap": mid["write store"] / mid["write memmap"],
+            "write / memmap, both flushed": mid["write store, flushed"]
+            / mid["write memmap, flushed"],
+            "engine's write / memmap": mid["write engine"] / mid["write memmap"],
+            "sequential / memmap": mid["sequential store"] / mid["sequential memmap"],
+            "engine's read / sequential memmap": mid["read engine"] / mid["sequential memmap"],
+            "shuffled from disk / memmap": mid["shuffled store"] / mid["shuffled memmap"],
+            "engine's read / shuffled memmap": mid["read engine"] / mid["shuffled memmap"],
+            "shuffled, as the trainer / memmap": trainer / mid["shuffled memmap"],
+        }
 
 
-def fill(store: FeatureStore, n: int) -> None:
-    """Fill a store with `n` images of tiny maps."""
-    for a in range(0, n, 50_000):
-        rows = images(min(50_000, n - a), a)
-        values = np.random.default_rng(a).standard_normal((len(rows), 1, 2, 2))
-        maps = {"layer2": values.astype(np.float16)}
-        store.write(SPEC, [(r.sha256, 0) for r in rows], maps, rows)
-
-
-def peak() -> float:
-    """Return this process's peak memory in MB (getrusage would count the parent's too)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def nothing_to_do(location: str, n: int) -> dict[str, float]:
-    """Sync and plan where all is there, in a process of its own: seconds and memory."""
-    rows = images(n)
-    layers = (LayerSpec.parse("layer2"),)
-    before = peak()
-
-    def once() -> None:
-        store = FeatureStore.open(location, f"set{n}")
-        report = store.sync(rows)
-        plan = store.plan(SPEC, layers, [(r.sha256, 0) for r in rows])
-        assert (report.unchanged, plan.todo) == (n, 0)
-
-    seconds = statistics.median(timed(once) for _ in range(3))
-    return {"seconds": seconds, "MB more": peak() - before}
-
-
-def million(location: str, n: int) -> dict[str, float]:
-    """Views and a diff of a table of `n` rows, in a process of its own."""
-    store = FeatureStore.open(location, f"set{n}")
-    old, new = (store.repository.lookup_tag(t) for t in ("before", "after"))
-    out: dict[str, float] = {}
-    start = peak()
-    moment = int(store.table(old).added_at[n // 2])
-
-    def view() -> None:
-        fresh = FeatureStore.open(location, f"set{n}")
-        chosen = Selection(split="train", normal=True, known_by=moment)
-        reader = fresh.reader(SPEC, (LayerSpec.parse("layer2"),), chosen, new)
-        out["rows of the view"] = len(reader)
-
-    out["view seconds"] = statistics.median(timed(view) for _ in range(3))
-    out["view MB"] = peak() - start
-
-    def compare() -> None:
-        found = diff(FeatureStore.open(location, f"set{n}"), old, new)
-        assert (len(found.added), len(found.removed), len(found.renamed)) == (1000, 1000, 1000)
-
-    out["diff seconds"] = statistics.median(timed(compare) for _ in range(3))
-    out["diff and view MB"] = peak() - start
-    one = images(1, 10 * n)
-    maps = {"layer2": np.random.default_rng(0).standard_normal((1, 1, 2, 2)).astype(np.float16)}
-    out["commit seconds"] = timed(lambda: store.write(SPEC, [(one[0].sha256, 0)], maps, one))
-    return out
-
-
-def prepare_million(location: Path, n: int) -> None:
-    store = FeatureStore.open(location, f"set{n}")
-    fill(store, n)
-    store.repository.create_tag("before", store.snapshot)
-    rows = images(n)[1000:]
-    rows[:1000] = [ImageRow(r.sha256, "moved/" + r.path) for r in rows[:1000]]
-    store.sync(rows)
-    fresh = images(1000, n)
-    values = np.random.default_rng(1).standard_normal((1000, 1, 2, 2)).astype(np.float16)
-    store.write(SPEC, [(r.sha256, 0) for r in fresh], {"layer2": values}, fresh)
-    store.repository.create_tag("after", store.snapshot)
-
-
-def apart(function: str, location: Path, n: int) -> dict[str, float]:
-    """Run a function of this module in a process of its own, for its memory."""
-    code = (
-        "import json, sys; from benchmarks import store as m; "
-        f"print(json.dumps(m.{function}(sys.argv[1], {n})))"
-    )
-    command = [sys.executable, "-c", code, str(location)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+def throughput(
+    folder: Path, name: str, megabytes: int, rounds: int, block: int
+) -> dict[str, float]:
+    """Measure one set of layers."""
+    work = Throughput(folder, name, megabytes, block)
+    work.writes(rounds)
+    work.reads(rounds)
+    return work.result()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--mb", type=int, default=512, help="megabytes per shape")
+    parser.add_argument("--block-mb", type=int, default=64, help="megabytes a commit")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the synthetic index")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--folder", type=Path, help="where to write (a fast disk, /dev/shm)")
-    parser.add_argument("--only", choices=("throughput", "scale"))
+    parser.add_argument("--folder", type=Path, help="where to write")
+    parser.add_argument("--shape", choices=tuple(SHAPES), action="append", help="only these")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     result: dict[str, dict[str, Any]] = {"machine": machine()}
-    if options.only != "scale":
-        for name in SHAPES:
-            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-                result[name] = throughput(Path(folder), name, options.mb, options.rounds)
-    if options.only != "throughput":
+    for name in options.shape or SHAPES:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            for n in (10_000, 100_000):
-                fill(FeatureStore.open(folder, f"set{n}"), n)
-                result[f"nothing to do, {n} images"] = apart("nothing_to_do", Path(folder), n)
-            prepare_million(Path(folder), options.rows)
-            result[f"index of {options.rows} rows"] = apart("million", Path(folder), options.rows)
-    for name, figures in result.items():
-        print(f"\n{name}")
-        for key, value in figures.items():
-            print(f"  {key:38} {value:.4g}" if isinstance(value, float) else f"  {key:38} {value}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+            result[name] = throughput(
+                Path(folder), name, options.mb, options.rounds, options.block_mb
+            )
+    show(result, options.json)
 
 
 if __name__ == "__main__":

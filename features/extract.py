@@ -101,6 +101,8 @@ def extract(
     dtype = _TORCH_DTYPES[spec.dtype]
     row_bytes = sum(c * h * w for c, h, w in shapes.values()) * dtype.itemsize
     rows = max(1, block_bytes // row_bytes)
+    if rows > 64:
+        rows -= rows % 64  # a block is then whole chunks of the store, but for the smallest maps
     size = max(1, min(batch or backbone.batch_size(spec.input_size), rows))
     count = workers or min(torch.get_num_threads(), 32)
     ahead = max(2 * count, -(-rows // size))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
+import zarr.api.asynchronous
 
 from headwater.errors import StoreError
-from storage.engine import fetch_chunks, put_chunks, submit
+from storage.engine import LOCAL_PARALLEL, fetch_chunks, put_chunks, submit
 from storage.layout import column_codec
 
 
@@ -41,31 +43,69 @@ def create_column(
     )
 
 
-def append_rows(*pairs: tuple[Any, Any]) -> None:
-    """Append ``values`` to ``array`` for each pair, all at once (safe only inside a transaction).
+class Later:
+    """Work on arrays that is collected and then run all at once.
 
-    Each call into Zarr is a hand-over to another thread and back, so one is made for all.
+    Each call into Zarr is a hand-over to another thread and back (half a millisecond), and what
+    waits for the disk need not wait for its neighbour. Safe only inside a transaction.
     """
 
-    async def one(array: Any, values: Any) -> None:
-        start, count = array.shape[0], len(values)
-        await array.resize((start + count, *array.shape[1:]))
-        await array.setitem(slice(start, start + count), values)
+    def __init__(self) -> None:
+        self._work: list[Callable[[], Coroutine[Any, Any, Any]]] = []
 
-    async def every() -> None:
-        await asyncio.gather(*(one(a.async_array, v) for a, v in pairs))
+    def add(self, function: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> None:
+        """Note ``function(*arguments)`` for `run`."""
+        self._work.append(functools.partial(function, *arguments))
 
-    submit(every()).result()
+    def run(self) -> list[Any]:
+        """Run what was noted side by side; return the results, or raise the first error."""
+        work, self._work = self._work, []
+
+        async def every() -> list[Any]:
+            return list(await asyncio.gather(*(w() for w in work), return_exceptions=True))
+
+        # All have ended when an error is raised: nothing goes on writing behind a failed commit.
+        results = submit(every()).result() if work else []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results
+
+
+def open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, Any]:
+    """Open arrays below a group, all at once."""
+    base, store = group.path, group.store
+
+    async def every() -> list[Any]:
+        paths = [f"{base}/{n}" if base else n for n in names]
+        work = (zarr.api.asynchronous.open_array(store=store, path=p) for p in paths)
+        return list(await asyncio.gather(*work))
+
+    opened = submit(every()).result() if names else []
+    return {n: zarr.Array(a) for n, a in zip(names, opened, strict=True)}
+
+
+async def append(array: Any, values: Any) -> None:
+    """Append ``values`` to an array."""
+    target = array.async_array
+    start, count = target.shape[0], len(values)
+    await target.resize((start + count, *target.shape[1:]))
+    await target.setitem(slice(start, start + count), values)
+
+
+async def lengthen(array: Any, rows: int) -> None:
+    """Give an array at least `rows` rows; new ones hold the fill value."""
+    target = array.async_array
+    if target.shape[0] < rows:
+        await target.resize((rows, *target.shape[1:]))
 
 
 def grow(arrays: Sequence[Any], rows: int) -> None:
     """Lengthen arrays to `rows`; new rows hold the fill value."""
-    short = [a.async_array for a in arrays if a.shape[0] < rows]
-
-    async def every() -> None:
-        await asyncio.gather(*(a.resize((rows, *a.shape[1:])) for a in short))
-
-    submit(every()).result()
+    later = Later()
+    for array in arrays:
+        later.add(lengthen, array, rows)
+    later.run()
 
 
 def _strings(values: Any) -> Any:
@@ -74,28 +114,34 @@ def _strings(values: Any) -> Any:
     return array.astype(np.dtypes.StringDType()) if array.dtype.kind in "UOT" else array
 
 
-def set_rows(array: Any, rows: np.ndarray, values: Any) -> None:
-    """Assign ``array[rows[i]] = values[i]``, touching each chunk once.
+async def assign(array: Any, rows: np.ndarray, values: Any) -> None:
+    """``array[rows[i]] = values[i]``, touching each chunk once.
 
     Zarr's own coordinate assignment is far slower and has no answer for variable-length strings.
     """
     if not len(rows):
         return
+    target = array.async_array
     rows, values = np.asarray(rows, np.int64), _strings(values)
     order = np.argsort(rows, kind="stable")
     rows = rows[order]
     if values.ndim:
         values = values[order]
-    size, total = array.chunks[0], array.shape[0]
+    size, total = target.chunks[0], target.shape[0]
     if rows[-1] - rows[0] + 1 == len(rows):
-        array[int(rows[0]) : int(rows[-1]) + 1] = values
+        await target.setitem(slice(int(rows[0]), int(rows[-1]) + 1), values)
         return
     for start, stop in runs(rows // size):
         first = int(rows[start]) // size * size
         last = min(first + size, total)
-        block = array[first:last]
+        block = await target.getitem(slice(first, last))
         block[rows[start:stop] - first] = values[start:stop] if values.ndim else values
-        array[first:last] = block
+        await target.setitem(slice(first, last), block)
+
+
+def set_rows(array: Any, rows: np.ndarray, values: Any) -> None:
+    """Run `assign` and wait for it."""
+    submit(assign(array, rows, values)).result()
 
 
 def runs(keys: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -189,34 +235,38 @@ class Maps:
         return submit(self.fetch(store, chunks)).result()
 
     def write(self, store: Any, rows: np.ndarray, data: np.ndarray) -> int:
+        """Run `put` and wait for it."""
+        return int(submit(self.put(store, rows, data)).result())
+
+    async def put(
+        self, store: Any, rows: np.ndarray, data: np.ndarray, parallel: int = LOCAL_PARALLEL
+    ) -> int:
         """Write ``data[i]`` to row ``rows[i]``; return the bytes that went to the store.
 
         Chunks that are covered whole are written straight from `data`; of others the rest is
         read first. Nothing is visible before the commit.
         """
-        if not len(rows):
-            return 0
         if np.any(np.diff(rows) < 0):
             order = np.argsort(rows, kind="stable")
             rows, data = rows[order], data[order]
-        ready: dict[str, Any] = {}
-        written = 0
-        for start, stop in runs(rows // self.rows):
+        gate = asyncio.Semaphore(parallel)
+
+        async def one(start: int, stop: int) -> int:
             chunk = int(rows[start]) // self.rows
-            if stop - start == self.rows:
+            async with gate:
                 block = data[start:stop]
-            else:
-                (old,) = self.chunks(store, [chunk])
-                shape = (self.rows, *self.shape[1:])
-                block = np.zeros(shape, self.dtype) if old is None else np.array(old)
-                block[rows[start:stop] - chunk * self.rows] = data[start:stop]
-            ready[self.key(chunk)] = self.encode(block)
-            written += len(ready[self.key(chunk)])
-            if len(ready) >= 32:
-                submit(put_chunks(store, ready)).result()
-                ready = {}
-        submit(put_chunks(store, ready)).result()
-        return written
+                if stop - start < self.rows:
+                    (old,) = await self.fetch(store, [chunk])
+                    shape = (self.rows, *self.shape[1:])
+                    block = np.zeros(shape, self.dtype) if old is None else np.array(old)
+                    block[rows[start:stop] - chunk * self.rows] = data[start:stop]
+                # Compressing takes long enough for another thread.
+                plain = self.codec is None
+                raw = self.encode(block) if plain else await asyncio.to_thread(self.encode, block)
+                await put_chunks(store, {self.key(chunk): raw})
+                return len(raw)
+
+        return sum(await asyncio.gather(*(one(a, b) for a, b in runs(rows // self.rows))))
 
 
 async def _none() -> None:

@@ -5,6 +5,8 @@ One pass over the block in pieces that stay in the processor's cache.
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,9 @@ from headwater.errors import FeatureRangeError
 from storage.layout import DISK_DTYPE, bfloat16_bits
 
 Key = tuple[str, int]
-_PIECE = 2 * 1024 * 1024
+#: Bytes of float32 looked at together: with the disk's values they fit a core's own cache.
+_PIECE = 1024 * 1024
+_THREADS = min(4, os.cpu_count() or 1)
 _LIMIT = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38}
 
 with warnings.catch_warnings():
@@ -79,23 +83,51 @@ def checksums(data: np.ndarray) -> np.ndarray:
 
 def row_statistics(data: np.ndarray, dtype: str) -> RowStatistics:
     """Return the statistics of disk values ``[n, C, H, W]``."""
+    return _survey(data, dtype, None)
+
+
+def _survey(data: np.ndarray, dtype: str, sums: np.ndarray | None) -> RowStatistics:
+    """Return the statistics of disk values, and put each row's CRC-32 into `sums` if given.
+
+    Everything is done to a piece while the processor's cache holds it, and pieces are shared out
+    to a few threads: numpy, torch and zlib let go of the interpreter. The result does not depend
+    on the number of threads.
+    """
     n, channels = data.shape[:2]
     pixels = int(np.prod(data.shape[2:]))
-    values = as_float(data, dtype).reshape(n, channels, pixels)
-    mean, spread, low, high = (np.empty((n, channels), np.float64) for _ in range(4))
-    step = max(1, _PIECE // max(1, channels * pixels * 4))
-    buffer = torch.empty((min(step, max(n, 1)), channels, pixels), dtype=torch.float32)
-    for start in range(0, n, step):
+    values = as_float(data, dtype).reshape(n * channels, pixels)
+    found = [np.empty(n * channels, np.float64) for _ in range(4)]
+    width = max(1, _PIECE // max(1, pixels * 4))  # maps of one channel in a piece
+    step = max(1, width // max(1, channels))  # images in a piece
+    local = threading.local()
+
+    def survey(start: int) -> None:
         stop = min(start + step, n)
-        piece = buffer[: stop - start]
-        piece.copy_(values[start:stop])
-        low[start:stop] = piece.amin(2).numpy()
-        high[start:stop] = piece.amax(2).numpy()
-        centre = piece.mean(2)
-        mean[start:stop] = centre.numpy()
-        piece.sub_(centre[..., None])
-        flat = piece.numpy()
-        spread[start:stop] = np.einsum("ncp,ncp->nc", flat, flat)
+        if sums is not None:
+            sums[start:stop] = checksums(data[start:stop])
+        if not hasattr(local, "room"):
+            local.room = torch.empty(min(width, max(1, n * channels)), pixels)
+        for a in range(start * channels, stop * channels, width):
+            b = min(a + width, stop * channels)
+            piece = local.room[: b - a]
+            piece.copy_(values[a:b])
+            mean, spread, low, high = (x[a:b] for x in found)
+            low[:] = piece.amin(1).numpy()
+            high[:] = piece.amax(1).numpy()
+            centre = piece.mean(1)
+            mean[:] = centre.numpy()
+            piece.sub_(centre[:, None])
+            flat = piece.numpy()
+            spread[:] = np.einsum("cp,cp->c", flat, flat)
+
+    starts = range(0, n, step)
+    if data.nbytes < _PIECE:
+        for start in starts:
+            survey(start)
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(survey, starts))
+    mean, spread, low, high = (x.reshape(n, channels) for x in found)
     return RowStatistics(mean, spread, low, high, pixels)
 
 
@@ -160,10 +192,8 @@ def prepare(
             failures.append((layer, None, f"maps {shape[1:]}, the layer holds {tuple(want)}"))
             continue
         data, largest = _disk(given, dtype)
-        # zlib lets go of the interpreter: checksums are taken beside the statistics.
-        with ThreadPoolExecutor(1) as side:
-            sums = side.submit(checksums, data)
-            statistics = row_statistics(data, dtype)
+        sums = np.empty(len(data), np.uint32)
+        statistics = _survey(data, dtype, sums)
         low, high = statistics.minimum.min(1), statistics.maximum.max(1)
         top = np.maximum(high, -low) if largest is None else largest
         for i in np.flatnonzero(~(top <= _LIMIT[dtype]) | (low == high)):
@@ -178,7 +208,7 @@ def prepare(
             else:
                 reason = f"value {top[i]:.6g} beyond {dtype}'s range ({_LIMIT[dtype]:g})"
             failures.append((layer, keys[int(i)], reason))
-        prepared[layer] = Prepared(data, sums.result(), statistics)
+        prepared[layer] = Prepared(data, sums, statistics)
     if failures:
         raise range_error(failures, names or {})
     return prepared

@@ -23,7 +23,7 @@ import zarr
 
 from headwater.errors import StoreError
 from headwater.spec import ExtractorSpec, LayerSpec
-from storage.arrays import Maps, set_rows
+from storage.arrays import Later, Maps, set_rows
 from storage.checks import Key, Prepared, RowStatistics, prepare
 from storage.extractors import Extractor, Shape
 from storage.layout import BRANCH, DISK_DTYPE, IMAGES, StoreOptions, chunk_rows
@@ -274,7 +274,9 @@ class _Merge:
     def enter(self, block: Written, merged: bool) -> None:
         """Note a block's rows in the index, with checksums and statistics."""
         root, extractor = self._open(block.spec)
-        images, new = assign_images(Table(subgroup(root, IMAGES)), block.keys, self.known)
+        later = Later()
+        images, new = assign_images(Table(subgroup(root, IMAGES)), block.keys, self.known, later)
+        extractor.load(block.crc32)
         views = np.array([k[1] for k in block.keys], np.int64)
         at = extractor.find(images, views)
         fresh = at < 0
@@ -289,13 +291,15 @@ class _Merge:
             ours = np.flatnonzero(empty & (at == block.rows) & merged)
             if len(ours):
                 part = block.statistics[layer].block(ours)
-                extractor.record(layer, at[ours], block.crc32[layer][ours], part)
+                extractor.record(layer, at[ours], block.crc32[layer][ours], part, later)
+                later.run()  # a layer's second part below needs to know of the first
             others = np.flatnonzero(empty & ~((at == block.rows) & merged))
             if len(others):
                 part2 = _reread(block, layer, others)
                 every = np.arange(len(others))
-                extractor.fill(self.session.store, layer, at[others], part2, every)
+                extractor.fill(self.session.store, layer, at[others], part2, every, later)
             report["maps"][layer] = report["maps"].get(layer, 0) + int(empty.sum())
+        later.run()
         report["rows"] += int(fresh.sum())
         report["images"] += new
         report["known"] += int((~touched).sum())

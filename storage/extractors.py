@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import zarr
 from headwater import __version__
 from headwater.errors import LayerError
 from headwater.spec import ExtractorSpec, LayerSpec
-from storage.arrays import Maps, append_rows, create_column, grow, set_rows
+from storage.arrays import Later, Maps, append, assign, create_column, grow, lengthen, open_arrays
 from storage.checks import Prepared
 from storage.engine import read_whole
 from storage.layout import (
@@ -112,11 +112,15 @@ class Extractor:
     @property
     def layers(self) -> dict[str, LayerSpec]:
         """Stored layers by name."""
+        return dict(self._known)
+
+    @functools.cached_property
+    def _known(self) -> dict[str, LayerSpec]:
         return {name: LayerSpec.parse(name) for name in sorted(self.group.group_keys())}
 
     def has(self, layer: str) -> bool:
         """Return whether a layer is stored."""
-        return f"{layer}/maps" in self._layers or layer in self.group
+        return layer in self._known
 
     def maps(self, layer: str) -> Maps:
         """Return a layer's map array; raises `LayerError` with the stored ones."""
@@ -178,42 +182,70 @@ class Extractor:
         size = (len(STATISTICS), shape[0])
         create_column(group, "statistics", "float32", size, dims, BLOCK_ROWS, attributes=names)
         grow([group["crc32"], group["block"]], len(self))
+        self.__dict__.pop("_known", None)
+
+    def load(self, layers: Iterable[str]) -> None:
+        """Open the index and all arrays that a block of these layers touches, at once."""
+        names = ["image", "view"]
+        names += [f"{x}/{n}" for x in self.layers for n in ("maps", "crc32", "block")]
+        names += [f"{x}/{n}" for x in layers for n in ("blocks", "statistics")]
+        self._layers.update(open_arrays(self.group, [n for n in names if n not in self._layers]))
 
     def append(self, images: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Append rows to the index and lengthen every layer; return the new row numbers."""
-        start = len(self)
-        append_rows(
-            (self.array("image"), images.astype(np.int64)),
-            (self.array("view"), views.astype(np.int16)),
-        )
-        self.lengthen(start + len(images))
+        start, later = len(self), Later()
+        later.add(append, self.array("image"), images.astype(np.int64))
+        later.add(append, self.array("view"), views.astype(np.int16))
+        self._lengthen(start + len(images), later)
+        later.run()
         return np.arange(start, start + len(images), dtype=np.int64)
+
+    def _lengthen(self, rows: int, later: Later) -> None:
+        for layer in self.layers:
+            for name in ("maps", "crc32", "block"):
+                later.add(lengthen, self.array(f"{layer}/{name}"), rows)
 
     def lengthen(self, rows: int) -> None:
         """Give all arrays `rows` rows; new ones are unassigned and unfilled."""
-        names = [f"{layer}/{name}" for layer in self.layers for name in ("maps", "crc32", "block")]
-        grow([self.array(name) for name in ["image", "view", *names]], rows)
+        later = Later()
+        for name in ("image", "view"):
+            later.add(lengthen, self.array(name), rows)
+        self._lengthen(rows, later)
+        later.run()
 
     def fill(
-        self, store: Any, layer: str, rows: np.ndarray, part: Prepared, pick: np.ndarray
-    ) -> int:
-        """Write ``part``'s rows `pick` to feature rows `rows`; return the bytes stored."""
-        whole = len(pick) == len(part.data)
-        written = self.maps(layer).write(store, rows, part.data if whole else part.data[pick])
-        self.record(layer, rows, part.crc32[pick], part.statistics.block(pick))
-        return written
+        self,
+        store: Any,
+        layer: str,
+        rows: np.ndarray,
+        part: Prepared,
+        pick: np.ndarray,
+        later: Later,
+    ) -> None:
+        """Write ``part``'s rows `pick` to feature rows `rows` when `later` runs.
+
+        Of what `later` returns, the numbers are the bytes stored.
+        """
+        data = part.data if len(pick) == len(part.data) else part.data[pick]
+        later.add(self.maps(layer).put, store, rows, data)
+        self.record(layer, rows, part.crc32[pick], part.statistics.block(pick), later)
 
     def record(
-        self, layer: str, rows: np.ndarray, crc32: np.ndarray, statistics: np.ndarray
+        self,
+        layer: str,
+        rows: np.ndarray,
+        crc32: np.ndarray,
+        statistics: np.ndarray,
+        later: Later,
     ) -> None:
-        """Note a block that has been written: checksums, members, statistics."""
+        """Note a written block when `later` runs: checksums, members, statistics."""
         number = self.array(f"{layer}/blocks").shape[0]
-        append_rows(
-            (self.array(f"{layer}/blocks"), np.array([[rows.min(), len(rows)]], np.int64)),
-            (self.array(f"{layer}/statistics"), statistics[None]),
-        )
-        set_rows(self.array(f"{layer}/crc32"), rows, crc32)
-        set_rows(self.array(f"{layer}/block"), rows, np.full(len(rows), number, np.int32))
+        extent = np.array([[rows.min(), len(rows)]], np.int64)
+        later.add(append, self.array(f"{layer}/blocks"), extent)
+        later.add(append, self.array(f"{layer}/statistics"), statistics[None])
+        later.add(assign, self.array(f"{layer}/crc32"), rows, crc32)
+        members = np.full(len(rows), number, np.int32)
+        later.add(assign, self.array(f"{layer}/block"), rows, members)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from headwater.errors import ConfigError, SnapshotError, StoreError
 from storage.engine import guard, is_remote
 from storage.extractors import Extractor
-from storage.layout import BRANCH
+from storage.layout import BRANCH, COLUMN_ROWS
 from storage.store import FeatureStore
 from storage.table import Table
 
@@ -238,20 +238,18 @@ class StoreDiff:
 def diff(store: FeatureStore, old: str, new: str | None = None) -> StoreDiff:
     """Compare two snapshots (ids or tags) of a set; `new` is the newest without it.
 
-    Rows of the table never move, so the tables are compared column by column.
+    Rows of the table never move, so the tables are compared column by column, and of a column
+    only the chunks whose stored bytes differ are decoded.
     """
     before, after = store.resolve(old), store.resolve(new)
     one, two = Table(_images(store, before)), Table(_images(store, after))
     n = max(len(one), len(two))
     was, now = _present(one, n), _present(two, n)
-    both = np.flatnonzero(was & now)
-    renamed: list[tuple[str, str]] = []
-    relabelled: list[str] = []
-    if len(both):
-        moved = both[one.path[both] != two.path[both]]
-        renamed = list(zip(one.path[moved].tolist(), two.path[moved].tolist(), strict=True))
-        other = (one.split[both] != two.split[both]) | (one.kind[both] != two.kind[both])
-        relabelled = two.path[both[other | (one.masks[both] != two.masks[both])]].tolist()
+    both = was & now
+    _, old_paths, new_paths = _changed(one, two, "path", both)
+    renamed = list(zip(old_paths, new_paths, strict=True))
+    other = [_changed(one, two, name, both)[0] for name in ("split", "kind", "mask")]
+    relabelled = two.values("path", np.unique(np.concatenate(other))).tolist()
     added, removed = np.flatnonzero(now & ~was), np.flatnonzero(was & ~now)
     rows_before, rows_after = _filled(store, before), _filled(store, after)
     changes = {
@@ -260,14 +258,33 @@ def diff(store: FeatureStore, old: str, new: str | None = None) -> StoreDiff:
     return StoreDiff(
         old=before,
         new=after,
-        added=two.path[added].tolist(),
-        removed=one.path[removed].tolist(),
+        added=two.values("path", added).tolist(),
+        removed=one.values("path", removed).tolist(),
         renamed=renamed,
         relabelled=relabelled,
         layers_added=sorted(set(rows_after) - set(rows_before)),
         layers_removed=sorted(set(rows_before) - set(rows_after)),
         rows={k: v for k, v in sorted(changes.items()) if v},
     )
+
+
+def _changed(
+    one: Table, two: Table, name: str, both: np.ndarray
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """Return the rows of `both` whose text in a column differs, with the old and the new one."""
+    old, new = one.raw(name), two.raw(name)
+    rows: list[np.ndarray] = [np.zeros(0, np.int64)]
+    texts: tuple[list[str], list[str]] = ([], [])
+    for chunk, (a, b) in enumerate(zip(old, new, strict=False)):
+        if a is not None and b is not None and np.array_equal(a, b):
+            continue
+        mine = chunk * COLUMN_ROWS + np.flatnonzero(both[chunk * COLUMN_ROWS :][:COLUMN_ROWS])
+        was, now = one.values(name, mine), two.values(name, mine)
+        differs = was != now
+        rows.append(mine[differs])
+        texts[0].extend(was[differs].tolist())
+        texts[1].extend(now[differs].tolist())
+    return np.concatenate(rows), *texts
 
 
 def _images(store: FeatureStore, snapshot: str) -> Any:

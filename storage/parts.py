@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from headwater.errors import StoreError
 from storage.arrays import Maps, runs
-from storage.engine import PARALLEL, guard, is_remote, shared_repository
+from storage.checks import as_float
+from storage.engine import LOCAL_PARALLEL, PARALLEL, guard, is_remote, shared_repository
 from storage.extractors import Extractor
 from storage.layout import IMAGES
+from storage.local import READERS, Job, Place, locate, read_rows, readers
 from storage.table import Selection, Table
 
 Batch = dict[str, Tensor]
-#: Batches assembled ahead of the consumer.
+#: Batches made ready ahead of the consumer.
 AHEAD = 3
 
 
@@ -55,6 +58,7 @@ class Part:
     table: Table
     images: np.ndarray
     parallel: int
+    files: dict[str, dict[int, Place]]
 
 
 def open_part(ref: PartRef) -> Part:
@@ -105,8 +109,17 @@ def open_part(ref: PartRef) -> Part:
             lacking=lacking,
             table=table,
             images=extractor.image[rows],
-            parallel=PARALLEL if is_remote(ref.location) else 8,
+            parallel=PARALLEL if is_remote(ref.location) else LOCAL_PARALLEL,
+            files={k: _files(ref, m) for k, m in maps.items()},
         )
+
+
+def _files(ref: PartRef, maps: Maps) -> dict[int, Place]:
+    """Return the files of chunks that can be read without the engine."""
+    if is_remote(ref.location) or maps.codec is not None:
+        return {}
+    folder = str(Path(ref.location) / ref.image_set)
+    return locate(folder, ref.snapshot, maps.path, maps.rows * maps.row_bytes)
 
 
 def _bits(values: Tensor) -> np.ndarray:
@@ -115,42 +128,94 @@ def _bits(values: Tensor) -> np.ndarray:
     return same.numpy()
 
 
+#: Fetches of chunks of which a later batch needs more rows, by (part, layer, chunk).
+Held = dict[tuple[int, str, int], "asyncio.Task[np.ndarray]"]
+
+
 async def gather(
-    parts: Sequence[Part], part: np.ndarray, row: np.ndarray, out: dict[str, Tensor]
+    parts: Sequence[Part],
+    part: np.ndarray,
+    row: np.ndarray,
+    out: dict[str, Tensor],
+    held: Held | None = None,
 ) -> dict[str, Tensor]:
     """Fetch rows into `out`: row ``row[i]`` of part ``part[i]`` becomes ``out[layer][i]``.
 
     Each chunk is moved to where its rows belong as soon as it is there, and few are under way at
     once: its memory, still in the processor's cache, then serves the next one. Keeping the
-    chunks of a window instead costs a page fault per 4 KB.
+    chunks of a window instead costs a page fault per 4 KB. `out` is in the stored dtype or in
+    float32; `held` carries the last chunk of each layer from one call to the next.
     """
     gate = asyncio.Semaphore(max(p.parallel for p in parts))
-    target = {k: _bits(v) for k, v in out.items()}
 
-    async def one(source: Part, layer: str, chunk: int, place: np.ndarray, at: np.ndarray) -> None:
+    async def fetch(source: Part, layer: str, chunk: int) -> np.ndarray:
+        (data,) = await source.maps[layer].fetch(source.store, [chunk])
+        if data is None:
+            raise StoreError(
+                f"layer {layer}: chunk {chunk} is missing from the store",
+                remedy="`headwater store verify --repair` computes it again",
+            )
+        return data
+
+    async def one(
+        source: Part, layer: str, chunk: int, place: np.ndarray, at: np.ndarray, key: Any
+    ) -> None:
         async with gate:
-            (data,) = await source.maps[layer].fetch(source.store, [chunk])
-            if data is None:
-                raise StoreError(
-                    f"layer {layer}: chunk {chunk} is missing from the store",
-                    remedy="`headwater store verify --repair` computes it again",
-                )
-            # numpy's assignment is several times faster here than torch's index_copy_.
-            whole = len(at) == len(data) and not np.any(np.diff(at) != 1)
-            target[layer][place] = data if whole else data[at]
+            got = await (fetch(source, layer, chunk) if key is None else last[key])
+            place_rows(out[layer], place, as_float(got, source.encoding), at)
 
-    work = []
+    def from_files(numbers: Sequence[int]) -> list[int]:
+        return [n for n in numbers if not read_rows(*direct[n])]
+
+    work, last = [], Held()
+    direct: list[Job] = []
+    behind: list[Any] = []
     for number, source in enumerate(parts):
         mine = np.flatnonzero(part == number)
         # Chunks in the order in which their first rows are wanted do nobody harm: sort by row.
         mine = mine[np.argsort(row[mine], kind="stable")]
         for layer, maps in source.maps.items():
+            stored = as_float(np.zeros(1, maps.dtype), source.encoding).dtype
             chunks, offsets = row[mine] // maps.rows, row[mine] % maps.rows
             for start, stop in runs(chunks):
-                place, at = mine[start:stop], offsets[start:stop]
-                work.append(one(source, layer, int(chunks[start]), place, at))
+                place, at, chunk = mine[start:stop], offsets[start:stop], int(chunks[start])
+                key = None
+                file = source.files[layer].get(chunk)
+                if file is not None:
+                    direct.append((file, out[layer], place, at, stored))
+                    behind.append((source, layer, chunk, place, at, None))
+                    continue
+                again = (number, layer, chunk)
+                shared = stop == len(mine) or again in (held or ())
+                if held is not None and shared:
+                    key = again
+                    found = held.get(key)
+                    last[key] = found or asyncio.ensure_future(fetch(source, layer, chunk))
+                work.append(one(source, layer, chunk, place, at, key))
+    if held is not None:
+        held.clear()
+        held.update(last)
+    # A hand-over to another thread costs as much as reading half a megabyte: one a thread.
+    loop, pool = asyncio.get_running_loop(), readers()
+    shares = [range(i, len(direct), READERS) for i in range(READERS)]
+    files = [loop.run_in_executor(pool, from_files, share) for share in shares if share]
+    for left in await asyncio.gather(*files):
+        work += [one(*behind[n]) for n in left]
     await asyncio.gather(*work)
     return out
+
+
+def place_rows(out: Tensor, place: np.ndarray, source: Tensor, rows: np.ndarray) -> None:
+    """``out[place[i]] = source[rows[i]]``, with conversion where the dtypes differ."""
+    if place[-1] - place[0] + 1 == len(place) and not np.any(np.diff(place) != 1):
+        copy_rows(out[int(place[0]) : int(place[-1]) + 1], source, rows)
+    elif out.dtype != source.dtype:
+        out[torch.from_numpy(place)] = source[torch.from_numpy(rows)].to(out.dtype)
+    else:
+        # numpy's assignment is several times faster here than torch's index_copy_.
+        whole = len(rows) == len(source) and not np.any(np.diff(rows) != 1)
+        data = _bits(source)
+        _bits(out)[place] = data if whole else data[rows]
 
 
 def copy_rows(out: Tensor, source: Tensor, rows: np.ndarray) -> None:

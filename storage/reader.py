@@ -7,6 +7,7 @@ of rows is the same either way, so that how much memory a machine has changes no
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,7 +24,17 @@ from storage.buffers import BufferPool
 from storage.checks import as_float
 from storage.engine import guard, submit
 from storage.extractors import Shape
-from storage.parts import Batch, Part, PartRef, copy_rows, gather, open_part, read_ahead
+from storage.parts import (
+    AHEAD,
+    Batch,
+    Held,
+    Part,
+    PartRef,
+    copy_rows,
+    gather,
+    open_part,
+    read_ahead,
+)
 from storage.table import sha_names
 
 #: Rows are mixed within windows of about this many stored bytes, of at least `WINDOW_UNITS` runs.
@@ -174,8 +185,7 @@ class FeatureReader:
         with guard("reading features"):
             if self._resident is not None:
                 return self._from_resident(order)
-            window = self._fetch(order, self._empty(len(order))).result()
-            return self._from_windows([(0, window)], 0, len(order))
+            return self._fetch(order, self._batch(len(order))).result()
 
     def order(self, seed: int | None) -> tuple[np.ndarray, list[int]]:
         """Return the order of rows in an epoch and where its windows end.
@@ -233,11 +243,32 @@ class FeatureReader:
                     rows = order[first : min(first + size, stop)]
                     yield self._finish(self._from_resident(rows), rows)
                 return
-            yield from read_ahead(self._stream(order, ends, size, stop))
+            if seed is None:
+                yield from self._in_order(order, size, stop)
+            else:
+                yield from read_ahead(self._stream(order, ends, size, stop))
 
     def _finish(self, batch: Batch, rows: np.ndarray) -> Batch:
         batch["_rows"] = torch.from_numpy(np.array(rows, np.int64))
         return batch
+
+    def _in_order(self, order: np.ndarray, size: int, stop: int) -> Iterator[Batch]:
+        """Yield batches that were fetched straight into float32, the next ones under way."""
+        asked: collections.deque[tuple[np.ndarray, Future[Batch]]] = collections.deque()
+        held: Held = {}
+        try:
+            for first in range(0, stop, size):
+                rows = order[first : min(first + size, stop)]
+                asked.append((rows, self._fetch(rows, self._batch(len(rows)), held)))
+                if len(asked) >= AHEAD:
+                    ready, batch = asked.popleft()
+                    yield self._finish(batch.result(), ready)
+            while asked:
+                ready, batch = asked.popleft()
+                yield self._finish(batch.result(), ready)
+        finally:
+            for _, batch in asked:
+                batch.cancel()
 
     def _stream(self, order: np.ndarray, ends: list[int], size: int, stop: int) -> Iterator[Batch]:
         """Yield batches, with the next window under way while this one is used."""
@@ -269,16 +300,22 @@ class FeatureReader:
         dtype = as_float(np.zeros(1, next(iter(part.maps.values())).dtype), part.encoding).dtype
         return {k: self._pool.take((rows, *s), dtype) for k, s in self.shapes.items()}
 
-    def _fetch(self, order: np.ndarray, room: dict[str, Tensor]) -> Future[dict[str, Tensor]]:
+    def _batch(self, rows: int) -> Batch:
+        """Return room for rows in float32."""
+        return {k: self._pool.take((rows, *s)) for k, s in self.shapes.items()}
+
+    def _fetch(
+        self, order: np.ndarray, room: dict[str, Tensor], held: Held | None = None
+    ) -> Future[dict[str, Tensor]]:
         """Start fetching rows into `room`, which may be larger."""
         room = {k: v[: len(order)] for k, v in room.items()}
-        return submit(gather(self.open(), self._part[order], self._row[order], room))
+        return submit(gather(self.open(), self._part[order], self._row[order], room, held))
 
     def _from_windows(
         self, windows: Sequence[tuple[int, dict[str, Tensor]]], first: int, last: int
     ) -> Batch:
         """Return places ``first:last`` of the order as float32, from the windows with them."""
-        batch = {k: self._pool.take((last - first, *s)) for k, s in self.shapes.items()}
+        batch = self._batch(last - first)
         for start, window in windows:
             for layer, values in window.items():
                 a, b = max(first, start), min(last, start + len(values))
@@ -288,7 +325,7 @@ class FeatureReader:
 
     def _from_resident(self, rows: np.ndarray) -> Batch:
         assert self._resident is not None
-        batch = {k: self._pool.take((len(rows), *s)) for k, s in self.shapes.items()}
+        batch = self._batch(len(rows))
         for layer, out in batch.items():
             copy_rows(out, self._resident[layer], rows)
         return batch

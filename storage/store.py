@@ -22,10 +22,11 @@ from headwater.errors import SnapshotError
 from headwater.spec import ExtractorSpec, LayerSpec
 from storage.checks import Key, prepare
 from storage.engine import commit_lock, guard, is_remote, open_repository, tip
-from storage.extractors import Extractor, Plan, make_plan
+from storage.extractors import Extractor, Plan, Shape, make_plan
 from storage.layout import FEATURES, IMAGES, StoreOptions
 from storage.reader import FeatureReader, PartRef
-from storage.table import ImageRow, Selection, SyncReport, Table, compare
+from storage.sync import SyncReport, compare
+from storage.table import ImageRow, Selection, Table
 from storage.writing import (
     NothingToDoError,
     WriteReport,
@@ -53,6 +54,7 @@ class FeatureStore:
         self.options = options
         self._tables: dict[str, Table] = {}
         self._extractors: dict[tuple[str, str], Extractor | None] = {}
+        self._shapes: dict[str, dict[str, Shape]] = {}
 
     @classmethod
     def open(
@@ -212,7 +214,7 @@ class FeatureStore:
             False where `images` is only part of the set: nothing counts as removed then, but
             for contents whose path has another content now.
         """
-        scan = list(images)
+        scan = images if isinstance(images, list) else list(images)
         table = self.table()
         changes = compare(table, scan, complete=complete)
         if not changes.any:
@@ -304,8 +306,7 @@ class FeatureStore:
         rows = {i.sha256: i for i in images}
         keys, pick = unique_keys(keys)
         maps = {k: v[pick] if pick is not None else v for k, v in maps.items()}
-        known = self.extractor(spec)
-        shapes = {x: known.shape(x) for x in maps if known.has(x)} if known else {}
+        shapes = self._known_shapes(spec, tuple(maps))
         ready = prepare(maps, keys, spec.dtype, shapes, {k: v.path for k, v in rows.items()})
         report: dict[str, Any] = {}
 
@@ -320,7 +321,16 @@ class FeatureStore:
             return {k: report[k] for k in ("rows", "images")} | {"extractor": spec.id}
 
         snapshot, retries = self.transact(work, metadata=facts)
+        shapes = {k: v.data.shape[1:] for k, v in ready.items()}  # type: ignore[misc]
+        self._shapes.setdefault(spec.id, {}).update(shapes)
         return WriteReport(snapshot, retries=retries, **report)
+
+    def _known_shapes(self, spec: ExtractorSpec, layers: Sequence[str]) -> dict[str, Shape]:
+        """Return the shapes of those layers that are stored: once stored they never change."""
+        found = self._shapes.setdefault(spec.id, {})
+        if any(x not in found for x in layers) and (known := self.extractor(spec)):
+            found.update({x: known.shape(x) for x in layers if known.has(x)})
+        return found
 
     # --- reading ---------------------------------------------------------------------------------
 

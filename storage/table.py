@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
 
 from headwater.errors import ConfigError, DataError
-from storage.arrays import append_rows, create_column, set_rows
-from storage.engine import read_whole
+from storage.arrays import Later, append, create_column, open_arrays, runs, set_rows
+from storage.engine import fetch_chunks, read_whole, submit
 from storage.layout import COLUMN_ROWS, COLUMNS, IMAGES
 
 _TEXT = np.dtypes.StringDType()
+#: Images of a scan that are looked at together: bounds the memory of a comparison.
+_SLICE = 8192
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,37 @@ class Table:
             self._arrays[name] = self._group[name]
         return self._arrays[name]
 
+    def load(self, names: Sequence[str]) -> None:
+        """Open the arrays behind several columns at once."""
+        new = [n for n in names if n not in self._arrays]
+        self._arrays.update(open_arrays(self._group, new))
+
     def column(self, name: str) -> np.ndarray:
         """Return a whole column."""
-        values = read_whole(self.array(name))
-        return values.astype(_TEXT) if COLUMNS[name][0] == "string" else values
+        array = self.array(name)
+        text = COLUMNS[name][0] == "string"
+        values = np.empty(array.shape, _TEXT if text else array.dtype)
+        # A few chunks at a time: decoding makes a Python object of every string.
+        for a in range(0, len(values), 4 * COLUMN_ROWS):
+            part = slice(a, a + 4 * COLUMN_ROWS)
+            values[part] = read_whole(array, part)
+        return values
+
+    def values(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return a column at ascending `rows`, reading only the chunks that hold them."""
+        array = self.array(name)
+        found = np.empty(len(rows), _TEXT if COLUMNS[name][0] == "string" else array.dtype)
+        for start, stop in runs(rows // COLUMN_ROWS):
+            first = int(rows[start]) // COLUMN_ROWS * COLUMN_ROWS
+            chunk = read_whole(array, slice(first, first + COLUMN_ROWS))
+            found[start:stop] = chunk[rows[start:stop] - first]
+        return found
+
+    def raw(self, name: str) -> list[Any]:
+        """Return a one-dimensional column's chunks as they are stored, undecoded."""
+        array = self.array(name)
+        keys = [f"{array.path}/c/{i}" for i in range(-(-array.shape[0] // COLUMN_ROWS))]
+        return submit(fetch_chunks(array.store, keys)).result()
 
     sha = functools.cached_property(lambda self: self.column("sha256"))
     path = functools.cached_property(lambda self: self.column("path"))
@@ -223,7 +252,10 @@ class Table:
 
     def find(self, names: Sequence[str]) -> np.ndarray:
         """Return the row of each SHA-256, -1 where unknown."""
-        return self.index.find(sha_array(names))
+        found = np.empty(len(names), np.int64)
+        for a in range(0, len(names), _SLICE):
+            found[a : a + _SLICE] = self.index.find(sha_array(names[a : a + _SLICE]))
+        return found
 
     def rows(self, select: Selection | None = None) -> np.ndarray:
         """Return the row numbers of a selection, ascending."""
@@ -239,8 +271,10 @@ class Table:
         ]
         return [ImageRow(*values) for values in zip(*columns, strict=True)]
 
-    def append(self, images: Sequence[ImageRow], sha: np.ndarray, now: int) -> np.ndarray:
-        """Append images (new contents only); return their row numbers. Needs a writable session."""
+    def append(
+        self, images: Sequence[ImageRow], sha: np.ndarray, now: int, later: Later
+    ) -> np.ndarray:
+        """Append images (new contents only) when `later` runs; return their row numbers."""
         start = len(self)
         values: dict[str, Any] = {
             "sha256": sha,
@@ -251,7 +285,9 @@ class Table:
             values[name] = np.array([getattr(i, name) for i in images], _TEXT)
         for name in ("width", "height"):
             values[name] = np.array([getattr(i, name) for i in images], np.int32)
-        append_rows(*((self.array(name), values[name]) for name in COLUMNS))
+        self.load(tuple(COLUMNS))
+        for name in COLUMNS:
+            later.add(append, self.array(name), values[name])
         return np.arange(start, start + len(images), dtype=np.int64)
 
     def update(self, rows: np.ndarray, **columns: Any) -> None:
@@ -265,125 +301,3 @@ def create_table(root: zarr.Group) -> None:
     group = root.create_group(IMAGES, attributes={"description": "one row per image content"})
     for name, (dtype, shape, dimensions) in COLUMNS.items():
         create_column(group, name, dtype, shape, dimensions, COLUMN_ROWS)
-
-
-@dataclass(frozen=True)
-class SyncReport:
-    """What a scan changed against the table. Names are paths.
-
-    Parameters
-    ----------
-    added
-        New contents, whose features are yet to come; they enter the table with them.
-    returned
-        Contents that had been removed and are back; their features are still there.
-    removed, replaced, relabelled
-        Gone; another content under the same path; another split, kind or mask.
-    renamed
-        ``(old path, new path)`` of the same content.
-    unchanged
-        How many needed nothing.
-    snapshot
-        The snapshot after the changes.
-    """
-
-    added: tuple[str, ...] = ()
-    returned: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    renamed: tuple[tuple[str, str], ...] = ()
-    replaced: tuple[str, ...] = ()
-    relabelled: tuple[str, ...] = ()
-    unchanged: int = 0
-    snapshot: str = ""
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Return the numbers, for a short table."""
-        names = ("added", "returned", "removed", "renamed", "replaced", "relabelled")
-        return {**{n: len(getattr(self, n)) for n in names}, "unchanged": self.unchanged}
-
-
-@dataclass
-class Changes:
-    """A scan compared with a table: what to do and what to say."""
-
-    report: dict[str, Any] = field(default_factory=dict)
-    remove: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    restore: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    values: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def any(self) -> bool:
-        """Whether the table must change."""
-        return bool(len(self.remove) or len(self.restore) or len(self.rows))
-
-
-def compare(table: Table, images: Iterable[ImageRow], *, complete: bool) -> Changes:
-    """Compare scanned images with the table, by columns.
-
-    Parameters
-    ----------
-    table
-        The table at the newest snapshot.
-    images
-        What was scanned; of several with one content the first counts.
-    complete
-        Whether `images` is all there is, so that what it lacks was removed.
-    """
-    scan = list(images)
-    sha = sha_array([i.sha256 for i in scan])
-    if len(scan):
-        _, first = np.unique(sha.view("S32").reshape(-1), return_index=True)
-        if len(first) < len(scan):
-            keep = np.sort(first)
-            scan, sha = [scan[i] for i in keep], sha[keep]
-    rows = table.index.find(sha)
-    known = rows >= 0
-    at = rows[known]
-    new = {
-        "path": np.array([i.path for i in scan], _TEXT),
-        "split": np.array([i.split for i in scan], _TEXT),
-        "kind": np.array([i.kind for i in scan], _TEXT),
-        "mask": np.array([i.mask for i in scan], _TEXT),
-    }
-    old_path, now = table.path[at], {k: v[known] for k, v in new.items()}
-    gone = table.removed_at[at] != 0
-    moved = now["path"] != old_path
-    labelled = (
-        (now["split"] != table.split[at])
-        | (now["kind"] != table.kind[at])
-        | (now["mask"] != table.masks[at])
-    )
-    change = moved | labelled
-    result = Changes(restore=at[gone], rows=at[change])
-    result.values = {k: v[change] for k, v in now.items()}
-    removed = np.zeros(0, np.int64)
-    if complete:
-        seen = np.zeros(len(table), bool)
-        seen[at] = True
-        removed = np.flatnonzero((table.removed_at == 0) & ~seen)
-    added = new["path"][~known]
-    fresh = np.concatenate([added, now["path"][gone]])
-    if not complete and len(fresh) and len(table):
-        # A path that has other content now has lost its old one, whatever else was not looked at.
-        taken = set(fresh.tolist())
-        here = np.fromiter((p in taken for p in table.path.tolist()), bool, len(table))
-        here[at] = False
-        removed = np.flatnonzero(here & (table.removed_at == 0))
-    result.remove = removed
-    gone_paths = table.path[removed]
-    # One path with another content is a replacement, neither an addition nor a removal.
-    replaced = set(gone_paths.tolist()) & set(fresh.tolist()) if len(removed) else set()
-    result.report = {
-        "added": tuple(p for p in added.tolist() if p not in replaced),
-        "returned": tuple(p for p in now["path"][gone].tolist() if p not in replaced),
-        "removed": tuple(p for p in gone_paths.tolist() if p not in replaced),
-        "replaced": tuple(sorted(replaced)),
-        "renamed": tuple(
-            zip(old_path[moved & ~gone].tolist(), now["path"][moved & ~gone].tolist(), strict=True)
-        ),
-        "relabelled": tuple(now["path"][labelled & ~gone].tolist()),
-        "unchanged": int((~(change | gone)).sum()),
-    }
-    return result

@@ -17,6 +17,7 @@ import zarr
 from headwater import __version__
 from headwater.errors import StoreError
 from headwater.spec import ExtractorSpec
+from storage.arrays import Later
 from storage.checks import Key, Prepared
 from storage.extractors import Extractor
 from storage.layout import BRANCH, FEATURES, FORMAT, IMAGES, StoreOptions
@@ -157,9 +158,9 @@ def create_set(session: icechunk.Session, image_set: str) -> str:
 
 
 def assign_images(
-    table: Table, keys: Sequence[Key], rows: Mapping[str, ImageRow]
+    table: Table, keys: Sequence[Key], rows: Mapping[str, ImageRow], later: Later
 ) -> tuple[np.ndarray, int]:
-    """Return each key's row in the table, appending images that are new.
+    """Return each key's row in the table; images that are new are appended when `later` runs.
 
     Raises `StoreError` for a key that is neither in the table nor in `rows`.
     """
@@ -174,7 +175,7 @@ def assign_images(
     if new:
         added = [rows[s] for s in new]
         sha = np.frombuffer(bytes.fromhex("".join(new)), np.uint8).reshape(-1, 32)
-        at = dict(zip(new, table.append(added, sha, time.time_ns()).tolist(), strict=True))
+        at = dict(zip(new, table.append(added, sha, time.time_ns(), later).tolist(), strict=True))
         for i in np.flatnonzero(found < 0).tolist():
             found[i] = at[keys[i][0]]
     return found, len(new)
@@ -191,16 +192,18 @@ def put_block(
     """Write into a session what of a checked block is missing there; return the figures."""
     root = zarr.open_group(session.store)
     extractor = Extractor.open(root, spec.id) or Extractor.create(root, spec)
-    images, new_images = assign_images(Table(subgroup(root, IMAGES)), keys, rows)
-    views = np.array([k[1] for k in keys], np.int64)
-    at = extractor.find(images, views)
-    fresh = np.flatnonzero(at < 0)
+    later = Later()
+    images, new_images = assign_images(Table(subgroup(root, IMAGES)), keys, rows, later)
     for layer, part in ready.items():
         if not extractor.has(layer):
             extractor.add_layer(layer, part.data.shape[1:], options)  # type: ignore[arg-type]
+    extractor.load(ready)
+    views = np.array([k[1] for k in keys], np.int64)
+    at = extractor.find(images, views)
+    fresh = np.flatnonzero(at < 0)
     if len(fresh):
         at[fresh] = extractor.append(images[fresh], views[fresh])
-    written, count = 0, {}
+    count = {}
     todo = np.zeros(len(keys), bool)
     for layer, part in ready.items():
         if extractor.shape(layer) != tuple(part.data.shape[1:]):
@@ -212,7 +215,8 @@ def put_block(
         todo[pick] = True
         count[layer] = len(pick)
         if len(pick):
-            written += extractor.fill(session.store, layer, at[pick], part, pick)
+            extractor.fill(session.store, layer, at[pick], part, pick, later)
+    written = sum(n for n in later.run() if n)
     return {
         "rows": len(fresh),
         "maps": count,
