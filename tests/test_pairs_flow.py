@@ -72,7 +72,7 @@ def headwater(work, *arguments, status=0):
         env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True,
         text=True,
-        timeout=590,
+        timeout=280,
     )
     assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
