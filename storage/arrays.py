@@ -14,7 +14,7 @@ import zarr
 import zarr.api.asynchronous
 
 from headwater.errors import StoreError
-from storage.engine import LOCAL_PARALLEL, fetch_chunks, put_chunks, submit
+from storage.engine import PARALLEL, fetch_chunks, put_chunks, submit
 from storage.layout import column_codec
 
 
@@ -239,7 +239,7 @@ class Maps:
         return int(submit(self.put(store, rows, data)).result())
 
     async def put(
-        self, store: Any, rows: np.ndarray, data: np.ndarray, parallel: int = LOCAL_PARALLEL
+        self, store: Any, rows: np.ndarray, data: np.ndarray, parallel: int = PARALLEL
     ) -> int:
         """Write ``data[i]`` to row ``rows[i]``; return the bytes that went to the store.
 

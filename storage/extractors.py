@@ -16,7 +16,7 @@ from headwater.errors import LayerError
 from headwater.spec import ExtractorSpec, LayerSpec
 from storage.arrays import Later, Maps, append, assign, create_column, grow, lengthen, open_arrays
 from storage.checks import Prepared
-from storage.engine import read_whole
+from storage.engine import PARALLEL, read_whole
 from storage.layout import (
     BLOCK_ROWS,
     COLUMN_ROWS,
@@ -221,13 +221,14 @@ class Extractor:
         part: Prepared,
         pick: np.ndarray,
         later: Later,
+        parallel: int = PARALLEL,
     ) -> None:
         """Write ``part``'s rows `pick` to feature rows `rows` when `later` runs.
 
         Of what `later` returns, the numbers are the bytes stored.
         """
         data = part.data if len(pick) == len(part.data) else part.data[pick]
-        later.add(self.maps(layer).put, store, rows, data)
+        later.add(self.maps(layer).put, store, rows, data, parallel)
         self.record(layer, rows, part.crc32[pick], part.statistics.block(pick), later)
 
     def record(

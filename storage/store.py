@@ -21,7 +21,15 @@ from headwater import __version__
 from headwater.errors import SnapshotError
 from headwater.spec import ExtractorSpec, LayerSpec
 from storage.checks import Key, prepare
-from storage.engine import commit_lock, guard, is_remote, open_repository, tip
+from storage.engine import (
+    LOCAL_PARALLEL,
+    PARALLEL,
+    commit_lock,
+    guard,
+    is_remote,
+    open_repository,
+    tip,
+)
 from storage.extractors import Extractor, Plan, Shape, make_plan
 from storage.layout import FEATURES, IMAGES, StoreOptions
 from storage.reader import FeatureReader, PartRef
@@ -309,10 +317,11 @@ class FeatureStore:
         shapes = self._known_shapes(spec, tuple(maps))
         ready = prepare(maps, keys, spec.dtype, shapes, {k: v.path for k, v in rows.items()})
         report: dict[str, Any] = {}
+        parallel = PARALLEL if is_remote(self.location) else LOCAL_PARALLEL
 
         def work(session: icechunk.Session) -> str:
             report.clear()
-            report.update(put_block(session, spec, keys, ready, rows, self.options))
+            report.update(put_block(session, spec, keys, ready, rows, self.options, parallel))
             if not report["rows"] and not any(report["maps"].values()):
                 raise NothingToDoError
             return message + describe(spec, report)

@@ -188,6 +188,7 @@ def put_block(
     ready: Mapping[str, Prepared],
     rows: Mapping[str, ImageRow],
     options: StoreOptions,
+    parallel: int,
 ) -> dict[str, Any]:
     """Write into a session what of a checked block is missing there; return the figures."""
     root = zarr.open_group(session.store)
@@ -215,7 +216,7 @@ def put_block(
         todo[pick] = True
         count[layer] = len(pick)
         if len(pick):
-            extractor.fill(session.store, layer, at[pick], part, pick, later)
+            extractor.fill(session.store, layer, at[pick], part, pick, later, parallel)
     written = sum(n for n in later.run() if n)
     return {
         "rows": len(fresh),
