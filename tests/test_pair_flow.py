@@ -67,6 +67,21 @@ def test_it_inverts_on_every_layer(fitted):
         assert torch.allclose(x, differences(batch)[layer], atol=1e-4)
 
 
+def test_roots_are_modelled_and_no_difference_stays_zero():
+    head = trained(root=True)
+    batch = pair_source(SHAPES, 5, 3, (8, 8)).read(0, 5)
+    with torch.no_grad():
+        back = head.reverse(head.latent(batch)[0])
+    for layer, x in zip(SHAPES, back, strict=True):
+        assert torch.allclose(x, differences(batch)[layer].sqrt(), atol=1e-4)
+    data = pair_source(SHAPES, 24, 0, (8, 8), changed=False).read(0, 24)
+    standard = head.standardised(head.inputs(data))[0]
+    for x in standard:  # a root mean square of 1 per channel, about zero
+        torch.testing.assert_close(x.square().mean((0, 2, 3)), torch.ones(x.shape[1]))
+    same = {k: batch["current:" + k.split(":")[1]] for k in batch if ":" in k}
+    assert not any(x.any() for x in head.standardised(head.inputs(same))[0])
+
+
 def test_the_log_determinant_is_per_pair_and_that_of_autograd():
     head = copy.deepcopy(trained()).double()
     batch = differences(pair_source(SHAPES, 3, 3, (8, 8)).read(0, 3))
