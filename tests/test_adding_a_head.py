@@ -66,6 +66,7 @@ def test_the_example_keeps_the_contract(site, tmp_path):
     assert done.stdout.endswith("kept\n"), done.stdout + done.stderr
 
 
+@pytest.mark.slow  # the whole command, Prefect and Dask with it
 def test_the_example_is_trained_from_a_store_by_dask_workers(site, work):  # noqa: F811
     home = {"HEADWATER_HOME": str(work / "plugin-home")}
     command = ["-m", "flows.cli", "run", "tiles", "--images", "images", *RUN]
