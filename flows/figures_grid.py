@@ -48,10 +48,12 @@ def grid_heat_maps(
     for axes, (name, values) in zip(
         np.atleast_1d(made.subplots(1, len(maps))), maps.items(), strict=True
     ):
+        # (0, 0) makes all features one and the same: its 0.5 must not use up the colours
+        low = np.nanquantile(values, 0.05, method="higher")
         shown = axes.imshow(
-            values, origin="lower", extent=extent, cmap=heat_colours(), aspect="equal"
+            values, origin="lower", extent=extent, cmap=heat_colours(), aspect="equal", vmin=low
         )
-        bar = made.colorbar(shown, ax=axes, shrink=0.72, pad=0.02)
+        bar = made.colorbar(shown, ax=axes, shrink=0.72, pad=0.02, extend="min")
         bar.ax.tick_params(labelsize=8.5, colors=MUTED, labelcolor=INK)
         bar.outline.set_visible(False)  # type: ignore[operator]
         best = np.unravel_index(np.nanargmax(values), values.shape)

@@ -12,7 +12,7 @@ from heads.base import make_config
 from heads.data import TensorSource
 from heads.f2r import F2R, F2RConfig
 from heads.f2r_grid import POINTS, VALUES, GridResult, grid, partial_spearman
-from heads.f2r_select import _Trial
+from heads.f2r_select import _Trial, least_altered
 from heads.metrics import auroc
 from heads.parts.vector import InvertibleLinear, vector_glow
 from heads.patchcore import PatchCore, PatchCoreConfig
@@ -267,9 +267,18 @@ def test_the_short_way_of_picking_gives_the_scores_of_the_long_one(fitted: F2R) 
         far = torch.cdist(fitted.reversed_features(vectors, alpha, beta), gallery).amin(1)
         # what a defect leaves alone ties with its normal, but for rounding
         far = far.reshape(len(made.maps), -1).mul(1e3).round()
-        assert got["image_auroc"] == pytest.approx(auroc(far.amax(1), made.labels), abs=2e-3)
+        assert got[0] == pytest.approx(auroc(far.amax(1), made.labels), abs=2e-3)
         altered = made.masks.flatten(1)
         pixels = torch.cat([far[:4].flatten(), far[altered]])
-        assert got["pixel_auroc"] == pytest.approx(
-            auroc(pixels, torch.arange(len(pixels)) >= 80), abs=2e-3
-        )
+        assert got[1] == pytest.approx(auroc(pixels, torch.arange(len(pixels)) >= 80), abs=2e-3)
+
+
+def test_picking_keeps_the_plain_gallery_unless_another_point_is_surely_better() -> None:
+    plain, far = np.array([0.9, 0.89, 0.91, 0.9]), np.array([0.91, 0.86, 0.95, 0.92])
+    assert least_altered({(1.0, 1.0): plain, (0.3, 0.3): far}) == (1.0, 1.0)  # better by chance
+    assert least_altered({(1.0, 1.0): plain, (0.3, 0.3): plain + 0.05}) == (0.3, 0.3)
+    near = plain + np.array([0.048, 0.05, 0.05, 0.03])
+    table = {(1.0, 1.0): plain, (0.3, 0.3): plain + 0.05, (0.9, 1.0): near}
+    assert least_altered(table) == (0.9, 1.0)
+    one = {(1.0, 1.0): np.array([0.9]), (0.6, 1.0): np.array([0.95])}  # a single image: no error
+    assert least_altered(one) == (0.6, 1.0)
