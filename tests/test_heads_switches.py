@@ -66,7 +66,6 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("dual_flow", {}, {"clamp": 0.5}, NOTHING, 0),
     ("f2r", {"alpha": 1.0, "beta": 1.0}, {"alpha": 0.5}, NOTHING, 0),
     ("f2r", {"alpha": 1.0, "beta": 1.0}, {"beta": 0.5}, NOTHING, 0),
-    ("f2r", {"alpha": 0.3}, {"select": "fixed"}, NOTHING, 0),
     ("f2r", {"alpha": 0.2, "beta": 1.1}, {"coreset": "per_point"}, NOTHING, 0),
     ("f2r", {"alpha": 0.2, "beta": 1.1}, {"implementation": "reg"}, NOTHING, 0),
     ("f2r", {"alpha": 0.2, "beta": 1.1}, {"gamma": 0.1}, NOTHING, 0),
