@@ -68,14 +68,14 @@ class Pairing:
 
 
 PAIRINGS = {
-    "cs_flow": Pairing("cs_flow", "csflow", 768, 4, 4, backbone="efficientnet_b5"),
-    "fast_flow": Pairing("fast_flow", "fastflow", 256, 16, 48, settings={"image_size": 256}),
-    "patchcore": Pairing("patchcore", "patchcore", 256, 8, 40, 1, settings={"ratio": 0.1}),
+    "cs_flow": Pairing("cs_flow", "csflow", 768, 2, 2, backbone="efficientnet_b5"),
+    "fast_flow": Pairing("fast_flow", "fastflow", 256, 8, 24, settings={"image_size": 256}),
+    "patchcore": Pairing("patchcore", "patchcore", 256, 8, 30, 1, settings={"ratio": 0.1}),
     "padim": Pairing("padim", "padim", 256, 8, 90, 1),
 }
 
 
-def our_side(pairing: Pairing, images: Path, weights: Path | None) -> dict[str, Any]:
+def our_side(pairing: Pairing, images: Path, weights: Path) -> dict[str, Any]:
     """Extract once, train from the store; return seconds of each and this process's peak memory."""
     from features.backbones import load_backbone
     from features.extract import Job, extract
@@ -86,8 +86,7 @@ def our_side(pairing: Pairing, images: Path, weights: Path | None) -> dict[str, 
     from storage.store import FeatureStore
     from storage.table import ImageRow, Selection
 
-    seed = 0 if weights is None else None
-    backbone = load_backbone(pairing.backbone, weights, untrained_seed=seed)
+    backbone = load_backbone(pairing.backbone, weights)
     settings: dict[str, Any] = dict(pairing.settings)
     if pairing.epochs > 1:
         settings["batch_size"] = pairing.batch
@@ -118,6 +117,32 @@ def our_side(pairing: Pairing, images: Path, weights: Path | None) -> dict[str, 
         "rss_train_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
+
+
+def random_weights(name: str, images: Path, size: int, out: Path) -> Path:
+    """Write random weights whose maps are of order 1: batch statistics from the images themselves.
+
+    A fresh net's own statistics let the maps fade away, and the loss is then 0 from the start.
+    """
+    import timm
+    from safetensors.torch import save_file
+
+    from features.images import read_image
+
+    torch.manual_seed(0)
+    net = timm.create_model(name, pretrained=False).train()
+    for part in net.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = None
+    paths = sorted((images / "train" / "good").iterdir())[:2]
+    batch = torch.stack([torch.from_numpy(read_image(p)).permute(2, 0, 1) for p in paths])
+    mean, std = (torch.tensor(net.pretrained_cfg[k])[:, None, None] for k in ("mean", "std"))
+    batch = torch.nn.functional.interpolate(batch / 255, size=(size // 2, size // 2))
+    batch = (batch - mean) / std
+    with torch.no_grad():
+        net(batch)
+    save_file(net.state_dict(), out)
+    return out
 
 
 def some_images(data: Path, count: int, out: Path) -> Path:
@@ -157,24 +182,30 @@ def compare(name: str, data: Path, python: Path | None, script: Path, turns: int
         peer = [str(python), str(script), "--model", pairing.peer, "--data", str(images)]
         peer += ["--size", str(pairing.size), "--epochs", str(pairing.epochs)]
         peer += ["--batch", str(pairing.batch), *pairing.options]
-        if weights is not None:
+        if weights is None:
+            made = Path(folder) / "random.safetensors"
+            random_weights(pairing.backbone, images, pairing.size, made)
+            ours += ["--weights", str(made)]
+        else:
             ours += ["--weights", str(weights)]
             peer += ["--backbone", pairing.backbone, "--weights", str(weights)]
         for turn in range(turns):
             for side in ("ours", "peer") if turn % 2 == 0 else ("peer", "ours"):
-                if side == "ours":
-                    sides[side].append(_run(ours))
-                elif python is not None:
-                    # Without it the peer's coreset exhausts the memory (see its script).
-                    sides[side].append(_run(peer, MALLOC_MMAP_THRESHOLD_="1048576"))
+                if side == "peer" and python is None:
+                    continue
+                # Without it the peer's coreset exhausts the memory (see its script).
+                extra = {"MALLOC_MMAP_THRESHOLD_": "1048576"} if side == "peer" else {}
+                found = _run(ours if side == "ours" else peer, **extra)
+                print(f"{name}, {side}: {json.dumps(found)[:600]}", file=sys.stderr, flush=True)
+                sides[side].append(found)
     row: dict[str, Any] = {
         "head": name, "peer": pairing.peer, "backbone": pairing.backbone, "size": pairing.size,
         "images": pairing.images, "epochs": pairing.epochs, "batch": pairing.batch,
         "turns": turns,
     }  # fmt: skip
-    for side, found in sides.items():
-        good = [f for f in found if "failed" not in f]
-        row[side] = good[-1] if good else (found or "not measured: no environment of the peer's")
+    for side, each in sides.items():
+        good = [f for f in each if "failed" not in f]
+        row[side] = good[-1] if good else (each or "not measured: no environment of the peer's")
         for key in ("train_s", "rss_train_mb"):
             if good:
                 row[f"{side}_{key}"] = statistics.median(f[key] for f in good)

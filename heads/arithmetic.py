@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -67,34 +66,8 @@ class Linear(nn.Linear):
 
 
 @contextlib.contextmanager
-def keeping_memory() -> Iterator[None]:
-    """Keep freed memory in this process for the body, and give it back behind it.
-
-    A step frees all that the next one needs: gradients, activations, casts. The C library hands
-    large pieces back to the system each time, and the next step faults them in anew, page by page.
-    Does nothing where the library is not glibc.
-    """
-    library: Any = None
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
-        # M_TRIM_THRESHOLD never; M_MMAP_THRESHOLD as high as it goes, 32 MiB.
-        library.mallopt(-1, 2**31 - 1)
-        library.mallopt(-3, 2**25)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(AttributeError):
-            # Above glibc's 128 KiB, which it would by itself have raised to 64 MiB by now.
-            library.mallopt(-1, 2**27)
-            library.malloc_trim(0)
-
-
-@contextlib.contextmanager
 def running(device: torch.device, threads: int | None) -> Iterator[None]:
-    """Set threads and deterministic kernels for the body, and put back what was there.
-
-    Memory is kept from step to step, see `keeping_memory`.
-    """
+    """Set threads and deterministic kernels for the body, and put back what was there."""
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -108,8 +81,7 @@ def running(device: torch.device, threads: int | None) -> Iterator[None]:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     try:
-        with keeping_memory():
-            yield
+        yield
     finally:
         if threads is not None:
             torch.set_num_threads(before)

@@ -7,10 +7,11 @@ import torch
 from FrEIA.framework import InputNode, Node, OutputNode, SequenceINN
 from torch import Tensor, nn
 
+from heads.arithmetic import linear
 from heads.data import TensorSource
 from heads.parts.coupling import AffineCoupling
 from heads.parts.cross_attention import ChannelGate, CrossScaleSelfAttention
-from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet
+from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet, conv_resized, resize
 from heads.parts.elementary import (
     ActNorm,
     InvertibleMix,
@@ -238,6 +239,40 @@ def test_cross_scale_coupling_inverts_on_every_scale(attention: int) -> None:
     bumped = [xs[0], xs[1] + 1, xs[2]]
     for k in range(3):
         assert not torch.equal(part(bumped)[0][k], ys[k])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "small", "large"),
+    [(3, (6, 6), (12, 12)), (5, (3, 5), (6, 9)), (3, (1, 2), (2, 3)), (1, (4, 4), (8, 8))],
+)
+def test_mixing_before_resizing_is_the_convolution_of_the_resized(kernel, small, large) -> None:
+    with seeded(0):
+        conv = nn.Conv2d(9, 4, kernel, padding=kernel // 2).double()
+        x = torch.randn(2, 9, *small, dtype=torch.float64, requires_grad=True)
+        gradient = torch.randn(2, 4, *large, dtype=torch.float64)
+    wanted, got = conv(resize(x, large)), conv_resized(x, conv, large)
+    torch.testing.assert_close(got, wanted)
+    of = (x, conv.weight, conv.bias)
+    for a, b in zip(
+        torch.autograd.grad(got, of, gradient), torch.autograd.grad(wanted, of, gradient),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(a, b)
+
+
+def test_wide_products_of_vectors_are_those_of_a_linear_layer() -> None:
+    with seeded(0):
+        x = torch.randn(17, 256, requires_grad=True)
+        weight, bias = torch.randn(300, 256, requires_grad=True), torch.randn(300)
+        gradient = torch.randn(17, 300)
+    got, wanted = linear(x, weight, bias), nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    for a, b in zip(
+        torch.autograd.grad(got, (x, weight), gradient),
+        torch.autograd.grad(wanted, (x, weight), gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_a_fresh_cross_scale_coupling_is_the_identity() -> None:
