@@ -267,7 +267,8 @@ def test_the_short_way_of_picking_gives_the_scores_of_the_long_one(fitted: F2R) 
         far = torch.cdist(fitted.reversed_features(vectors, alpha, beta), gallery).amin(1)
         # what a defect leaves alone ties with its normal, but for rounding
         far = far.reshape(len(made.maps), -1).mul(1e3).round()
-        assert got[0] == pytest.approx(auroc(far.amax(1), made.labels), abs=2e-3)
+        # 4 normal and 12 altered images: a pair that ties but for rounding is worth 1 / 96
+        assert got[0] == pytest.approx(auroc(far.amax(1), made.labels), abs=0.011)
         altered = made.masks.flatten(1)
         pixels = torch.cat([far[:4].flatten(), far[altered]])
         assert got[1] == pytest.approx(auroc(pixels, torch.arange(len(pixels)) >= 80), abs=2e-3)
