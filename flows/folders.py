@@ -47,7 +47,27 @@ def resolve_images(settings: Settings, home: Home) -> Settings:
             expected=f"--pairs DIR for {image_set}" if was_pairs else "--images or --normal",
             remedy=f"give the {other} as a set of another name",
         )
+    as_before(settings, home)
     return settings
+
+
+#: Extraction settings that decide what a feature is, and that a set's card remembers.
+IDENTITY = ("size", "crop", "dtype")
+
+
+def as_before(settings: Settings, home: Home) -> None:
+    """Take the backbone and the image size that a set was last run with, where none were given.
+
+    Other settings than these do not change what a feature is, or are settled once a set anyway.
+    """
+    card = home.card(require_set(settings))
+    if card.get("backbone") and settings.backbone == type(settings.backbone)():
+        settings.backbone = type(settings.backbone).model_validate(card["backbone"])
+    plain = type(settings.extraction)()
+    kept = type(settings.extraction).model_validate(card.get("extraction", {}))
+    for key in IDENTITY:
+        if getattr(settings.extraction, key) == getattr(plain, key):
+            setattr(settings.extraction, key, getattr(kept, key))
 
 
 def require_set(settings: Settings) -> str:
@@ -85,5 +105,6 @@ def write_card(settings: Settings, home: Home, image_set: str, root: Path) -> No
             **{k: str(v.absolute()) if v else None for k, v in given.items()},
             "root": str(root),
             "backbone": settings.backbone.model_dump(mode="json"),
+            "extraction": settings.extraction.model_dump(mode="json", include=set(IDENTITY)),
         },
     )

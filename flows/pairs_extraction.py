@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from storage.table import ImageRow
 
 #: What a side's card takes over from that of the pairs: `store verify --repair` needs it.
-CARD = ("root", "backbone", "precision")
+CARD = ("root", "backbone", "extraction", "precision")
 #: Rows that are copied from one side to the other in a commit.
 _COPY_ROWS = 64
 

@@ -20,7 +20,7 @@ from features.backbones import Backbone
 from flows.config import Settings
 from flows.console import reporter as live_reporter
 from flows.extraction import ExtractionReport, extract_with, plan_all
-from flows.folders import check_folders, require_set, resolve_images
+from flows.folders import as_before, check_folders, require_set, resolve_images
 from flows.home import Home
 from flows.jobs import PairsRef, TrainJob, TrainOutcome
 from flows.pairs_extraction import PairsReport, extract_pairs
@@ -335,8 +335,7 @@ def train_pipeline(
         settings.pairs = Path(card["pairs"]) if card.get("pairs") else None
     check_kind(settings)
     train_at(settings, home, snapshot)
-    if card.get("backbone") and settings.backbone == type(settings.backbone)():
-        settings.backbone = type(settings.backbone).model_validate(card["backbone"])
+    as_before(settings, home)
     request = {
         "settings": settings.model_dump(mode="json"),
         "home": str(home.root),

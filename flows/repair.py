@@ -11,6 +11,7 @@ from features.extract import Job, extract
 from features.images import BrokenImage
 from flows.config import Settings
 from flows.extraction import open_backbone
+from flows.folders import as_before
 from headwater.errors import DataError, WeightsError
 from headwater.spec import LayerSpec
 from storage.store import FeatureStore
@@ -48,8 +49,7 @@ def repair(
         Where the backbone at hand is not the one that made the damaged features.
     """
     card = home.card(store.image_set)
-    if card.get("backbone") and settings.backbone == type(settings.backbone)():
-        settings.backbone = type(settings.backbone).model_validate(card["backbone"])
+    as_before(settings, home)
     # What was damaged says in which arithmetic it was made: nothing is to be measured.
     settings.extraction.precision = "float32"
     root = Path(card.get("root", ""))

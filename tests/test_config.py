@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from flows.config import TEMPLATE, Settings, load_settings
+from flows.folders import as_before, resolve_images, write_card
+from flows.home import Home
 from headwater.errors import ConfigError
 
 
@@ -76,3 +78,19 @@ def test_a_missing_file_is_an_error_only_where_it_was_named():
     assert load_settings(None, {}) == Settings()
     with pytest.raises(ConfigError, match="No such file"):
         load_settings(Path("other.yaml"), {})
+
+
+def test_a_set_is_run_again_as_it_was(tmp_path):
+    home = Home(tmp_path)
+    (tmp_path / "photos").mkdir()
+    first = Settings(image_set="bolts", images=tmp_path / "photos")
+    first.backbone.weights, first.extraction.size = tmp_path / "w.safetensors", 128
+    write_card(first, home, "bolts", tmp_path / "photos")
+    again = resolve_images(Settings(image_set="bolts"), home)
+    assert (again.images, again.backbone) == (first.images, first.backbone)
+    assert again.extraction.size == 128
+    other = Settings(image_set="bolts")
+    other.backbone.name, other.extraction.size = "resnet50", 64
+    as_before(other, home)
+    assert (other.backbone.name, other.backbone.weights) == ("resnet50", None)
+    assert other.extraction.size == 64
