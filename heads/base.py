@@ -284,7 +284,7 @@ def get_head(name: str) -> type[Head]:
                 remedy="mend or uninstall that package",
             )
         raise ConfigError(
-            f"head {name!r}",
+            f"unknown head {name!r}",
             expected="one of " + ", ".join(known),
             remedy="a head of another package must be installed wherever it is used",
         )
