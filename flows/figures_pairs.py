@@ -198,10 +198,11 @@ def pair_overlay(
     path
         PNG to write.
     probabilities
-        As of `change_map_sheet`.
+        Whether map values are: then colour begins shortly below the cut and is full at 1, else as
+        in `heat_scale`.
     """
     size = int(np.clip(max(current.shape[:2]), 256, 640))
-    scale = (0.0, 1.0) if probabilities else heat_scale([heat], cut)
+    scale = (0.8 * cut, 1.0) if probabilities else heat_scale([heat], cut)
     shown, before = fit(current, size), fit(history, size)
     changed = heat > cut
     over = heat_over(shown, heat, scale)
