@@ -13,7 +13,6 @@ and then its covering radius is compared too. Prints one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 import time
@@ -107,11 +106,7 @@ def main() -> None:
         "plain_radius": round(radius, 5) if steps == count else None,
         "machine": about,
     }
-    line = json.dumps(row)
-    print(line)
-    if args.out:
-        with args.out.open("a") as file:
-            file.write(line + "\n")
+    tell(row, args.out)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from torch.optim.optimizer import (
 )
 
 from benchmarks.head_costs import CASES
-from benchmarks.machine import machine
+from benchmarks.machine import machine, tell
 from benchmarks.waiting import TimedSource
 from heads.base import FeatureSource, get_head, make_config
 from heads.data import TensorSource
@@ -220,11 +220,7 @@ def main() -> None:
                 for tree, place in trees if turn % 2 == 0 else trees[::-1]:
                     row = _apart(place, arguments)
                     base = {"head": name, "precision": precision, "batch": a.batch, "tree": tree}
-                    line = json.dumps({**base, **row, **about})
-                    print(line, flush=True)
-                    if a.out:
-                        with a.out.open("a") as file:
-                            file.write(line + "\n")
+                    tell({**base, **row, **about}, a.out)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What machine a measurement was made on, and the median of repeats."""
+"""What machine a measurement was made on, how results are told, the median of repeats."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ def machine() -> dict[str, Any]:
         "load_before": round(os.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def tell(row: Mapping[str, Any], out: Path | None) -> None:
+    """Print a result as a line of JSON, and append it to a file where one is given."""
+    line = json.dumps(row)
+    print(line, flush=True)
+    if out:
+        with out.open("a") as file:
+            file.write(line + "\n")
 
 
 def median_seconds(work: Callable[[], Any], repeats: int = 3) -> float:

@@ -29,14 +29,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks.machine import machine
+from benchmarks.machine import tell as write
 from benchmarks.quality import BACKBONES
 from features.backbones import Backbone, load_backbone
 from features.extract import Job, extract
-from features.images import ImageRecord, read_image, read_mask
-from features.pair_crops import cut_normal_pairs
+from features.images import ImageRecord
+from features.pair_crops import cut_normal_pairs, cut_tiles
 from features.pairs import ImageSource, PairMasks, PairRecord, scan_pairs
 from features.preprocess import mask_to_input, preprocess
 from heads.base import Batch, Scores, get_head, make_config
@@ -58,25 +58,6 @@ def subset(pairs: Sequence[PairRecord], split: str, count: int) -> list[PairReco
     chosen = [p for p in pairs if p.split == split]
     chosen.sort(key=lambda p: hashlib.sha256(p.key.encode()).digest())
     return sorted(chosen[:count], key=lambda p: p.key)
-
-
-def cut_tiles(pairs: Sequence[PairRecord], out: Path, tile: int) -> list[PairRecord]:
-    """Cut pairs and masks into a grid of tiles below `out`, and return these as pairs."""
-    for pair in pairs:
-        assert pair.mask is not None
-        arrays = {
-            "current": read_image(pair.current.path),
-            "history": read_image(pair.history.path),
-            "mask": read_mask(pair.mask).astype(np.uint8) * 255,
-        }
-        for side, pixels in arrays.items():
-            (out / "test" / side).mkdir(parents=True, exist_ok=True)
-            for top in range(0, pixels.shape[0] - tile + 1, tile):
-                for left in range(0, pixels.shape[1] - tile + 1, tile):
-                    name = f"{pair.current.path.stem}_{top}_{left}.png"
-                    cut = pixels[top : top + tile, left : left + tile]
-                    Image.fromarray(cut).save(out / "test" / side / name)
-    return scan_pairs(out).pairs
 
 
 def features(
@@ -173,11 +154,7 @@ def main() -> None:
 
     def tell(row: dict[str, Any]) -> None:
         short = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-        line = json.dumps({**short, **about})
-        print(line, flush=True)
-        if a.out:
-            with a.out.open("a") as file:
-                file.write(line + "\n")
+        write({**short, **about}, a.out)
 
     chosen = BACKBONES[a.backbone]
     backbone = load_backbone(
@@ -201,7 +178,7 @@ def run_head(
         size = a.size * a.tile // 640
         if not (place / "tiles").exists():
             cut_normal_pairs(train, place / "normal", a.tile, per_pair=4)
-            cut_tiles(test, place / "tiles", a.tile)
+            cut_tiles(test, place / "tiles" / "test", a.tile)
         train, test = scan_pairs(place / "normal").pairs, scan_pairs(place / "tiles").pairs
     floor = name == "difference"
     cls = get_head("pair_flow" if floor else name)

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, tell
 
 HERE = Path(__file__).resolve().parents[1]
 WEIGHTS = {"resnet18": "resnet18.in1k_to_layer3.safetensors"}
@@ -239,11 +239,7 @@ def main() -> None:
         print(f"only our side is measured: {missing} is missing", file=sys.stderr)
         python = None
     for name in a.case:
-        line = json.dumps({**compare(name, data, python, script, a.turns), **about})
-        print(line, flush=True)
-        if a.out:
-            with a.out.open("a") as file:
-                file.write(line + "\n")
+        tell({**compare(name, data, python, script, a.turns), **about}, a.out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, tell
 from flows.config import Settings
 from flows.console import Reporter
 from flows.home import Home
@@ -169,11 +169,7 @@ def main() -> None:
                 for seed in map(int, a.seeds.split(",")):
                     args = (a.data.resolve(), image_set, backbone, heads, seed, a.size, home)
                     for row in run(*args, a.held_out):
-                        line = json.dumps({**row, **about})
-                        print(line, flush=True)
-                        if a.out:
-                            with a.out.open("a") as file:
-                                file.write(line + "\n")
+                        tell({**row, **about}, a.out)
 
 
 if __name__ == "__main__":

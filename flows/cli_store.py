@@ -28,6 +28,8 @@ from headwater.errors import ConfigError, HeadwaterError
 
 if TYPE_CHECKING:
     from features.images import BrokenImage
+    from flows.config import Settings
+    from flows.home import Home
     from storage.store import FeatureStore
 
 store_app = typer.Typer(
@@ -42,7 +44,7 @@ AtOption = Annotated[
 ]
 
 
-def _open(options: dict[str, Any], *, write: bool = False) -> FeatureStore:
+def _places(options: dict[str, Any], *, write: bool = False) -> tuple[FeatureStore, Settings, Home]:
     settings, home = settings_from(options, sides=True, write=write)
     from flows.folders import require_set
     from storage.layout import side_name, side_of
@@ -54,7 +56,11 @@ def _open(options: dict[str, Any], *, write: bool = False) -> FeatureStore:
         raise ConfigError(
             f"{name} is a set of pairs", expected=f"one of its sides, {current} or {history}"
         )
-    return FeatureStore.open(home.store, name, create=False)
+    return FeatureStore.open(home.store, name, create=False), settings, home
+
+
+def _open(options: dict[str, Any], *, write: bool = False) -> FeatureStore:
+    return _places(options, write=write)[0]
 
 
 def _json(value: Any) -> None:
@@ -237,7 +243,7 @@ def verify(
 ) -> None:
     """Read every feature again; name damage by image and layer. Exit status 3 if there is any."""
     options = locals()
-    opened = _open(options, write=repair)
+    opened, merged, place = _places(options, write=repair)
     if repair and opened.resolve(snapshot) != opened.snapshot:
         raise ConfigError(
             f"--repair at {snapshot}",
@@ -256,7 +262,6 @@ def verify(
     if repair and report.damage:
         from flows.repair import repair as repair_store
 
-        merged, place = settings_from(options, sides=True)
         with Reporter(quiet=json_).live() as reporter:
             repaired, broken = repair_store(merged, place, opened, report.damage, reporter)
     whole = not report.problems and (not report.damage or (repair and not broken))
@@ -317,8 +322,7 @@ def gc(
 ) -> None:
     """Expire old snapshots and free their space; never those that a tag or a model refers to."""
     options = locals()
-    opened = _open(options, write=True)
-    _, place = settings_from(options, sides=True)
+    opened, _, place = _places(options, write=True)
     from flows.repair import parse_age
     from flows.store_report import show_gc
     from storage.layout import side_of
@@ -383,8 +387,7 @@ def drift(
 ) -> None:
     """Compare the images that came after a snapshot with those that were there, layer by layer."""
     options = locals()
-    opened = _open(options, write=picture is None)
-    _, place = settings_from(options, sides=True, write=picture is None)
+    opened, _, place = _places(options, write=picture is None)
     from flows.drift_report import report_drift
 
     target = picture or place.pictures / image_set / "drift.png"

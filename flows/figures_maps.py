@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
@@ -26,6 +24,7 @@ from flows.figures_style import (
     VERMILION,
     bare_figure,
     heat_colours,
+    pixel_board,
     save,
 )
 from headwater.errors import DataError, ShapeError
@@ -205,7 +204,7 @@ def heat_map_sheet(
     width = margin + columns * (wide + margin)
     height = head + lines * (tall + caption + 8) + foot
     made = bare_figure(width / DPI, height / DPI)
-    board = _board(made, width, height)
+    board = pixel_board(made, width, height)
     if title:
         board.text(margin, 17, title, fontsize=12, color=INK, va="top", weight="bold")
     for at, (cell, picture) in enumerate(zip(cells, strips, strict=True)):
@@ -238,16 +237,6 @@ def heat_map_sheet(
     board.set_xlim(0, width)
     board.set_ylim(height, 0)
     return save(made, path)
-
-
-def _board(made: Figure, width: float, height: float) -> Axes:
-    """Return axes that cover the figure, in pixels from the upper left."""
-    board = made.add_axes((0, 0, 1, 1))
-    board.set_axis_off()
-    board.set_xlim(0, width)
-    board.set_ylim(height, 0)
-    board.set_aspect("auto")
-    return board
 
 
 def _short(text: str, room: int) -> str:
@@ -291,7 +280,7 @@ def prediction_overlay(
     margin, head = 12, 44
     width, height = max(both.shape[1] + 2 * margin, 420), both.shape[0] + head + margin
     made = bare_figure(width / DPI, height / DPI)
-    board = _board(made, width, height)
+    board = pixel_board(made, width, height)
     colour = VERMILION if verdict == "anomalous" else GREEN
     board.add_patch(Rectangle((margin, 12), 7, 22, color=colour, lw=0))
     board.text(margin + 15, 24, verdict, fontsize=12, color=colour, weight="bold", va="center")
@@ -349,7 +338,7 @@ def overview(
     below = 40 if note else 10
     height = head + 2 * tall + 8 + 44 + bars + 30 + below
     made = bare_figure(width / DPI, height / DPI)
-    board = _board(made, width, height)
+    board = pixel_board(made, width, height)
     if title:
         board.text(margin, 18, title, fontsize=13, color=INK, weight="bold", va="top")
     for at, (cell, marked, heat) in enumerate(columns):

@@ -23,6 +23,8 @@ from flows.figures_style import (
     VERMILION,
     bare_figure,
     heat_colours,
+    pixel_board,
+    pixel_limits,
     save,
 )
 from headwater.errors import DataError
@@ -146,8 +148,7 @@ def change_map_sheet(
     width = margin + columns * (wide + margin)
     height = head + lines * (tall + caption) + foot
     made = bare_figure(width / DPI, height / DPI)
-    board = made.add_axes((0, 0, 1, 1))
-    board.set_axis_off()
+    board = pixel_board(made, width, height)
     if title:
         board.text(margin, 17, title, fontsize=12, color=INK, va="top", weight="bold")
     for at, (cell, picture) in enumerate(zip(cells, strips, strict=True)):
@@ -166,9 +167,7 @@ def change_map_sheet(
         "orange missed, blue falsely called"
     )
     board.text(margin, height - 12, legend, fontsize=8.5, color=MUTED)
-    board.set_xlim(0, width)
-    board.set_ylim(height, 0)
-    board.set_aspect("auto")
+    pixel_limits(board, width, height)
     return save(made, path)
 
 
@@ -212,8 +211,7 @@ def pair_overlay(
     margin, head, foot = 12, 44, 34
     width, height = both.shape[1] + 2 * margin, both.shape[0] + head + foot
     made = bare_figure(width / DPI, height / DPI)
-    board = made.add_axes((0, 0, 1, 1))
-    board.set_axis_off()
+    board = pixel_board(made, width, height)
     colour = VERMILION if verdict == "changed" else GREEN
     board.add_patch(Rectangle((margin, 12), 7, 22, color=colour, lw=0))
     board.text(margin + 15, 24, verdict, fontsize=12, color=colour, weight="bold", va="center")
@@ -222,7 +220,5 @@ def pair_overlay(
     board.imshow(both, extent=extent, interpolation="none")
     legend = f"current | history | change map over current, outlined above {cut:.4g}"
     board.text(margin, height - 12, legend, fontsize=8.5, color=MUTED)
-    board.set_xlim(0, width)
-    board.set_ylim(height, 0)
-    board.set_aspect("auto")
+    pixel_limits(board, width, height)
     return save(made, path)

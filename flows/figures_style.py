@@ -40,6 +40,21 @@ def bare_figure(width: float, height: float) -> Figure:
     return made
 
 
+def pixel_board(made: Figure, width: float, height: float) -> Axes:
+    """Return axes that cover the figure, in pixels from the upper left."""
+    board = made.add_axes((0, 0, 1, 1))
+    board.set_axis_off()
+    pixel_limits(board, width, height)
+    return board
+
+
+def pixel_limits(board: Axes, width: float, height: float) -> None:
+    """Set a board's limits, which pictures put on it have changed."""
+    board.set_xlim(0, width)
+    board.set_ylim(height, 0)
+    board.set_aspect("auto")
+
+
 def quiet(axes: Axes, title: str = "", x: str = "", y: str = "") -> Axes:
     """Give axes a title, labels and the shared look."""
     for side in ("top", "right"):

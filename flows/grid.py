@@ -23,6 +23,7 @@ from heads.coreset import k_center
 from heads.f2r import F2R
 from heads.f2r_grid import POINTS, GridResult, grid
 from heads.neighbours import collect_vectors
+from heads.trainer import NullProgress
 from headwater.errors import ModelError
 from headwater.spec import digest
 from storage.registry import Registry
@@ -155,10 +156,7 @@ def run_grid(
         with progress.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    class Shown:
-        def metric(self, name: str, value: float, epoch: int) -> None:
-            pass
-
+    class Shown(NullProgress):
         def step(self, done: int, total: int, text: str) -> None:
             reporter.update("grid", done, total, text)
 

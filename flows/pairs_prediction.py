@@ -6,13 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.images import BrokenImage, list_images, read_image
+from features.images import BrokenImage, list_images
 from features.preprocess import picture
 from flows.figures_pairs import pair_overlay
-from flows.prediction import choose_head
-from heads.base import get_head
-from headwater.errors import ConfigError, DataError, ImageError
-from storage.registry import Registry
+from flows.prediction import choose_model, readable
+from headwater.errors import DataError
 from storage.serving_pairs import PairDetector
 
 if TYPE_CHECKING:
@@ -87,40 +85,26 @@ def predict_pairs(
     ConfigError
         Where the model looks at single images.
     """
-    registry = Registry(home.root, home.tracking_url)
-    name = choose_head(registry, image_set, head)
-    if not get_head(name).pairs:
-        raise ConfigError(
-            f"head {name} of {image_set} looks at single images",
-            expected=f"headwater predict {image_set} IMAGE",
-            remedy="--pair is for models of pair heads",
-        )
-    model = registry.get_model(image_set, name, version)
-    detector = PairDetector.load(model["uri"], registry)
-    if folder is None:
-        folder = home.pictures / image_set / "predictions" / f"{name}-v{model['version']}"
+    chosen = choose_model(home, image_set, head, version, folder, pairs=True)
+    detector = PairDetector.load(chosen.uri, chosen.registry)
     files = join_paths(*pair)
-    folder.mkdir(parents=True, exist_ok=True)
+    chosen.folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     broken: list[BrokenImage] = []
     for done, paths in enumerate(files):
         reporter.update("pairs", done, len(files), paths[0].name)
-        seen = []
-        for path in paths:
-            try:
-                seen.append(read_image(path))
-            except ImageError as error:
-                broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
-        if len(seen) < 2:
+        # Both, so that two broken ones are both named.
+        current, history = (readable(path, broken) for path in paths)
+        if current is None or history is None:
             continue
-        (got,) = detector.predict([(seen[0], seen[1])], threshold=threshold)
+        (got,) = detector.predict([(current, history)], threshold=threshold)
         # The contents in the name: another pair of the same name never takes its place.
         text = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:8]
-        target = folder / f"{paths[0].stem}-{text}.png"
+        target = chosen.folder / f"{paths[0].stem}-{text}.png"
         share = float((got.map > detector.cut).mean())
         pair_overlay(
-            picture(seen[0], detector.spec),
-            picture(seen[1], detector.spec),
+            picture(current, detector.spec),
+            picture(history, detector.spec),
             got.map,
             got.verdict,
             f"score {got.score:.4g}, threshold {got.threshold:.4g}, {share:.2%} of pixels changed",

@@ -236,7 +236,7 @@ def train_all(settings: Settings, home: Home, jobs: list[TrainJob], result: RunR
     show = live_reporter()
     # Created and migrated once, here, before the workers all want it.
     registry = Registry(home.root, home.tracking_url)
-    found = {job.plan.head: find_trained(job, work_of(job, home), registry) for job in jobs}
+    found = {job.plan.head: find_trained(job, work_of(job, home).key(), registry) for job in jobs}
     result.outcomes += [outcome for outcome in found.values() if outcome is not None]
     jobs = [job for job in jobs if found[job.plan.head] is None]
     if not jobs:

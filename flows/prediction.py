@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from features.images import BrokenImage, list_images, read_image, sha256_of
 from features.preprocess import picture
@@ -46,6 +49,62 @@ def choose_head(registry: Registry, image_set: str, head: str | None) -> str:
     return head or known[0]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A registered model to predict with, and where its pictures go."""
+
+    uri: str
+    registry: Registry
+    folder: Path
+
+
+def choose_model(
+    home: Home,
+    image_set: str,
+    head: str | None,
+    version: str | None,
+    folder: Path | None,
+    *,
+    pairs: bool,
+) -> Chosen:
+    """Return the model to predict with; pictures go below the home where no folder is given.
+
+    Raises
+    ------
+    ConfigError
+        Where the model looks at pairs and `pairs` does not say so, or the other way round.
+    ModelError
+        Where there is no such model, or several and none was named.
+    """
+    registry = Registry(home.root, home.tracking_url)
+    name = choose_head(registry, image_set, head)
+    if get_head(name).pairs and not pairs:
+        raise ConfigError(
+            f"head {name} of {image_set} compares pairs of images",
+            expected=f"headwater predict {image_set} --pair CURRENT HISTORY",
+            remedy="give the image now and the one before",
+        )
+    if pairs and not get_head(name).pairs:
+        raise ConfigError(
+            f"head {name} of {image_set} looks at single images",
+            expected=f"headwater predict {image_set} IMAGE",
+            remedy="--pair is for models of pair heads",
+        )
+    model = registry.get_model(image_set, name, version)
+    if folder is None:
+        folder = home.pictures / image_set / "predictions" / f"{name}-v{model['version']}"
+    return Chosen(model["uri"], registry, folder)
+
+
+def readable(path: Path, broken: list[BrokenImage]) -> np.ndarray | None:
+    """Return an image, or None where it cannot be read, which is added to `broken`."""
+    try:
+        return read_image(path)
+    except ImageError as error:
+        broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
+        return None
+
+
 def predict_images(
     home: Home,
     image_set: str,
@@ -76,36 +135,23 @@ def predict_images(
     tuple
         Rows ``image, score, threshold, verdict, heat_map`` and what could not be read.
     """
-    registry = Registry(home.root, home.tracking_url)
-    name = choose_head(registry, image_set, head)
-    if get_head(name).pairs:
-        raise ConfigError(
-            f"head {name} of {image_set} compares pairs of images",
-            expected=f"headwater predict {image_set} --pair CURRENT HISTORY",
-            remedy="give the image now and the one before",
-        )
-    model = registry.get_model(image_set, name, version)
-    detector = Detector.load(model["uri"], registry)
-    if folder is None:
-        folder = home.pictures / image_set / "predictions" / f"{name}-v{model['version']}"
+    chosen = choose_model(home, image_set, head, version, folder, pairs=False)
+    detector = Detector.load(chosen.uri, chosen.registry)
     files = [file for path in images for file in list_images(path)]
     if not files:
         raise DataError(
             f"no images in {', '.join(map(str, images))}", expected="PNG, JPEG, TIFF or BMP files"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    chosen.folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     broken: list[BrokenImage] = []
     for done, path in enumerate(files):
         reporter.update("images", done, len(files), path.name)
-        try:
-            pixels = read_image(path)
-        except ImageError as error:
-            broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
+        if (pixels := readable(path, broken)) is None:
             continue
         (got,) = detector.predict([pixels], threshold=threshold)
         # The content in the name: another image of the same name never takes its place.
-        target = folder / f"{path.stem}-{sha256_of(path)[:8]}.png"
+        target = chosen.folder / f"{path.stem}-{sha256_of(path)[:8]}.png"
         prediction_overlay(
             picture(pixels, detector.spec),
             got.map,

@@ -6,6 +6,7 @@ Nothing here knows of Prefect or of the cluster; `train_head` can be called as i
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import time
 from collections.abc import Sequence
@@ -60,6 +61,11 @@ class ImageWork:
         self.job = job
         self.store = FeatureStore.open(home.store, job.image_set, create=False)
 
+    @functools.cached_property
+    def lacking(self) -> list[str]:
+        """See `without_features`."""
+        return without_features(self.job, self.store)
+
     def key(self) -> str:
         """Two snapshots with the same images and labels give the same key.
 
@@ -68,9 +74,9 @@ class ImageWork:
         table = self.store.table(self.job.snapshot)
         images = table.images(table.rows(Selection(known_by=self.job.known_by)))
         seen = digest(sorted([r.sha256, r.split, r.kind, r.mask] for r in images))
-        if lacking := without_features(self.job, self.store):
+        if self.lacking:
             # The same images with all their features are another training.
-            seen = digest([seen, lacking])
+            seen = digest([seen, self.lacking])
         return key_of(self.job, seen)
 
     def sources(self) -> tuple[FeatureSource, FeatureSource]:
@@ -93,8 +99,8 @@ class ImageWork:
         scored = score_test(self.store, job, head)
         seconds = time.perf_counter() - began
         metrics, notes = evaluate_scores(job, scored, calibration)
-        if lacking := without_features(job, self.store):
-            notes = [*notes, _left_out(job, lacking)]
+        if self.lacking:
+            notes = [*notes, _left_out(job, self.lacking)]
         rows = per_image_rows(scored, calibration.threshold)
         example = None
         for row in scored.table[:1]:
@@ -124,9 +130,9 @@ def without_features(job: TrainJob, store: FeatureStore) -> list[str]:
     return []
 
 
-def find_trained(job: TrainJob, work: Work, registry: Registry) -> TrainOutcome | None:
-    """Return the outcome of a finished training with the same key, or None."""
-    done = registry.find_finished(job.image_set, job.plan.head, work.key())
+def find_trained(job: TrainJob, key: str, registry: Registry) -> TrainOutcome | None:
+    """Return the outcome of a finished training with this `Work.key`, or None."""
+    done = registry.find_finished(job.image_set, job.plan.head, key)
     if done is None:
         return None
     return TrainOutcome(
@@ -160,9 +166,9 @@ def train_head(job: TrainJob) -> TrainOutcome:
     work = work_of(job, home)
     registry = Registry(home.root, home.tracking_url)
     # Again, though the driver has looked: a retried task may find its own first try's work.
-    if (done := find_trained(job, work, registry)) is not None:
-        return done
     key = work.key()
+    if (done := find_trained(job, key, registry)) is not None:
+        return done
     train, held_out = work.sources()
     head = get_head(plan.head)(plan.make_config(), layer_shapes(plan, train), plan.spec.input_size)
     head.check(train)

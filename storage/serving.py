@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from features.backbones import Backbone, restore_backbone
 from features.preprocess import preprocess
-from heads.base import Head, device_of, get_head, make_config
+from heads.base import Head, Scores, device_of, get_head, make_config
 from headwater.errors import ModelError, ShapeError
 from headwater.spec import ExtractorSpec, LayerSpec
 from storage.serving_files import BACKBONE_FILE, HEAD_FILE, MANIFEST, read_manifest, write_parts
@@ -156,6 +156,16 @@ def stored_features(
     return {k: v.to(dtype).float() for k, v in maps.items()}
 
 
+def predictions(
+    got: Scores, threshold: float, pixel_threshold: float | None, verdicts: tuple[str, str]
+) -> list[Prediction]:
+    """Return a batch's predictions; `verdicts` are the words up to the threshold and above it."""
+    return [
+        Prediction(score, verdicts[score > threshold], heat.numpy(), threshold, pixel_threshold)
+        for score, heat in zip(got.image.float().tolist(), got.maps.float().cpu(), strict=True)
+    ]
+
+
 class Detector:
     """A trained head with its backbone: pixels in, scores out.
 
@@ -271,9 +281,7 @@ class Detector:
         for start in range(0, len(images), batch):
             part = images[start : start + batch]
             got = head.score(self.features(part))
-            for score, heat in zip(got.image.float().tolist(), got.maps.float().cpu(), strict=True):
-                verdict = "anomalous" if score > limit else "normal"
-                found.append(Prediction(score, verdict, heat.numpy(), limit, pixel))
+            found += predictions(got, limit, pixel, ("normal", "anomalous"))
         return found
 
     @torch.inference_mode()

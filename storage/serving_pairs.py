@@ -16,6 +16,7 @@ from storage.serving import (
     Prediction,
     check_images,
     open_parts,
+    predictions,
     stored_features,
 )
 
@@ -108,7 +109,5 @@ class PairDetector:
                 made = stored_features(images, p.head, p.backbone, p.spec, p.layers)
                 maps |= {f"{side}:{layer}": x for layer, x in made.items()}
             got = p.head.score(maps)
-            for score, heat in zip(got.image.float().tolist(), got.maps.float().cpu(), strict=True):
-                verdict = "changed" if score > limit else "unchanged"
-                found.append(Prediction(score, verdict, heat.numpy(), limit, pixel))
+            found += predictions(got, limit, pixel, ("unchanged", "changed"))
         return found

@@ -236,7 +236,7 @@ def test_an_encoder_of_its_own_reads_images_and_needs_no_store(work, tmp_path):
     assert job.pairs == PairsRef(report.version.pairs, "")
     outcome = train_head(job)
     registry = Registry(home.root)
-    assert find_trained(job, work_of(job, home), registry).version == outcome.version
+    assert find_trained(job, work_of(job, home).key(), registry).version == outcome.version
     row = registry.get_model("boards", "pair_diff")
     detector = PairDetector.load(row["uri"], registry)
     client = registry.client
