@@ -100,3 +100,21 @@ def bucket() -> Iterator[str]:
         patch.undo()
         server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def resnet_weights(tmp_path_factory):
+    """A weight file of a seeded resnet18."""
+    from tests.commandkit import save_weights
+
+    return save_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def desk(tmp_path, resnet_weights, monkeypatch, capsys):
+    """A home with an extracted set of ten images, and the command."""
+    from tests.commandkit import Desk
+
+    made = Desk(tmp_path, resnet_weights, monkeypatch, capsys)
+    made.extract()
+    return made

@@ -1,19 +1,14 @@
 """Pairs through the product: one run in real processes, looked at from several sides."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import timm
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from flows.cli import main
 from flows.config import Settings
@@ -31,6 +26,7 @@ from storage.registry_mlflow import mlflow
 from storage.serving_pairs import PairDetector
 from storage.serving_pyfunc import decode_map, encode_image
 from storage.store import FeatureStore
+from tests.commandkit import run_command, save_weights
 
 RUN = ["--size", "64", "--weights", "resnet18.safetensors", "--precision", "float32"]
 
@@ -58,25 +54,13 @@ def work(tmp_path_factory):
     make_pairs(folder / "boards", "train", range(14), {2, 3, 4, 5, 6, 7})
     make_pairs(folder / "boards", "test", range(20, 24), {21, 22, 23})
     shutil.copy(folder / "boards/train/current/08.png", folder / "boards/train/history/09.png")
-    torch.manual_seed(0)
-    save_file(timm.create_model("resnet18").state_dict(), folder / "resnet18.safetensors")
+    save_weights(folder)
     return folder
 
 
 def headwater(work, *arguments, status=0):
-    environment = {**os.environ, "HEADWATER_HOME": str(work / "home"), "OMP_NUM_THREADS": "1"}
-    environment.pop("HEADWATER_WEIGHTS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *map(str, arguments)],
-        cwd=work,
-        env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    """Run the command; return all that it said."""
+    return "".join(run_command(work, *arguments, status=status))
 
 
 #: A tiny network: what is learnt is other tests' business.

@@ -5,7 +5,6 @@ seeded net written to a file, so that everything here runs without ../shared.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,8 +19,7 @@ from safetensors.torch import save_file
 
 from flows.cli import main
 from flows.demo import make_demo_images
-
-HEADWATER = [sys.executable, "-m", "flows.cli"]
+from tests.commandkit import HEADWATER, environment, run_command, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -37,26 +35,14 @@ def work(tmp_path_factory):
     masks.mkdir(parents=True)
     for path in sorted((made / "ground_truth/blob").iterdir())[:4]:
         shutil.copy(path, masks)
-    torch.manual_seed(0)
-    save_file(timm.create_model("resnet18").state_dict(), folder / "resnet18.safetensors")
+    save_weights(folder)
     return folder
 
 
 def headwater(work, *arguments, status=0):
-    """Run the command; return its standard output. Fails with all that it said."""
-    environment = {**os.environ, "HEADWATER_HOME": str(work / "home"), "OMP_NUM_THREADS": "1"}
-    environment.pop("HEADWATER_WEIGHTS", None)
-    done = subprocess.run(
-        [*HEADWATER, *map(str, arguments)],
-        cwd=work,
-        env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr if status == 2 else done.stdout
+    """Run the command; return its standard output, and all it said where that was a mistake."""
+    said, complained = run_command(work, *arguments, status=status)
+    return said + complained if status == 2 else said
 
 
 RUN = ["--size", "64", "--weights", "resnet18.safetensors", "--backbone", "resnet18"]
@@ -193,15 +179,13 @@ def test_a_training_does_not_notice_that_others_extract(work, first, grown):
     train = ["train", "tiles", *RUN, "--heads", "cs_flow", "--epochs", "3", "--seed", "5",
              "--snapshot", at, "--tracking"]  # fmt: skip
     headwater(work, *train, f"sqlite:///{work}/calm.db")
-    environment = {**os.environ, "HEADWATER_HOME": str(work / "home"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     (work / "small.yaml").write_text("extraction: {block_mb: 1, batch: 1}\n")
     others = [
         subprocess.Popen(
             [*HEADWATER, "extract", "tiles", "--images", "grown", "--weights",
              "resnet18.safetensors", "--size", size, "--heads", "cs_flow,padim", "--config",
              "small.yaml"],
-            cwd=work, env=environment, stdout=subprocess.DEVNULL,
+            cwd=work, env=environment(work), stdout=subprocess.DEVNULL,
         )
         for size in ("96", "96", "128")
     ]  # fmt: skip

@@ -7,17 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
-import torch
-from safetensors.torch import save_file
+
+from tests.commandkit import save_weights
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
 
 def test_features_and_artifacts_live_in_the_bucket(bucket, tiny_set, tmp_path):
-    torch.manual_seed(0)
-    save_file(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.safetensors")
+    save_weights(tmp_path)
     (tmp_path / "headwater.yaml").write_text(
         f"home: home\nstore: {bucket}/features\nartifacts: {bucket}/mlflow\n"
         f"image_set: tiny\nimages: {tiny_set}\n"
