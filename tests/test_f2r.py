@@ -136,10 +136,21 @@ def test_linear_map_keeps_its_inverse_until_it_changes() -> None:
     torch.testing.assert_close(back(), x)
     with torch.no_grad():
         part.log_s.add_(0.5)
-        part.packed.mul_(1.3)
+        part.packed.add_(0.3)
     torch.testing.assert_close(back(), x)
     part.load_state_dict(InvertibleLinear([(6,)], seed=2).state_dict())
     torch.testing.assert_close(back(), x)
+
+
+def test_a_step_moves_the_linear_map_by_what_it_moves_the_parameters() -> None:
+    """Adam's first step moves every entry by the rate; a badly conditioned map moves far more."""
+    part, rate = InvertibleLinear([(256,)], seed=0).eval(), 2e-4
+    step = rate * torch.randn(256, 256, generator=torch.Generator().manual_seed(1)).sign()
+    with torch.no_grad():
+        before = part.weight(torch.float32).clone()
+        part.packed.add_(step)
+        moved = torch.linalg.matrix_norm(part.weight(torch.float32) - before, 2)
+    assert moved < 1.2 * torch.linalg.matrix_norm(step, 2)
 
 
 # --- the grid -----------------------------------------------------------------------------------
@@ -165,7 +176,9 @@ def test_grid_tables_every_point_and_puts_the_head_back(fitted: F2R) -> None:
         fitted.prefer(1.0, 1.0)
     row = result.table[0]
     assert row["image_auroc"] == pytest.approx(auroc(scores.image, made.labels))
-    assert row["pixel_auroc"] == pytest.approx(auroc(scores.maps.flatten(), large.ravel()))
+    # in other batches the last digits differ, and with them the order of a pixel or two
+    pixels = auroc(scores.maps.flatten(), large.ravel())
+    assert row["pixel_auroc"] == pytest.approx(pixels, abs=1e-5)
     assert result.heat_map("pixel_auroc").shape == (2, 2)
     # a broken grid goes on: points that are there are not scored again
     again: list[dict[str, float]] = []
