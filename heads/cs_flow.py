@@ -37,6 +37,9 @@ class CSFlowConfig(HeadConfig):
     image_size
         Pixels of the square image at scale 1: a number, ``run`` (the run's own size) or ``auto``
         (the paper's 768 on EfficientNets, the run's own elsewhere).
+    channels
+        Channels of the node that are read, drawn by the seed, as PaDiM does; 0 reads all, as the
+        paper does.
     scales
         Image scales, each half the one before.
     kernels
@@ -63,6 +66,7 @@ class CSFlowConfig(HeadConfig):
     """
 
     image_size: int | str = "auto"
+    channels: int = 0
     scales: int = 3
     kernels: tuple[int, ...] = (3, 3, 3, 5)
     hidden: int = 1024
@@ -106,6 +110,7 @@ class CSAFlowConfig(CSFlowConfig):
 # Found on held-out normals' likelihood and on synthetic defects; see docs/heads.md.
 SMALL: dict[str, Any] = {
     "image_size": "run",
+    "channels": 256,
     "hidden": 32,
     "kernels": (3, 3),
     "standardise": True,
@@ -147,8 +152,9 @@ class CSFlow(FlowHead):
                 f"{self.name}: maps of shapes {dims}",
                 expected=f"{self.config.scales} scales of one node, at least 2 channels",
             )
+        self.draw_channels(self.config.channels, config.seed)
         with seeded(config.seed):
-            self.couplings = self._build(dims)
+            self.couplings = self._build(self.dims)
         # Here and not in fit: a loaded head must have the layout, too, or its scores would differ
         # in the last digit.
         self.couplings.to(memory_format=torch.channels_last)
@@ -278,7 +284,11 @@ class CSFlow(FlowHead):
 
     def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Return one latent per scale, ``[B, C, h_k, w_k]``, and the log-determinant ``[B]``."""
-        z, logdet = self.couplings(self.inputs(batch))
+        return self.latent_of(self.inputs(batch))
+
+    def latent_of(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return `latent` of maps as `inputs` gives them."""
+        z, logdet = self.couplings(list(maps))
         return list(z), logdet
 
     def reverse(self, z: Sequence[Tensor]) -> list[Tensor]:
@@ -326,8 +336,9 @@ class CSFlow(FlowHead):
         parts = [m for m in self.couplings.modules() if isinstance(m, Standardise)]
         if parts:
             statistics = channel_statistics(train, list(self.shapes))
-            for part, layer in zip(parts, self.shapes, strict=True):
-                part.set(*statistics[layer])
+            for i, (part, layer) in enumerate(zip(parts, self.shapes, strict=True)):
+                mean, std = (self.of_drawn(i, m) for m in statistics[layer])
+                part.set(mean, std)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Scores:

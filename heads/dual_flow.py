@@ -104,6 +104,7 @@ class DualFlow(MapFlowHead):
     )
     presets: ClassVar = {
         "small": {
+            "channels": 256,
             "standardise": True,
             "pool": "avg3s2",
             "layers": 3,
@@ -157,7 +158,7 @@ class DualFlow(MapFlowHead):
                 config.hidden_ratio,
             )
 
-        (shape,) = self.shapes.values()
+        (shape,) = self.dims
         branch = SequenceINN(*shape)
         for layer in range(config.layers):
             seed = (config.seed * 1009 + local) * 1009 + layer

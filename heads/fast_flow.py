@@ -84,7 +84,14 @@ class FastFlow(MapFlowHead):
     )
     presets: ClassVar = {
         "vit": {"steps": 20, "hidden_ratio": 0.16},
-        "small": {"standardise": True, "steps": 4, "lr": 2e-3, "batch_size": 8, "epochs": 6},
+        "small": {
+            "channels": 256,
+            "standardise": True,
+            "steps": 4,
+            "lr": 2e-3,
+            "batch_size": 8,
+            "epochs": 6,
+        },
     }
     fusion: ClassVar = ("mean", "mean")
     config: FastFlowConfig
@@ -110,7 +117,7 @@ class FastFlow(MapFlowHead):
     ) -> None:
         super().__init__(config, shapes, map_size)
         self.stacks = nn.ModuleList(
-            self._stack(shape, index) for index, shape in enumerate(self.shapes.values())
+            self._stack(shape, index) for index, shape in enumerate(self.dims)
         )
         self.settle()
 

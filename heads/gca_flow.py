@@ -92,6 +92,7 @@ class MSFlowConfig(GCAFlowConfig):
 # Chosen for a minute's training on two cores from resnet18's maps at 256 px: a third of the
 # blocks, small kernels, a rate that fits the few steps.
 _SMALL = {
+    "channels": 256,
     "standardise": True,
     "blocks": (1, 2, 3),
     "kernel": 3,
@@ -154,15 +155,14 @@ class GCAFlow(MapFlowHead):
         # A seed of its own for every part: changing one leaves the others' weights as they were.
         self.scales = nn.ModuleList(
             self._stack(shape, count, index)
-            for index, (shape, count) in enumerate(
-                zip(self.shapes.values(), config.blocks, strict=True)
-            )
+            for index, (shape, count) in enumerate(zip(self.dims, config.blocks, strict=True))
         )
         self.fuse: FusionCoupling | None = None
         if config.fusion:
-            dims = list(self.shapes.values())
-            with seeded(self._seed(len(dims), 0)):
-                self.fuse = FusionCoupling(dims, clamp=config.clamp, attention=config.attention)
+            with seeded(self._seed(len(self.dims), 0)):
+                self.fuse = FusionCoupling(
+                    self.dims, clamp=config.clamp, attention=config.attention
+                )
         self.settle()
 
     def _stack(self, shape: Shape, count: int, index: int) -> SequenceINN:

@@ -20,6 +20,7 @@ from heads.fast_flow import FastFlow, FastFlowConfig
 from heads.pairs import CURRENT
 from heads.parts.coupling import AffineCoupling
 from heads.parts.elementary import ActNorm, Permute
+from heads.parts.flow_head import nll_per_dimension
 from heads.parts.map_head import stage_nodes, token_nodes
 from heads.parts.pair_head import DifferenceSource, PairHead, differences
 from heads.parts.seeds import seeded
@@ -115,7 +116,7 @@ class PairFlow(PairHead, FastFlow):
         """Return the layers' absolute differences, of a pair batch or already taken."""
         if any(name.startswith(CURRENT) for name in batch):
             batch = differences(batch, self.config.root)
-        return [batch[layer] for layer in self.shapes]
+        return super().inputs(batch)
 
     def standard(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Return the moments; of roots no mean is taken off, so that no difference stays 0."""
@@ -152,15 +153,14 @@ class PairFlow(PairHead, FastFlow):
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return the negative log-likelihood per dimension, ``[B]``; of noisy maps in training."""
+        maps = self.inputs(batch)
         if self.training and self.config.noise:
-            batch = dict(batch)
-            for layer, part in zip(self.shapes, self.scale, strict=True):
-                x = batch[layer]
+            for i, (x, part) in enumerate(zip(maps, self.scale, strict=True)):
                 std = part.std[None, :, None, None]  # type: ignore[index]
                 # Drawn on the CPU, whose generator a checkpoint keeps on every device.
                 noise = torch.randn(x.shape).to(x.device)
-                batch[layer] = x + self.config.noise * std * noise
-        return {"nll": self.nll(batch)}
+                maps[i] = x + self.config.noise * std * noise
+        return {"nll": nll_per_dimension(*self.latent_of(maps))}
 
     def fit(
         self,

@@ -102,7 +102,8 @@ TINY: dict[str, Tiny] = {
     ),
     "gca_flow": Tiny({**MULTI_SCALE, "expansion": 2}, STAGES),
     "ms_flow": Tiny({**MULTI_SCALE, "standardise": True}, STAGES),
-    "fast_flow": Tiny({**BRIEF, "steps": 3}, STAGES),
+    # of the first layer all channels are read, of the others seven
+    "fast_flow": Tiny({**BRIEF, "steps": 3, "channels": 7}, STAGES),
     "dual_flow": Tiny({**BRIEF, "layers": 2, "standardise": True}, {"m": (7, 4, 3)}),
     "patchcore": Tiny({"ratio": 0.5}, {"m": (7, 4, 3)}),
     "padim": Tiny({"channels": 5}, {"m": (7, 4, 3)}),

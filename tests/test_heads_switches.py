@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from heads.base import Head, Scores, make_config, registry
+from heads.parts.flow_head import FlowHead
 from heads.trainer import NullProgress, TrainOptions
+from headwater.errors import ConfigError
 from tests.heads_tiny import TINY, build
 
 OPTIONS = TrainOptions(device="cpu", precision="float32", threads=1)
@@ -28,6 +30,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("csa_flow", {}, {"attention": "as_published"}, "ChannelGate|PublishedGate", 0),
     ("csa_flow", {}, {"reduction": 2}, "ChannelGate|CrossScaleSelfAttention", 1),
     ("csa_flow", {}, {"standardise": False}, "Standardise", 0),
+    ("csa_flow", {}, {"channels": 4}, ".", -1),
     ("cs_flow", {}, {"attention": "ca+sa"}, "ChannelGate|CrossScaleSelfAttention", 1),
     ("cs_flow", {}, {"hidden": 12}, SUBNET, 1),
     ("cs_flow", {}, {"kernels": (3, 5, 3)}, "CrossScaleCoupling|Permute", 1),
@@ -64,6 +67,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("dual_flow", {}, {"hidden_ratio": 2.0}, "DynamicSubnet/Conv2d", 1),
     ("dual_flow", {}, {"groups": 4}, "DynamicSubnet/DynamicSpatialAttention", -1),
     ("dual_flow", {}, {"clamp": 0.5}, NOTHING, 0),
+    ("dual_flow", {}, {"channels": 4}, ".", -1),
     ("f2r", {"alpha": 1.0, "beta": 1.0}, {"alpha": 0.5}, NOTHING, 0),
     ("f2r", {"alpha": 1.0, "beta": 1.0}, {"beta": 0.5}, NOTHING, 0),
     ("f2r", {"alpha": 0.2, "beta": 1.1}, {"coreset": "per_point"}, NOTHING, 0),
@@ -209,3 +213,34 @@ def test_cs_flow_is_csa_flow_without_attention_and_ms_flow_is_gca_flow_plain() -
     plain = build("gca_flow", subnet="plain", attention="none", standardise=True)
     for key, value in build("ms_flow").state_dict().items():
         assert torch.equal(value, plain.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["cs_flow", "ms_flow", "dual_flow", "pair_flow"])
+def test_a_head_on_drawn_channels_is_the_head_on_maps_of_these_alone(name: str) -> None:
+    tiny, most = TINY[name], 4 if name != "pair_flow" else 3
+    brief = {"epochs": 2, "standardise": True}
+    head = build(name, **brief, channels=most)
+    assert isinstance(head, FlowHead)
+    source, held, test = tiny.data(), tiny.data(seed=1, rows=5), tiny.data(seed=2, rows=4)
+    head.fit(source, held, OPTIONS, NullProgress())
+    batch = test.read(0, 4)
+    kept = dict(zip(head.shapes, head.inputs(batch), strict=False))  # one a branch, where there are
+    assert all(x.shape[1] == min(most, head.shapes[k][0]) for k, x in kept.items())
+    if name == "cs_flow":  # every image scale has the same channels
+        fine, coarse = (head.get_buffer(f"drawn_{i}") for i in (0, 1))
+        assert torch.equal(fine, coarse)
+    small = type(head)(
+        make_config(name, {**tiny.config, **brief}),
+        {k: (x.shape[1], x.shape[2], x.shape[3]) for k, x in kept.items()},
+        tiny.map_size,
+    )
+    drawn = {k: v for k, v in head.state_dict().items() if not k.startswith("drawn_")}
+    small.load_state_dict(drawn)
+    z, log_det = head.eval().latent(batch)
+    y, other = small.eval().latent(kept)
+    torch.testing.assert_close([*z, log_det], [*y, other])
+
+
+def test_one_channel_is_no_draw() -> None:
+    with pytest.raises(ConfigError, match="channels 1"):
+        build("ms_flow", channels=1)

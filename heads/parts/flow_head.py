@@ -10,7 +10,14 @@ from torch import Tensor
 
 from heads.base import Batch, Head, HeadConfig, Shape
 from heads.data import check_finite
-from headwater.errors import NotFittedError
+from headwater.errors import ConfigError, NotFittedError
+
+
+def nll_per_dimension(z: Sequence[Tensor], logdet: Tensor) -> Tensor:
+    """Return ``(½‖z‖² − log|det J|) / dim`` per sample, ``[B]``, without the constant."""
+    dims = sum(part[0].numel() for part in z)
+    square = torch.stack([part.square().flatten(1).sum(1) for part in z]).sum(0)
+    return (0.5 * square - logdet) / dims
 
 
 class FlowHead(Head):
@@ -27,10 +34,38 @@ class FlowHead(Head):
     ) -> None:
         super().__init__(config, shapes, map_size)
         self.register_buffer("fitted", torch.tensor(False))
+        #: Shapes of what `inputs` gives.
+        self.dims = list(self.shapes.values())
+        self._drawn: list[str | None] = [None] * len(self.dims)
+
+    def draw_channels(self, most: int, seed: int) -> None:
+        """Read at most `most` channels of each layer from here on, drawn by `seed`; 0 for all.
+
+        Layers with as many channels keep the same ones, as image scales of one node must.
+
+        Raises
+        ------
+        ConfigError
+            Where `most` is neither 0 nor two or more.
+        """
+        if most < 0 or most == 1:
+            raise ConfigError(f"channels {most}", expected="0, for all, or at least 2")
+        for i, (channels, height, width) in enumerate(self.dims):
+            if 0 < most < channels:
+                generator = torch.Generator().manual_seed(seed)
+                drawn = torch.randperm(channels, generator=generator)[:most].sort().values
+                self._drawn[i] = f"drawn_{i}"
+                self.register_buffer(f"drawn_{i}", drawn)
+                self.dims[i] = (most, height, width)
+
+    def of_drawn(self, index: int, x: Tensor, dim: int = 0) -> Tensor:
+        """Return what of `x`, with all channels of layer `index` along `dim`, is drawn."""
+        name = self._drawn[index]
+        return x if name is None else x.index_select(dim, self.get_buffer(name).to(x.device))
 
     def inputs(self, batch: Batch) -> list[Tensor]:
         """Return the maps that the flow head is a bijection of, in the layers' order."""
-        return [batch[layer] for layer in self.shapes]
+        return [self.of_drawn(i, batch[layer], 1) for i, layer in enumerate(self.shapes)]
 
     @abstractmethod
     def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -46,10 +81,7 @@ class FlowHead(Head):
 
     def nll(self, batch: Batch) -> Tensor:
         """Return ``(½‖z‖² − log|det J|) / dim`` per sample, ``[B]``, without the constant."""
-        z, logdet = self.latent(batch)
-        dims = sum(part[0].numel() for part in z)
-        square = torch.stack([part.square().flatten(1).sum(1) for part in z]).sum(0)
-        return (0.5 * square - logdet) / dims
+        return nll_per_dimension(*self.latent(batch))
 
     def mark_fitted(self) -> None:
         """Say, in the saved state too, that the head may score."""

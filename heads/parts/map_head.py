@@ -32,6 +32,9 @@ class MapFlowConfig(HeadConfig):
     image_size
         Pixels of the square image: a number, ``run`` (the run's own size) or ``auto`` (the paper's
         size on the paper's backbone, the run's own elsewhere).
+    channels
+        Channels of each layer that are read, drawn by the seed, as PaDiM does; 0 reads all, as the
+        papers do. The cost of most subnets grows with its square.
     standardise
         Begin with a fixed affine map to mean 0 and deviation 1 per channel, measured on the
         training images and counted in the log-determinant. The papers have none; it makes learning
@@ -48,6 +51,7 @@ class MapFlowConfig(HeadConfig):
     """
 
     image_size: int | str = "auto"
+    channels: int = 0
     standardise: bool = False
     clamp: float = 1.9
     lr: float = 1e-4
@@ -86,7 +90,8 @@ class MapFlowHead(FlowHead):
         self, config: MapFlowConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
     ) -> None:
         super().__init__(config, shapes, map_size)
-        self.scale = nn.ModuleList(Standardise([shape]) for shape in self.shapes.values())
+        self.draw_channels(config.channels, config.seed)
+        self.scale = nn.ModuleList(Standardise([shape]) for shape in self.dims)
         self.scorer = LikelihoodScores(*self.fusion, config.top_k, config.normaliser)
 
     @abstractmethod
@@ -162,9 +167,9 @@ class MapFlowHead(FlowHead):
         """Learn the density of normal features; fix the normalisers on held-out normals."""
         self.check(train)
         if self.config.standardise:
-            for part, (mean, std) in zip(
-                self.scale, channel_statistics(train, list(self.shapes)).values(), strict=True
-            ):
+            statistics = channel_statistics(train, list(self.shapes)).values()
+            for i, (part, moments) in enumerate(zip(self.scale, statistics, strict=True)):
+                mean, std = (self.of_drawn(i, m) for m in moments)
                 part.set(*self.standard(mean, std))  # type: ignore[operator]
         result = train_module(
             self,
