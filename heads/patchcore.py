@@ -155,7 +155,10 @@ class GalleryHead(Head):
         if self.config.limit:
             count = min(count, self.config.limit)
         if count == len(vectors):
-            return torch.arange(count), {"gallery": float(count), "coreset_radius": 0.0}
+            # in a drawn order, so that the first ones are of all images
+            generator = torch.Generator().manual_seed(self.config.seed)
+            rows = torch.randperm(count, generator=generator)
+            return rows, {"gallery": float(count), "coreset_radius": 0.0}
         space = vectors.to(device)
         if self.config.projection:
             space = project(space, self.config.projection, self.config.seed)
@@ -247,7 +250,7 @@ class PatchCore(GalleryHead):
     def image_score(self, vectors: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
         """Return the largest distance, weighted by eq. 7 where asked for."""
         at = int(distances.argmax())
-        if not cast("PatchCoreConfig", self.config).reweight:
+        if not cast("PatchCoreConfig", self.config).reweight or len(self.gallery) < 2:
             return distances[at]
         near = self.gallery.around(int(rows[at]), self.config.neighbours)
         around = (self.gallery.vectors[near] - vectors[at]).square().sum(1).sqrt()

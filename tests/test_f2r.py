@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,9 @@ from torch import Tensor
 
 from heads.base import make_config
 from heads.data import TensorSource
-from heads.f2r import F2R, F2RConfig
+from heads.f2r import F2R, F2RConfig, _Factorization
 from heads.f2r_grid import POINTS, VALUES, GridResult, grid, partial_spearman
-from heads.f2r_select import _Trial, least_altered
+from heads.f2r_select import _Trial, least_altered, select_synthetic
 from heads.metrics import auroc
 from heads.parts.vector import InvertibleLinear, vector_glow
 from heads.patchcore import PatchCore, PatchCoreConfig
@@ -151,6 +153,52 @@ def test_a_step_moves_the_linear_map_by_what_it_moves_the_parameters() -> None:
         part.packed.add_(step)
         moved = torch.linalg.matrix_norm(part.weight(torch.float32) - before, 2)
     assert moved < 1.2 * torch.linalg.matrix_norm(step, 2)
+
+
+def test_a_channel_that_is_dead_in_training_is_not_blown_up_after_it() -> None:
+    glow = vector_glow(8, 1, 9, 1.9, 0)
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    x[:, 3] = 0
+    glow.train()(x)
+    alive = x.clone()
+    alive[:, 3] = 1
+    z, _ = glow.eval()(alive)
+    assert float(z.abs().max()) < 50
+    torch.testing.assert_close(glow(z, rev=True)[0], alive, rtol=1e-4, atol=1e-4)
+
+
+def test_epochs_count_images_wherever_they_are_given() -> None:
+    """Five rows an image: five epochs of images are one pass over the rows."""
+    maps = _maps(4, 0).repeat_interleave(5, 0)
+    ids = [str(i) for i in range(4) for _ in range(5)]
+    source = TensorSource({LAYER: maps}, ids, [0, 1, 2, 3, 4] * 4)
+    steps = []
+    for settings, asked in (({"epochs": 10}, None), ({"epochs": 99}, 10)):
+        head = F2R(make_config("f2r", {**TINY, **settings}), SHAPES, (16, 20))
+        options = dataclasses.replace(CPU, epochs=asked)
+        steps.append(head.fit(source, source.subset([]), options, NullProgress())["epochs"])
+    assert steps == [2, 2]
+
+
+def test_the_squared_error_is_a_vectors() -> None:
+    """Eq. 5's second term, ‖f − MLP(z_l)‖², beside losses that are per vector, too."""
+    module = _factorization("reg").eval()
+    maps = _maps(2, 0)
+    with torch.no_grad():
+        f = maps.flatten(2).transpose(1, 2).reshape(-1, 8)
+        guess = module.local_net(module.glow(f)[0][:, :4])
+        found = module(maps)["local"]
+    torch.testing.assert_close(found, ((f - guess) ** 2).sum(1).mean())
+
+
+def _factorization(implementation: str) -> _Factorization:
+    config = make_config("f2r", {**TINY, "implementation": implementation})
+    return _Factorization(vector_glow(8, 2, 9, 1.9, 0), 8, 20, config)  # type: ignore[arg-type]
+
+
+def test_with_one_held_out_image_nothing_is_picked(fitted: F2R) -> None:
+    one = TensorSource({LAYER: _maps(1, 7)})
+    assert select_synthetic(fitted, one, 0, NullProgress()) == (1.0, 1.0)
 
 
 # --- the grid -----------------------------------------------------------------------------------

@@ -87,6 +87,14 @@ def test_reweighting_by_definition() -> None:
     assert head.score({LAYER: test}).image.item() == pytest.approx(want.item(), rel=1e-4)
 
 
+def test_a_gallery_of_one_vector_still_tells_images_apart() -> None:
+    head = _fitted(_maps(4, 0), limit=1)
+    assert len(head.gallery) == 1
+    near, far = _maps(1, 3), _maps(1, 3) + 5
+    scores = head.score({LAYER: torch.cat([near, far])}).image
+    assert 0 < scores[0] < scores[1]
+
+
 def test_smoothing_keeps_constants_and_blurs() -> None:
     make, sharp = (MapMaker((8, 9), (64, 72), sigma=sigma) for sigma in (0.5, 0.0))
     assert make(torch.full((8, 9), 3.0)) == pytest.approx(torch.full((64, 72), 3.0), rel=1e-6)

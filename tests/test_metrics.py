@@ -110,6 +110,10 @@ def test_oracle_threshold_separates_what_can_be_separated() -> None:
     t = own.oracle_threshold(scores, labels)
     at = own.at_threshold(scores, labels, t)
     assert at["recall"] - at["false_positive_rate"] == pytest.approx(0.5)
+    found = own.evaluate(scores, None, labels, None)
+    assert (found["oracle.youden_recall"], found["oracle.youden_accuracy"]) == (
+        at["recall"], at["accuracy"],
+    )  # fmt: skip
     t = own.oracle_threshold([0.0, 1.0], [False, True])
     assert own.at_threshold([0.0, 1.0], [False, True], t)["f1"] == 1.0
 

@@ -14,7 +14,6 @@ from heads.parts.cross_attention import ChannelGate, CrossScaleSelfAttention
 from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet, conv_resized, resize
 from heads.parts.elementary import (
     ActNorm,
-    InvertibleMix,
     Permute,
     Standardise,
     channel_statistics,
@@ -31,8 +30,6 @@ PARTS = {
     "permute": (Permute, {"seed": 3}),
     "standardise": (Standardise, {}),
     "actnorm": (ActNorm, {}),
-    "mix": (InvertibleMix, {"seed": 3}),
-    "rotation": (InvertibleMix, {"seed": 3, "kind": "fixed"}),
     "coupling": (AffineCoupling, {"clamp": 3.0}),
     "one-sided": (AffineCoupling, {"clamp": 1.9, "two_sided": False}),
 }
@@ -114,7 +111,7 @@ def test_float32_inverse_of_a_stack_survives_training() -> None:
     with seeded(1):
         for k in range(6):
             net.append(ActNorm)
-            net.append(InvertibleMix, seed=k)
+            net.append(Permute, seed=k)
             net.append(AffineCoupling, subnet=subnet(3), clamp=1.9)
     x = sample((8, 4, 4), rows=8).float()
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
@@ -329,5 +326,3 @@ def test_graph_order_is_the_given_one() -> None:
 def test_impossible_parts_are_refused() -> None:
     with pytest.raises(ConfigError, match="one channel"):
         AffineCoupling([(1, 2, 2)], subnet(1))
-    with pytest.raises(ConfigError, match="householder"):
-        InvertibleMix([(2,)], seed=0, kind="householder")  # type: ignore[arg-type]

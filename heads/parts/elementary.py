@@ -9,7 +9,7 @@ log-determinants of any shape; `GraphINN` knows ``[B]`` only).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from FrEIA.modules import InvertibleModule
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from heads.base import FeatureSource
 from heads.data import check_finite
-from headwater.errors import ConfigError
 
 
 def soft_clamp(s: Tensor, alpha: float) -> Tensor:
@@ -122,6 +121,11 @@ class Permute(Elementary):
         return (_Reorder.apply(x, there, back),), self.spread(0.0, x, rev)
 
 
+#: Least deviation of a channel over the channels' median. One that hardly moves on normal images
+#: would else be blown up without measure where it moves.
+FLOOR = 0.05
+
+
 class Standardise(Elementary):
     """A fixed affine map per channel, ``(x - mean) / std``, set from training features.
 
@@ -137,12 +141,9 @@ class Standardise(Elementary):
         self.register_buffer("mean", torch.zeros(self.channels))
         self.register_buffer("std", torch.ones(self.channels))
 
-    def set(self, mean: Tensor, std: Tensor, floor: float = 0.05) -> None:
-        """Take over ``[C]`` statistics; deviations count for at least `floor` of their median.
-
-        A channel that hardly moves on normal images would else be blown up without measure.
-        """
-        least = torch.clamp(std.median() * floor, min=1e-6)
+    def set(self, mean: Tensor, std: Tensor) -> None:
+        """Take over ``[C]`` statistics; deviations count for at least `FLOOR` of their median."""
+        least = torch.clamp(std.median() * FLOOR, min=1e-6)
         self.mean.copy_(mean.to(self.mean))
         self.std.copy_(torch.maximum(std, least).to(self.std))
 
@@ -186,7 +187,8 @@ def channel_statistics(
 class ActNorm(Elementary):
     """A learnt affine map per channel, set by the first training batch to mean 0, deviation 1.
 
-    Kingma & Dhariwal, "Glow" (2018), section 3.1. That it was set is saved with the weights.
+    Kingma & Dhariwal, "Glow" (2018), section 3.1. Deviations count for at least `FLOOR` of their
+    median, as in `Standardise`. That it was set is saved with the weights.
     """
 
     ready: Tensor
@@ -202,7 +204,7 @@ class ActNorm(Elementary):
         dims = [d for d in range(x.ndim) if d != 1]
         if x.numel() // self.channels > 1:  # one single vector has no deviation
             std = x.std(dims)
-            self.log_scale.copy_(-torch.clamp(std, min=1e-4).log())
+            self.log_scale.copy_(-std.clamp_min(max(1e-4, FLOOR * float(std.median()))).log())
         self.bias.copy_(-x.mean(dims) * self.log_scale.exp())
         self.ready.fill_(True)
 
@@ -223,90 +225,3 @@ class ActNorm(Elementary):
         else:
             y = torch.addcmul(bias, x, torch.exp(log_scale))
         return (y,), self.spread(self.log_scale.to(x.dtype).sum(), x, rev)
-
-
-class InvertibleMix(Elementary):
-    """An invertible 1x1 convolution: one CxC matrix over the channels.
-
-    Kingma & Dhariwal, "Glow" (2018), section 3.2.
-
-    Parameters
-    ----------
-    dims_in
-        One shape.
-    seed
-        Decides the orthogonal matrix it begins as.
-    kind
-        ``lu`` learns ``W = P L (U + diag(sign * exp(log_s)))``; ``fixed`` keeps the orthogonal
-        matrix (log-determinant 0).
-
-    Raises
-    ------
-    ConfigError
-        On another `kind`.
-    """
-
-    def __init__(
-        self,
-        dims_in: Sequence[Sequence[int]],
-        seed: int,
-        kind: Literal["lu", "fixed"] = "lu",
-        per_position: bool = False,
-    ) -> None:
-        super().__init__(dims_in, per_position)
-        if kind not in ("lu", "fixed"):
-            raise ConfigError(f"invertible 1x1 of kind {kind!r}", expected="lu or fixed")
-        self.kind = kind
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(
-            self.channels, self.channels, generator=generator, dtype=torch.float64, device="cpu"
-        )
-        start = torch.linalg.qr(noise)[0]
-        if kind == "fixed":
-            self.register_buffer("matrix", start.float())
-            return
-        p, lower, upper = torch.linalg.lu(start)
-        diagonal = upper.diagonal()
-        self.register_buffer("p", p.float())
-        self.register_buffer("sign", diagonal.sign().float())
-        self.lower = nn.Parameter(lower.tril(-1).float())
-        self.upper = nn.Parameter(upper.triu(1).float())
-        self.log_s = nn.Parameter(diagonal.abs().log().float())
-
-    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        eye = torch.eye(self.channels, device=self.lower.device, dtype=dtype)
-        lower = self.lower.to(dtype).tril(-1) + eye
-        diagonal = self.sign.to(dtype) * self.log_s.to(dtype).exp()  # type: ignore[operator]
-        return self.p.to(dtype), lower, self.upper.to(dtype).triu(1) + diagonal.diag()  # type: ignore[operator]
-
-    def weight(self, dtype: torch.dtype, rev: bool = False) -> Tensor:
-        """Return the matrix, or its inverse worked out in float64, as `dtype`."""
-        if self.kind == "fixed":
-            matrix: Tensor = self.matrix  # type: ignore[assignment]
-            # Rounded to float32 it is orthogonal to 1e-7 only: float64 tests want the inverse.
-            return torch.linalg.inv(matrix.double()).to(dtype) if rev else matrix.to(dtype)
-        if not rev:
-            p, lower, upper = self._factors(dtype)
-            return p @ lower @ upper
-        p, lower, upper = self._factors(torch.float64)
-        half = torch.linalg.solve_triangular(lower, p.T, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, half, upper=True).to(dtype)
-
-    def forward(
-        self,
-        x_or_z: Sequence[Tensor],
-        c: Sequence[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor], Tensor]:
-        """Mix the channels, or undo it where `rev`."""
-        x = x_or_z[0]
-        # bfloat16 here would make the inverse wrong in the third digit.
-        with torch.autocast(x.device.type, enabled=False):
-            y = torch.einsum("oc,bc...->bo...", self.weight(x.dtype, rev), x)
-        if self.kind == "fixed":
-            matrix: Tensor = self.matrix  # type: ignore[assignment]
-            position = torch.linalg.slogdet(matrix.double())[1].to(x.dtype)
-        else:
-            position = self.log_s.to(x.dtype).sum()
-        return (y,), self.spread(position, x, rev)
