@@ -107,7 +107,7 @@ class CSAFlowConfig(CSFlowConfig):
     attention: str = "ca+sa"
 
 
-# Found on held-out normals' likelihood and on synthetic defects; see docs/heads.md.
+# Found on held-out normals' likelihood and on synthetic defects.
 SMALL: dict[str, Any] = {
     "image_size": "run",
     "channels": 256,

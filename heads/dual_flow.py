@@ -44,8 +44,8 @@ class DualFlowConfig(MapFlowConfig):
     hidden_ratio
         Channels between a subnet's two convolutions over those that it sees.
     local_kernel
-        Kernel size of the local branch's convolutions; the paper's is 3. With 1 only the gate sees
-        more than a position.
+        Kernel size of the local branch's convolutions; the paper's is 3. With 1 only the gate and
+        the norm see more than a position.
     fuse
         How the two nodes' maps become one: ``sum``, ``concat`` or ``auto`` (``sum`` of a
         transformer's tokens, ``concat`` of a convolutional net's stages).

@@ -19,7 +19,7 @@ class InvertibleLinear(Elementary):
 
     Kingma & Dhariwal, "Glow" (2018), section 3.2, with the drawn rotation R that it begins as in
     place of a permutation, and triangles that begin as the identity. Triangles of a rotation are
-    badly conditioned: at 1,536 channels four of Adam's steps at the paper's rate blow the map up.
+    badly conditioned: at 1,536 channels twelve of Adam's steps at F²R's rate blow the map up.
 
     Both triangles sit in one matrix, so that the number of parameters is the number of degrees of
     freedom. In evaluation the matrix and its inverse (worked out in float64) are kept until a
