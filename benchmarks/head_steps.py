@@ -34,10 +34,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from benchmarks.head_costs import CASES
 from benchmarks.machine import machine, tell
 from benchmarks.waiting import TimedSource
-from heads.base import FeatureSource, get_head, make_config
+from heads.base import FeatureSource, Reference, get_head, make_config, registry
 from heads.data import TensorSource
 from heads.pairs import Pair, PairSource
 from heads.trainer import TrainOptions
@@ -74,10 +73,16 @@ class StepClock:
             raise _EnoughError
 
 
+def references() -> dict[str, Reference]:
+    """Return what each head is measured at, by name; plug-ins may say nothing of it."""
+    return {n: cls.reference for n, cls in registry().items() if cls.reference is not None}
+
+
 def made_up(name: str, rows: int) -> FeatureSource:
     """Return positive maps of the head's paper's shapes (pairs where it reads pairs)."""
     generator = torch.Generator().manual_seed(0)
-    shapes, pixels = CASES[name].shapes, CASES[name].pixels
+    at = references()[name]
+    shapes, pixels = at.shapes, at.pixels
 
     def side(label: str) -> TensorSource:
         maps = {
@@ -95,7 +100,7 @@ def made_up(name: str, rows: int) -> FeatureSource:
 
 def measure(name: str, precision: str, batch: int, steps: int, profile: bool) -> dict[str, Any]:
     """Return seconds per image and step and the peak memory of this process, in MB."""
-    case = CASES[name]
+    case = references()[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     settings = dict(case.settings)
     if name not in STEPLESS:
@@ -195,7 +200,7 @@ def _apart(tree: Path, arguments: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Measure each head and precision, one JSON line each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--head", nargs="+", default=list(CASES))
+    parser.add_argument("--head", nargs="+", default=list(references()))
     parser.add_argument("--precision", default="float32,bfloat16")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3)
