@@ -27,6 +27,7 @@ from flows.pairs_extraction import PairsReport, extract_pairs
 from flows.pairs_list import PairVersion, version_at
 from flows.planner import HeadPlan, check_heads, check_kind
 from flows.runtime import TOPIC, cores, dask_client
+from flows.server import watch_server
 from flows.training import AT_LEAST, find_trained, train_head, work_of
 from headwater.errors import HeadwaterError
 from storage.registry import Registry
@@ -298,6 +299,7 @@ def run_pipeline(
         "untrained_seed": untrained_seed,
     }
     reporter.update("starting", 0, 1, "Prefect")
+    watch_server()
     try:
         result = run_flow(require_set(settings), request)
     except HeadsFailedError as error:
@@ -343,6 +345,7 @@ def train_pipeline(
         "known_by": None if known_by is None else nanoseconds(known_by),
         "untrained_seed": untrained_seed,
     }
+    watch_server()
     try:
         return train_flow(image_set, request)
     except HeadsFailedError as error:

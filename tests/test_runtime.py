@@ -1,14 +1,18 @@
 """The Dask runtime: progress reaches the driver, a lost worker's work is done by another."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from flows.runtime import TOPIC, PeakMemory, WorkerProgress, cores, dask_client
 from headwater.errors import ConfigError, HeadwaterError, TrainingError
+from tests.commandkit import environment
 
 
 def die_once(folder: str) -> str:
@@ -79,3 +83,27 @@ def test_errors_survive_the_way_through_a_pickle():
     error = HeadwaterError("what", expected="else", remedy="do")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) == "what\n  expected: else\n  remedy: do"
+
+
+def test_a_killed_run_leaves_no_server_behind(tmp_path):
+    code = (
+        "import threading, time\n"
+        "from flows.server import watch_server\n"
+        "from prefect.server.api.server import SubprocessASGIServer\n"
+        "watch_server()\n"
+        "server = SubprocessASGIServer()\n"  # as Prefect's clients ask for it
+        "threading.Thread(target=server.start).start()\n"
+        "while not getattr(server, '_watch', None): time.sleep(0.01)\n"
+        "print(server.server_process.pid, server._watch.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(tmp_path), stdout=subprocess.PIPE, text=True
+    )
+    server, watch = (psutil.Process(int(n)) for n in child.stdout.readline().split())
+    child.kill()
+    child.wait()
+    _, left = psutil.wait_procs([server, watch], timeout=30)
+    for process in left:
+        process.kill()
+    assert not left
