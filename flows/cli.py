@@ -37,7 +37,9 @@ from flows.cli_common import (
     SnapshotOption,
     StoreOption,
     TrackingOption,
+    UsageError,
     WeightsOption,
+    explain_usage,
     settings_from,
 )
 from flows.console import Reporter, err, out, table
@@ -344,12 +346,11 @@ def _root(
     pass
 
 
-def _stopped() -> None:
-    err.print("stopped; what was committed is kept, the same command goes on from there")
-
-
 def main() -> None:
-    """Entry point: errors that a user can cure are printed without a traceback."""
+    """Entry point: errors that a user can cure are printed without a traceback.
+
+    Those that typer finds in the command line are printed as all others are.
+    """
     from flows.cli_grid import grid
     from flows.cli_pairs import pairs_app
     from flows.cli_store import store_app
@@ -358,20 +359,21 @@ def main() -> None:
     app.add_typer(store_app, name="store", rich_help_panel="Look")
     app.add_typer(pairs_app, name="pairs", rich_help_panel="Begin")
     try:
-        app()
+        status = app(standalone_mode=False)
+    except UsageError as error:
+        if (mistake := explain_usage(error)) is not None:
+            err.print(f"error: {mistake}", markup=False)
+        sys.exit(2)
     except HeadwaterError as error:
         err.print(f"error: {error}", markup=False)
         sys.exit(2)
     except KeyboardInterrupt:
-        _stopped()
-        sys.exit(130)
-    except SystemExit as end:
-        # typer answers Ctrl-C itself, with this status and without a word.
-        if end.code == 130:
-            _stopped()
-        raise
+        status = 130
     except BrokenPipeError:
-        sys.exit(0)
+        status = 0
+    if status == 130:  # typer answers Ctrl-C itself, without a word
+        err.print("stopped; what was committed is kept, the same command goes on from there")
+    sys.exit(status or 0)
 
 
 if __name__ == "__main__":

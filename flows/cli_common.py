@@ -178,6 +178,36 @@ def settings_from(
     return settings, home
 
 
+#: What typer raises for a command line it cannot read, wherever this version of it keeps the class.
+UsageError: Any = typer.BadParameter.__base__
+
+
+def explain_usage(error: Any) -> ConfigError | None:
+    """Return a `UsageError` in the form of all errors; None where help was all there was to say."""
+    from pydantic import ValidationError
+
+    from flows.config import expectation
+
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return None
+    culprit, expected, cause = error.message.rstrip("."), "", error.__cause__
+    commands = getattr(getattr(error.ctx, "command", None), "commands", None)
+    if isinstance(cause, ValidationError):
+        problem = cause.errors()[0]
+        culprit = f"option {error.param.opts[0]} {problem['input']}"
+        expected = expectation(problem["msg"])
+    elif near := getattr(error, "possibilities", None):
+        expected = f"perhaps {', '.join(sorted(near))}"
+    elif commands:
+        expected = f"one of {', '.join(sorted(commands))}"
+    elif error.ctx:
+        culprit = error.format_message().rstrip(".")
+        expected = " ".join(error.ctx.get_usage().removeprefix("Usage: ").split())
+    culprit = culprit[0].lower() + culprit[1:]
+    command = error.ctx.command_path if error.ctx else "headwater"
+    return ConfigError(culprit, expected=expected, remedy=f"{command} --help says what there is")
+
+
 def _default_heads(settings: Settings) -> dict[str, dict[str, Any]]:
     from flows.planner import chosen_heads
 

@@ -6,6 +6,7 @@ A mistake is reported with its place (file, line, key) and the valid choices.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -213,9 +214,7 @@ def _explain(
         else:
             given = problem.get("input")
             texts.append(f"{place}: {dotted} = {given!r}")
-            hints.append(
-                problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            )
+            hints.append(expectation(problem["msg"]))
     unique = list(dict.fromkeys(zip(texts, hints, strict=True)))
     several = len(unique) > 1
     return ConfigError(
@@ -223,6 +222,12 @@ def _explain(
         expected="" if several else unique[0][1],
         remedy="headwater init writes a file with every key and its comment",
     )
+
+
+def expectation(message: str) -> str:
+    """Return what pydantic expected, from what it says."""
+    plain = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    return re.sub(r"^.* is not (?=one of )|, unable to parse .*|\.$", "", plain)
 
 
 def _fields(keys: tuple[str, ...]) -> list[str]:
