@@ -140,6 +140,11 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things: ``1 map``, ``2 maps``."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def size(count: float) -> str:
     """Return a number of bytes for people: ``3.2 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
