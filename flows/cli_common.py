@@ -166,15 +166,15 @@ def settings_from(
     if heads := options.get("heads"):
         names = [h.strip() for h in heads.split(",") if h.strip()]
         settings.heads = {name: settings.heads.get(name, {}) for name in names}
-    for key, value in _assignments(options.get("settings"), "--set").items():
-        head, dot, name = key.partition(".")
-        chosen = settings.heads or _default_heads(settings)
-        if not dot or head not in chosen:
-            raise ConfigError(f"--set {key}", expected=f"HEAD.KEY with HEAD of {', '.join(chosen)}")
-        settings.heads = {**chosen, head: {**chosen[head], name: value}}
     places = (settings.store, settings.tracking, settings.artifacts)
     home = Home.at(settings.home, *places, write=write)
     home.prepare_environment()
+    for key, value in _assignments(options.get("settings"), "--set").items():
+        head, dot, name = key.partition(".")
+        chosen = settings.heads or _default_heads(settings, home)
+        if not dot or head not in chosen:
+            raise ConfigError(f"--set {key}", expected=f"HEAD.KEY with HEAD of {', '.join(chosen)}")
+        settings.heads = {**chosen, head: {**chosen[head], name: value}}
     return settings, home
 
 
@@ -208,7 +208,8 @@ def explain_usage(error: Any) -> ConfigError | None:
     return ConfigError(culprit, expected=expected, remedy=f"{command} --help says what there is")
 
 
-def _default_heads(settings: Settings) -> dict[str, dict[str, Any]]:
-    from flows.planner import chosen_heads
+def _default_heads(settings: Settings, home: Home) -> dict[str, dict[str, Any]]:
+    from flows.folders import reads_pairs
+    from flows.planner import default_heads
 
-    return chosen_heads(settings)
+    return default_heads(reads_pairs(settings, home))

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from flows.cli import main
+from flows.cli_common import settings_from
 from flows.config import TEMPLATE, Settings, load_settings
 from flows.folders import as_before, resolve_images, write_card
 from flows.home import Home
@@ -96,6 +97,15 @@ def test_a_set_is_run_again_as_it_was(tmp_path):
     as_before(other, home)
     assert (other.backbone.name, other.backbone.weights) == ("resnet50", None)
     assert other.extraction.size == 64
+
+
+def test_a_head_is_set_up_among_those_that_will_run(tmp_path):
+    home = Home.at(tmp_path / "home")
+    home.write_card("boards", {"pairs": str(tmp_path)})
+    given = {"image_set": "boards", "home": home.root, "settings": ["pair_diff.seed=3"]}
+    assert settings_from(given)[0].heads == {"pair_diff": {"seed": 3}}
+    with pytest.raises(ConfigError, match="HEAD of patchcore, f2r, cs_flow"):
+        settings_from({**given, "images": tmp_path})
 
 
 @pytest.mark.parametrize(

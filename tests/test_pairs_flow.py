@@ -262,6 +262,7 @@ def test_changed_pairs_never_teach_pair_flow_and_the_way_out_works(work, tmp_pat
         (["run", "x", "--images", "images", "--pairs", "boards"], "one of them, not both"),
         (["run", "x", "--pairs", "nowhere"], "nowhere: no such folder"),
         (["train", "boards", "--heads", "patchcore"], "patchcore reads single images"),
+        (["train", "boards", "--set", "f2r.alpha=1"], "HEAD.KEY with HEAD of pair_diff"),
         (["predict", "boards", "one.png", "--head", "pair_flow"], "--pair CURRENT HISTORY"),
         (["predict", "boards"], "--pair CURRENT HISTORY"),
         (["store", "log", "boards"], "boards.current or boards.history"),
