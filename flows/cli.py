@@ -80,7 +80,8 @@ def run(
         float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Heads trained at a time. [default: one a core]")
+        int | None,
+        typer.Option(min=1, help="Heads trained at a time. [default: one a core, or one a GPU]"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     scheduler: Annotated[
@@ -169,7 +170,8 @@ def train(
         typer.Option(metavar="DATE", help="Only images that had arrived by then (ISO 8601)."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Heads trained at a time. [default: one a core]")
+        int | None,
+        typer.Option(min=1, help="Heads trained at a time. [default: one a core, or one a GPU]"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     scheduler: Annotated[

@@ -60,7 +60,9 @@ class TrainingSettings(_Strict):
     epochs: int | None = Field(None, ge=1, description="instead of the preset's")
     early_stop: int | None = Field(None, ge=1, description="stop after so many epochs not better")
     seed: int = 0
-    workers: int | None = Field(None, ge=1, description="heads trained at a time; default: cores")
+    workers: int | None = Field(
+        None, ge=1, description="heads trained at a time, at most one a GPU"
+    )
 
 
 class DaskSettings(_Strict):
@@ -286,7 +288,7 @@ training:
   # epochs: 20                   # instead of the preset's
   # early_stop: 5                # stop after so many epochs without a better held-out loss
   seed: 0
-  # workers: 2                   # heads trained at a time; default: one a core
+  # workers: 2                   # heads trained at a time; default: one a core, at most one a GPU
 
 # dask:
 #   scheduler: tcp://host:8786   # an existing cluster instead of local processes

@@ -9,8 +9,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from distributed import Client, LocalCluster
 
-from flows.runtime import TOPIC, PeakMemory, WorkerProgress, cores, dask_client
+from flows.runtime import (
+    TOPIC,
+    PeakMemory,
+    WorkerProgress,
+    cores,
+    dask_client,
+    needs_gpu,
+    own_device,
+    training_workers,
+)
 from headwater.errors import ConfigError, HeadwaterError, TrainingError
 from tests.commandkit import environment
 
@@ -30,6 +40,13 @@ def report_and_fail(name: str) -> None:
         progress.step(done, 3, "epoch")
         time.sleep(0.12)
     raise TrainingError("step 3: loss is nan", remedy="lower the learning rate")
+
+
+def device_of_two_gpus() -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.setattr("torch.cuda.device_count", lambda: 2)
+        return own_device("auto")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +76,33 @@ def test_progress_and_errors_reach_the_driver_whole(client):
 def test_workers_get_their_share_of_the_cores(client):
     threads = client.submit(lambda: os.environ["OMP_NUM_THREADS"]).result(timeout=60)
     assert int(threads) == max(1, cores() // 2)
+
+
+def test_no_more_trainings_at_a_time_than_gpus(client, monkeypatch):
+    assert training_workers(99, "cpu") == cores()
+    assert (training_workers(2, "cpu", 5), training_workers(9, "cpu", 5)) == (2, 5)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for count in (1, 2):
+        monkeypatch.setattr("torch.cuda.device_count", lambda n=count: n)
+        assert training_workers(9, "auto", 5) == count
+        assert training_workers(9, "cuda:0", 5) == 1
+        assert training_workers(9, "cpu", 5) == 5
+    assert own_device("auto") == "auto"  # outside a worker
+    workers = client.scheduler_info()["workers"]
+    asked = [client.submit(device_of_two_gpus, workers=w, pure=False) for w in workers]
+    assert {f.result(timeout=60) for f in asked} == {"cuda:0", "cuda:1"}
+
+
+def test_a_training_takes_a_gpu_of_a_cluster_that_offers_some(client):
+    assert needs_gpu(client, "auto") == {}
+    with (
+        LocalCluster(
+            n_workers=1, processes=False, resources={"GPU": 1}, dashboard_address=None
+        ) as one,
+        Client(one, set_as_default=False) as offering,
+    ):
+        assert needs_gpu(offering, "auto") == {"GPU": 1}
+        assert needs_gpu(offering, "cpu") == {}
 
 
 def test_no_scheduler_at_the_address_is_a_clear_error():
