@@ -20,6 +20,8 @@ from flows.cli_common import (
     ConfigOption,
     CropOption,
     DefectiveOption,
+    DeviceOption,
+    EpochsOption,
     HeadsOption,
     HomeOption,
     ImagesOption,
@@ -30,15 +32,18 @@ from flows.cli_common import (
     PrecisionOption,
     PresetOption,
     RehashOption,
+    SchedulerOption,
     SeedOption,
     SetArgument,
     SetOption,
     SizeOption,
     SnapshotOption,
     StoreOption,
+    TargetOption,
     TrackingOption,
     UsageError,
     WeightsOption,
+    WorkersOption,
     explain_usage,
     settings_from,
 )
@@ -74,19 +79,12 @@ def run(
     crop: CropOption = None,
     precision: PrecisionOption = None,
     preset: PresetOption = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    epochs: EpochsOption = None,
     seed: SeedOption = None,
-    target_fpr: Annotated[
-        float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Heads trained at a time. [default: one a core, or one a GPU]"),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of an existing Dask scheduler.")
-    ] = None,
+    target_fpr: TargetOption = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = None,
+    scheduler: SchedulerOption = None,
     rehash: RehashOption = False,
     home: HomeOption = None,
     store: StoreOption = None,
@@ -160,23 +158,16 @@ def train(
     crop: CropOption = None,
     precision: PrecisionOption = None,
     preset: PresetOption = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    epochs: EpochsOption = None,
     seed: SeedOption = None,
-    target_fpr: Annotated[
-        float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
-    ] = None,
+    target_fpr: TargetOption = None,
     known_by: Annotated[
         str | None,
         typer.Option(metavar="DATE", help="Only images that had arrived by then (ISO 8601)."),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Heads trained at a time. [default: one a core, or one a GPU]"),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of an existing Dask scheduler.")
-    ] = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = None,
+    scheduler: SchedulerOption = None,
     home: HomeOption = None,
     store: StoreOption = None,
     tracking: TrackingOption = None,

@@ -80,6 +80,16 @@ PresetOption = Annotated[
 RehashOption = Annotated[
     bool, typer.Option("--rehash", help="Read every file, even those that look unchanged.")
 ]
+EpochsOption = Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")]
+TargetOption = Annotated[
+    float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Heads trained at a time. [default: one a core, or one a GPU]"),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+SchedulerOption = Annotated[str | None, typer.Option(help="Address of an existing Dask scheduler.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SnapshotOption = Annotated[
