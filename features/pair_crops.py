@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,21 @@ from PIL import Image
 from features.pairs import SIDES, PairRecord
 from features.pixels import read_image, read_mask
 from headwater.errors import ConfigError, DataError
+
+
+def crop_name(pair: PairRecord, top: int, left: int) -> str:
+    """Return the file name of a crop, from which `source_of` tells what it was cut out of."""
+    return f"{pair.key.replace('/', '_')}@{top}_{left}.png"
+
+
+def source_of(key: str) -> str:
+    """Return the part of a crop's key that names the pair it was cut out of, empty if it is none.
+
+    >>> source_of("train/train_board7@120_64"), source_of("train/board_7_3")
+    ('train/train_board7', '')
+    """
+    found = re.fullmatch(r"(.+?)(?:@\d+_\d+)+", key)  # crops may have been cut again
+    return found[1] if found else ""
 
 
 def cut_normal_pairs(
@@ -33,7 +49,7 @@ def cut_normal_pairs(
         Pairs with masks and images of equal size; those without a mask, or smaller than the
         crop, give none.
     out
-        ``current/`` and ``history/`` below it receive PNG files named ``<key>_<top>_<left>``: a
+        ``current/`` and ``history/`` below it receive PNG files named ``<key>@<top>_<left>``: a
         folder that `scan_pairs` reads.
     size
         Side of the square crops, pixels.
@@ -72,8 +88,7 @@ def cut_normal_pairs(
         for side in SIDES if corners else ():
             pixels = read_image(getattr(pair, side).path)
             for top, left in corners:
-                name = f"{pair.key.replace('/', '_')}_{top}_{left}.png"
-                path = out / side / name
+                path = out / side / crop_name(pair, top, left)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels[top : top + size, left : left + size]).save(path)
                 if side == SIDES[0]:
@@ -122,7 +137,7 @@ def cut_tiles(pairs: Sequence[PairRecord], out: Path, size: int) -> tuple[list[P
         Pairs of images of equal size.
     out
         ``current/``, ``history/`` and, of pairs that have one, ``mask/`` below it receive PNG
-        files named ``<key>_<top>_<left>``.
+        files named ``<key>@<top>_<left>``.
     size
         Side of the tiles, pixels. What is left at the right and lower border is not cut.
 
@@ -143,7 +158,7 @@ def cut_tiles(pairs: Sequence[PairRecord], out: Path, size: int) -> tuple[list[P
             arrays["mask"] = read_mask(pair.mask).astype(np.uint8) * 255
         for top in range(0, height - size + 1, size):
             for left in range(0, width - size + 1, size):
-                name = f"{pair.key.replace('/', '_')}_{top}_{left}.png"
+                name = crop_name(pair, top, left)
                 for side, pixels in arrays.items():
                     path = out / side / name
                     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,8 @@ from flows.cli_common import (
     ConfigOption,
     CropOption,
     DefectiveOption,
+    DeviceOption,
+    EpochsOption,
     HeadsOption,
     HomeOption,
     ImagesOption,
@@ -30,14 +32,19 @@ from flows.cli_common import (
     PrecisionOption,
     PresetOption,
     RehashOption,
+    SchedulerOption,
     SeedOption,
     SetArgument,
     SetOption,
     SizeOption,
     SnapshotOption,
     StoreOption,
+    TargetOption,
     TrackingOption,
+    UsageError,
     WeightsOption,
+    WorkersOption,
+    explain_usage,
     settings_from,
 )
 from flows.console import Reporter, err, out, table
@@ -72,18 +79,12 @@ def run(
     crop: CropOption = None,
     precision: PrecisionOption = None,
     preset: PresetOption = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    epochs: EpochsOption = None,
     seed: SeedOption = None,
-    target_fpr: Annotated[
-        float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Heads trained at a time. [default: one a core]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of an existing Dask scheduler.")
-    ] = None,
+    target_fpr: TargetOption = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = None,
+    scheduler: SchedulerOption = None,
     rehash: RehashOption = False,
     home: HomeOption = None,
     store: StoreOption = None,
@@ -157,22 +158,16 @@ def train(
     crop: CropOption = None,
     precision: PrecisionOption = None,
     preset: PresetOption = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    epochs: EpochsOption = None,
     seed: SeedOption = None,
-    target_fpr: Annotated[
-        float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
-    ] = None,
+    target_fpr: TargetOption = None,
     known_by: Annotated[
         str | None,
         typer.Option(metavar="DATE", help="Only images that had arrived by then (ISO 8601)."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Heads trained at a time. [default: one a core]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of an existing Dask scheduler.")
-    ] = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = None,
+    scheduler: SchedulerOption = None,
     home: HomeOption = None,
     store: StoreOption = None,
     tracking: TrackingOption = None,
@@ -344,12 +339,11 @@ def _root(
     pass
 
 
-def _stopped() -> None:
-    err.print("stopped; what was committed is kept, the same command goes on from there")
-
-
 def main() -> None:
-    """Entry point: errors that a user can cure are printed without a traceback."""
+    """Entry point: errors that a user can cure are printed without a traceback.
+
+    Those that typer finds in the command line are printed as all others are.
+    """
     from flows.cli_grid import grid
     from flows.cli_pairs import pairs_app
     from flows.cli_store import store_app
@@ -358,20 +352,21 @@ def main() -> None:
     app.add_typer(store_app, name="store", rich_help_panel="Look")
     app.add_typer(pairs_app, name="pairs", rich_help_panel="Begin")
     try:
-        app()
+        status = app(standalone_mode=False)
+    except UsageError as error:
+        if (mistake := explain_usage(error)) is not None:
+            err.print(f"error: {mistake}", markup=False)
+        sys.exit(2)
     except HeadwaterError as error:
         err.print(f"error: {error}", markup=False)
         sys.exit(2)
     except KeyboardInterrupt:
-        _stopped()
-        sys.exit(130)
-    except SystemExit as end:
-        # typer answers Ctrl-C itself, with this status and without a word.
-        if end.code == 130:
-            _stopped()
-        raise
+        status = 130
     except BrokenPipeError:
-        sys.exit(0)
+        status = 0
+    if status == 130:  # typer answers Ctrl-C itself, without a word
+        err.print("stopped; what was committed is kept, the same command goes on from there")
+    sys.exit(status or 0)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,16 @@ PresetOption = Annotated[
 RehashOption = Annotated[
     bool, typer.Option("--rehash", help="Read every file, even those that look unchanged.")
 ]
+EpochsOption = Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")]
+TargetOption = Annotated[
+    float | None, typer.Option(help="False-positive rate of the threshold. [default: 0.05]")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Heads trained at a time. [default: one a core, or one a GPU]"),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+SchedulerOption = Annotated[str | None, typer.Option(help="Address of an existing Dask scheduler.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of weights, orders, splits. [default: 0]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SnapshotOption = Annotated[
@@ -166,19 +176,50 @@ def settings_from(
     if heads := options.get("heads"):
         names = [h.strip() for h in heads.split(",") if h.strip()]
         settings.heads = {name: settings.heads.get(name, {}) for name in names}
-    for key, value in _assignments(options.get("settings"), "--set").items():
-        head, dot, name = key.partition(".")
-        chosen = settings.heads or _default_heads(settings)
-        if not dot or head not in chosen:
-            raise ConfigError(f"--set {key}", expected=f"HEAD.KEY with HEAD of {', '.join(chosen)}")
-        settings.heads = {**chosen, head: {**chosen[head], name: value}}
     places = (settings.store, settings.tracking, settings.artifacts)
     home = Home.at(settings.home, *places, write=write)
     home.prepare_environment()
+    for key, value in _assignments(options.get("settings"), "--set").items():
+        head, dot, name = key.partition(".")
+        chosen = settings.heads or _default_heads(settings, home)
+        if not dot or head not in chosen:
+            raise ConfigError(f"--set {key}", expected=f"HEAD.KEY with HEAD of {', '.join(chosen)}")
+        settings.heads = {**chosen, head: {**chosen[head], name: value}}
     return settings, home
 
 
-def _default_heads(settings: Settings) -> dict[str, dict[str, Any]]:
-    from flows.planner import chosen_heads
+#: What typer raises for a command line it cannot read, wherever this version of it keeps the class.
+UsageError: Any = typer.BadParameter.__base__
 
-    return chosen_heads(settings)
+
+def explain_usage(error: Any) -> ConfigError | None:
+    """Return a `UsageError` in the form of all errors; None where help was all there was to say."""
+    from pydantic import ValidationError
+
+    from flows.config import expectation
+
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return None
+    culprit, expected, cause = error.message.rstrip("."), "", error.__cause__
+    commands = getattr(getattr(error.ctx, "command", None), "commands", None)
+    if isinstance(cause, ValidationError):
+        problem = cause.errors()[0]
+        culprit = f"option {error.param.opts[0]} {problem['input']}"
+        expected = expectation(problem["msg"])
+    elif near := getattr(error, "possibilities", None):
+        expected = f"perhaps {', '.join(sorted(near))}"
+    elif commands:
+        expected = f"one of {', '.join(sorted(commands))}"
+    elif error.ctx:
+        culprit = error.format_message().rstrip(".")
+        expected = " ".join(error.ctx.get_usage().removeprefix("Usage: ").split())
+    culprit = culprit[0].lower() + culprit[1:]
+    command = error.ctx.command_path if error.ctx else "headwater"
+    return ConfigError(culprit, expected=expected, remedy=f"{command} --help says what there is")
+
+
+def _default_heads(settings: Settings, home: Home) -> dict[str, dict[str, Any]]:
+    from flows.folders import reads_pairs
+    from flows.planner import default_heads
+
+    return default_heads(reads_pairs(settings, home))

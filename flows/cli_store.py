@@ -76,7 +76,8 @@ def ls(
 ) -> None:
     """List the image sets of the store."""
     _, place = settings_from(locals(), write=False)
-    from storage.maintenance import inspect, list_sets
+    from storage.engine import list_sets
+    from storage.maintenance import inspect
     from storage.store import FeatureStore
 
     rows: list[dict[str, Any]] = []

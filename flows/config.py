@@ -6,6 +6,7 @@ A mistake is reported with its place (file, line, key) and the valid choices.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,9 @@ class TrainingSettings(_Strict):
     epochs: int | None = Field(None, ge=1, description="instead of the preset's")
     early_stop: int | None = Field(None, ge=1, description="stop after so many epochs not better")
     seed: int = 0
-    workers: int | None = Field(None, ge=1, description="heads trained at a time; default: cores")
+    workers: int | None = Field(
+        None, ge=1, description="heads trained at a time, at most one a GPU"
+    )
 
 
 class DaskSettings(_Strict):
@@ -213,9 +216,7 @@ def _explain(
         else:
             given = problem.get("input")
             texts.append(f"{place}: {dotted} = {given!r}")
-            hints.append(
-                problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            )
+            hints.append(expectation(problem["msg"]))
     unique = list(dict.fromkeys(zip(texts, hints, strict=True)))
     several = len(unique) > 1
     return ConfigError(
@@ -223,6 +224,12 @@ def _explain(
         expected="" if several else unique[0][1],
         remedy="headwater init writes a file with every key and its comment",
     )
+
+
+def expectation(message: str) -> str:
+    """Return what pydantic expected, from what it says."""
+    plain = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    return re.sub(r"^.* is not (?=one of )|, unable to parse .*|\.$", "", plain)
 
 
 def _fields(keys: tuple[str, ...]) -> list[str]:
@@ -281,7 +288,7 @@ training:
   # epochs: 20                   # instead of the preset's
   # early_stop: 5                # stop after so many epochs without a better held-out loss
   seed: 0
-  # workers: 2                   # heads trained at a time; default: one a core
+  # workers: 2                   # heads trained at a time; default: one a core, at most one a GPU
 
 # dask:
 #   scheduler: tcp://host:8786   # an existing cluster instead of local processes

@@ -74,20 +74,24 @@ class Reporter:
                 self._tasks.clear()
 
     def update(self, name: str, done: int, total: int, text: str = "") -> None:
-        """Say how far `name` is."""
+        """Say how far `name` is; less than before is another stage of it, which `text` names."""
         if self._quiet:
             return
         with self._lock:
+            restarted = done < self._done.get(name, 0)
+            self._done[name] = done
             if self._bars is not None:
                 if name not in self._tasks:
                     self._tasks[name] = self._bars.add_task(name, total=total, text=text)
+                elif restarted:
+                    # Its time left is not to be reckoned from the last stage's pace.
+                    self._bars.reset(self._tasks[name], total=total)
                 self._bars.update(self._tasks[name], completed=done, total=total, text=text)
                 return
             now = time.monotonic()
             self._begun.setdefault(name, now)
-            if done < self._done.get(name, 0):
-                self._begun[name] = now  # another stage of the same work
-            self._done[name] = done
+            if restarted:
+                self._begun[name] = now
             if now - self._spoken.get(name, self._begun[name]) >= self._every:
                 self._spoken[name] = now
                 rest = (now - self._begun[name]) / max(done, 1) * (total - done)
@@ -138,6 +142,11 @@ def _cell(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value)
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things: ``1 map``, ``2 maps``."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def size(count: float) -> str:

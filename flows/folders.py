@@ -70,6 +70,16 @@ def as_before(settings: Settings, home: Home) -> None:
             setattr(settings.extraction, key, getattr(kept, key))
 
 
+def reads_pairs(settings: Settings, home: Home) -> bool:
+    """Return whether the set is one of pairs: as the settings say, or else as its card remembers.
+
+    To be asked before `resolve_images`, which settles it.
+    """
+    if any(getattr(settings, k) is not None for k in ("images", "normal", "pairs")):
+        return settings.pairs is not None
+    return bool(home.card(require_set(settings)).get("pairs"))
+
+
 def require_set(settings: Settings) -> str:
     """Return the image set's name; `ConfigError` where none was given."""
     if not settings.image_set:

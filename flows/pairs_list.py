@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from features.pair_crops import source_of
 from features.pairs import CHANGED, SIDES, PairScan
 from flows.home import Home
 from heads.base import Head
@@ -59,6 +60,11 @@ class PairRow:
     history_path: Path
     mask: Path | None = None
     mask_sha256: str = ""
+
+    @property
+    def source(self) -> str:
+        """Key of the pair that this one was cut out of, empty where it is whole."""
+        return source_of(self.key)
 
     @property
     def is_normal(self) -> bool:
@@ -121,8 +127,16 @@ class PairList:
 
 
 def pairs_digest(rows: Sequence[PairRow]) -> str:
-    """Return a digest of which contents are paired, split and labelled how; paths do not matter."""
-    return digest(sorted([r.current, r.history, r.split, r.kind, r.mask_sha256] for r in rows))
+    """Return a digest of which contents are paired, split and labelled how; paths do not matter.
+
+    But that a pair is a crop does, and of what: it decides what is held out with it.
+    """
+
+    def seen(r: PairRow) -> list[str]:
+        cut = [r.source] if r.source else []
+        return [r.current, r.history, r.split, r.kind, r.mask_sha256, *cut]
+
+    return digest(sorted(map(seen, rows)))
 
 
 # --- kept in the home ----------------------------------------------------------------------------

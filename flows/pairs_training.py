@@ -119,10 +119,11 @@ class PairWork:
         """Return a source of these pairs, with their masks where `labelled`."""
         prepare = functools.partial(mask_to_input, spec=self.job.plan.spec)
         masks = PairMasks(rows, prepare) if labelled else None
-        return PairSource(*self.sides, [Pair(r.key, r.current, r.history) for r in rows], masks)
+        pairs = [Pair(r.key, r.current, r.history, r.source) for r in rows]
+        return PairSource(*self.sides, pairs, masks)
 
     def sources(self) -> tuple[FeatureSource, FeatureSource]:
-        """Return the training pairs a head may learn from, split by the hash of their contents.
+        """Return the training pairs a head may learn from, and those of them that are held out.
 
         Raises
         ------

@@ -26,7 +26,8 @@ from flows.jobs import PairsRef, TrainJob, TrainOutcome
 from flows.pairs_extraction import PairsReport, extract_pairs
 from flows.pairs_list import PairVersion, version_at
 from flows.planner import HeadPlan, check_heads, check_kind
-from flows.runtime import TOPIC, cores, dask_client
+from flows.runtime import TOPIC, cores, dask_client, needs_gpu, training_workers
+from flows.server import watch_server
 from flows.training import AT_LEAST, find_trained, train_head, work_of
 from headwater.errors import HeadwaterError
 from storage.registry import Registry
@@ -101,7 +102,8 @@ def extract_task(
 @task(name="train", task_run_name="train-{name}", cache_policy=NO_CACHE, persist_result=False)
 def train_task(client: Client, name: str, job: TrainJob) -> TrainOutcome:
     """Submit one training to Dask and wait. A lost worker's training is started again by Dask."""
-    future = client.submit(train_head, job, pure=False, retries=0)
+    resources = needs_gpu(client, job.training["device"])
+    future = client.submit(train_head, job, pure=False, retries=0, resources=resources)
     return future.result()
 
 
@@ -241,7 +243,8 @@ def train_all(settings: Settings, home: Home, jobs: list[TrainJob], result: RunR
     jobs = [job for job in jobs if found[job.plan.head] is None]
     if not jobs:
         return result
-    workers = min(settings.training.workers or cores(), len(jobs))
+    wanted = settings.training
+    workers = training_workers(len(jobs), wanted.device, wanted.workers)
     threads = max(1, cores() // workers)
     with (
         registry.parent(result.image_set, jobs[0].snapshot) as parent_run,
@@ -298,6 +301,7 @@ def run_pipeline(
         "untrained_seed": untrained_seed,
     }
     reporter.update("starting", 0, 1, "Prefect")
+    watch_server()
     try:
         result = run_flow(require_set(settings), request)
     except HeadsFailedError as error:
@@ -343,6 +347,7 @@ def train_pipeline(
         "known_by": None if known_by is None else nanoseconds(known_by),
         "untrained_seed": untrained_seed,
     }
+    watch_server()
     try:
         return train_flow(image_set, request)
     except HeadsFailedError as error:

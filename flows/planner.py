@@ -86,8 +86,12 @@ def _gpu(device: str) -> bool:
 
 def chosen_heads(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the heads asked for, or the default ones, each with its settings."""
-    default = DEFAULT_HEADS if settings.pairs is None else DEFAULT_PAIR_HEADS
-    return settings.heads or {name: {} for name in default}
+    return settings.heads or default_heads(settings.pairs is not None)
+
+
+def default_heads(pairs: bool) -> dict[str, dict[str, Any]]:
+    """Return the heads of a set, of pairs or of single images, where none were asked for."""
+    return {name: {} for name in (DEFAULT_PAIR_HEADS if pairs else DEFAULT_HEADS)}
 
 
 def check_heads(settings: Settings) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def repair(
     settings: Settings, home: Home, store: FeatureStore, damage: list[Damage], reporter: Reporter
 ) -> tuple[int, list[BrokenImage]]:
-    """Compute the damaged maps again and commit them.
+    """Compute the damaged maps again and commit them; give up those of removed images.
 
     Parameters
     ----------
@@ -54,6 +54,9 @@ def repair(
     settings.extraction.precision = "float32"
     root = Path(card.get("root", ""))
     work = damaged_keys(store, damage)
+    if not work:
+        invalidate(store, damage)
+        return 0, []
     backbone, _ = open_backbone(settings, home)
     for spec in work:
         if (spec.backbone, spec.weights) != (backbone.name, backbone.weights_id):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -23,6 +24,52 @@ TOPIC = "headwater"
 def cores() -> int:
     """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus(device: str) -> int:
+    """Return how many GPUs trainings on ``auto``, ``cpu`` or ``cuda[:n]`` may use here."""
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return 0
+    return 1 if ":" in device else torch.cuda.device_count()
+
+
+def training_workers(jobs: int, device: str, wanted: int | None = None) -> int:
+    """Return how many trainings run at a time: at most one a GPU where they run on GPUs.
+
+    Parameters
+    ----------
+    jobs
+        Trainings there are.
+    device
+        What they run on, see `gpus`.
+    wanted
+        What the user asked for; one a core by default.
+    """
+    return min(wanted or cores(), gpus(device) or jobs, jobs)
+
+
+def own_device(device: str) -> str:
+    """Return the device of this Dask worker: of several GPUs, each local worker has its own."""
+    from distributed import get_worker
+
+    count = gpus(device)
+    with contextlib.suppress(ValueError):
+        number = get_worker().name  # of a local cluster's workers, counted from 0
+        if count > 1 and isinstance(number, int):
+            return f"cuda:{number % count}"
+    return device
+
+
+def needs_gpu(client: Client, device: str) -> dict[str, float]:
+    """Return the Dask resources of a training: a GPU, where workers say that they have some.
+
+    So a cluster started with ``dask worker --resources GPU=1`` trains one head a GPU at a time.
+    """
+    workers = client.scheduler_info()["workers"].values()
+    offered = any("GPU" in (w.get("resources") or {}) for w in workers)
+    return {"GPU": 1} if offered and device != "cpu" else {}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flows.console import err, out, size
+from flows.console import counted, err, out, size
 
 if TYPE_CHECKING:
     from features.images import BrokenImage
@@ -23,12 +23,21 @@ def show_verify(
         out.print(f"damaged: {damage}", markup=False)
     if len(report.damage) > 50:
         out.print(f"and {len(report.damage) - 50} more (--json lists all)")
+    removed = sum(d.removed for d in report.damage)
     if repaired:
-        out.print(f"repaired: {repaired} maps computed again")
+        out.print(f"repaired: {counted(repaired, 'map')} computed again")
+    if repair and removed:
+        out.print(f"given up: {counted(removed, 'damaged map')} of removed images")
     for one in broken:
         err.print(f"not repaired: {one.path}: {one.reason}", markup=False)
-    if report.damage and not repair:
-        out.print(f"{len(report.damage)} damaged maps; --repair computes just these again")
+    if (rest := len(report.damage) - removed) and not repair:
+        these = "just these" if rest > 1 else "just this one"
+        out.print(f"{counted(rest, 'damaged map')}; --repair computes {these} again")
+    if removed and not repair:
+        out.print(
+            f"{counted(removed, 'damaged map')} of removed images: not needed and not to be had "
+            "again; --repair gives up just these, gc --purge-removed all of removed images"
+        )
     if report.ok:
         out.print("all is well")
 
@@ -38,13 +47,13 @@ def show_gc(report: GcReport, purged: PurgeReport | None) -> None:
     if purged:
         would = "would give up" if purged.dry_run else "gave up"
         out.print(
-            f"{would} {purged.maps} maps of {purged.images} removed images: {size(purged.bytes)} "
-            "once the snapshots from before have expired"
+            f"{would} {counted(purged.maps, 'map')} of {counted(purged.images, 'removed image')}: "
+            f"{size(purged.bytes)} once the snapshots from before have expired"
         )
         if purged.shared_bytes:
             out.print(f"{size(purged.shared_bytes)} more lie in chunks that other images share")
     would = "would expire" if report.dry_run else "expired"
-    out.print(f"{would} {len(report.expired)} snapshots, freeing {size(report.bytes)}")
+    out.print(f"{would} {counted(len(report.expired), 'snapshot')}, freeing {size(report.bytes)}")
     if report.kept:
         out.print(
             f"{len(report.kept)} old ones stay: newest, tagged, of a registered model, or in use"

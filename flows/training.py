@@ -27,7 +27,7 @@ from flows.evaluation import (
 from flows.home import Home, working_folder
 from flows.jobs import Judgement, TrainJob, TrainOutcome, Work, key_of
 from flows.planner import HeadPlan
-from flows.runtime import PeakMemory, WorkerProgress
+from flows.runtime import PeakMemory, WorkerProgress, own_device
 from heads.base import FeatureSource, Head, Shape, get_head
 from heads.data import split_held_out
 from heads.pairs import CURRENT
@@ -185,7 +185,7 @@ def train_head(job: TrainJob) -> TrainOutcome:
     with run:
         progress = WorkerProgress(plan.head, run.metric)
         train_options = TrainOptions(
-            device=job.training["device"],
+            device=own_device(job.training["device"]),
             precision=job.training["precision"],
             threads=job.threads,
             checkpoint_dir=home.checkpoints / key,

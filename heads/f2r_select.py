@@ -167,7 +167,8 @@ def select_synthetic(
             if point not in table:
                 table[point] = trial.judged(*point)
                 total = len(coarse) + 8
-                progress.step(len(table), total, "alpha {:g}, beta {:g}".format(*point))
+                text = "picking alpha, beta: {:g}, {:g}".format(*point)
+                progress.step(len(table), total, text)
         return least_altered(table)
 
     tried(coarse)

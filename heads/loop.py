@@ -140,12 +140,14 @@ class Run:
 
     def _diverged(self, what: str) -> TrainingError:
         """Return the error of a training that went wrong, with what can be done."""
-        rate = self.optimizer.param_groups[0]["lr"]
-        remedy = f"lower the learning rate (now {rate:.3g})"
+        # What was asked for: where the schedule stands now is in no setting.
+        group = self.optimizer.param_groups[0]
+        rate = group.get("max_lr", group.get("initial_lr", group["lr"]))
+        remedy = f"lower the learning rate (lr, {rate:.3g})"
         if self.clip_norm is None:
             remedy += ", clip the gradient norm"
         if self.precision == "bfloat16":
-            remedy += ", or train with precision float32"
+            remedy += ", or train in float32 (training.precision)"
         return TrainingError(
             f"training diverged {what}", expected="a finite loss that falls", remedy=remedy
         )

@@ -35,15 +35,18 @@ class Pair:
         Name of the place or inspection: what the two images have in common.
     current, history
         SHA-256 of each image. An image may be in several pairs: a template, say.
+    source
+        What several pairs were cut out of; they fall on the same side of the held-out split.
     """
 
     key: str
     current: str
     history: str
+    source: str = ""
 
     @property
     def id(self) -> str:
-        """Content identity of the pair, hexadecimal: decides its side of the held-out split."""
+        """Content identity of the pair, hexadecimal."""
         return hashlib.sha256(f"{self.current}:{self.history}".encode()).hexdigest()
 
 
@@ -194,8 +197,23 @@ class PairSource:
         return PairSource(*self._sources, pairs, masks, memory=self._memory)
 
     def split(self, fraction: float = 0.2, minimum: int = 2) -> tuple[PairSource, PairSource]:
-        """Return ``(train, validation)``, 8:2 by default (section IV.A), by content hash."""
-        train, held = split_held_out(self.ids, fraction, minimum)
+        """Return ``(train, validation)``, 8:2 by default (section IV.A).
+
+        A pair's side follows from its content, that of crops from what they were cut out of.
+
+        Raises
+        ------
+        DataError
+            Where there is nothing to hold out: one pair, or crops of one.
+        """
+        sources = [p.source or p.id for p in self.pairs]
+        if len(set(sources)) < 2 <= len(self):
+            raise DataError(
+                f"{len(self)} pairs, all of them crops of {sources[0]}",
+                expected="crops of at least two pairs: one to learn from and one to hold out",
+                remedy="label another pair and cut that as well",
+            )
+        train, held = split_held_out(sources, fraction, minimum)
         return self.subset(train), self.subset(held)
 
     # --- reading ---------------------------------------------------------------------------------

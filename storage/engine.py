@@ -92,6 +92,47 @@ def set_exists(location: str, image_set: str) -> bool:
         return icechunk.Repository.exists(storage_for(location, image_set))
 
 
+def list_sets(location: str | Path) -> list[str]:
+    """Return the image sets below a location, in order of name.
+
+    On S3 this needs boto3 (a listing is not something the engine offers).
+    """
+    if not is_remote(location):
+        base = Path(location)
+        return sorted(p.parent.name for p in base.glob("*/refs") if p.is_dir())
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        raise StoreError(
+            f"listing the image sets of {location}",
+            expected="boto3 for listing a bucket",
+            remedy="name the set, or pip install boto3",
+        ) from None
+    bucket, _, prefix = str(location)[len("s3://") :].strip("/").partition("/")
+    base_key = f"{prefix}/" if prefix else ""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    try:
+        pages = boto3.client("s3", endpoint_url=endpoint).get_paginator("list_objects_v2")
+        names = {
+            item["Prefix"][len(base_key) :].strip("/")
+            for page in pages.paginate(Bucket=bucket, Prefix=base_key, Delimiter="/")
+            for item in page.get("CommonPrefixes", [])
+        }
+    except (BotoCoreError, ClientError) as error:
+        raise StoreError(f"listing the image sets of {location}: {error}") from error
+    return sorted(n for n in names if n)
+
+
+def _known_sets(location: str) -> str:
+    """Say which sets there are, for a message; nothing where they cannot be listed."""
+    with contextlib.suppress(StoreError, OSError):
+        if names := list_sets(location):
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            return "one of " + ", ".join(names[:20]) + more
+    return "an image set that was extracted before"
+
+
 def open_repository(location: str, image_set: str, *, create: bool) -> icechunk.Repository:
     """Open an image set's repository, creating it where `create`.
 
@@ -108,7 +149,7 @@ def open_repository(location: str, image_set: str, *, create: bool) -> icechunk.
     if not create:
         raise SnapshotError(
             f"{where} does not exist",
-            expected="an image set that was extracted before",
+            expected=_known_sets(location),
             remedy="run `headwater extract` first, or look at the location and the name",
         )
     with guard(where):

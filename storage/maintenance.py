@@ -6,17 +6,15 @@ import collections
 import datetime as dt
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import icechunk
 import numpy as np
 
-from headwater.errors import ConfigError, SnapshotError, StoreError
-from storage.engine import guard, is_remote
+from headwater.errors import ConfigError, SnapshotError
+from storage.engine import guard
 from storage.extractors import Extractor
 from storage.layout import BRANCH, COLUMN_ROWS
 from storage.store import FeatureStore
@@ -32,34 +30,6 @@ class LogEntry:
     message: str
     tags: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
-
-
-def list_sets(location: str | Path) -> list[str]:
-    """Return the image sets below a location, in order of name.
-
-    On S3 this needs boto3 (a listing is not something the engine offers).
-    """
-    if not is_remote(location):
-        base = Path(location)
-        return sorted(p.parent.name for p in base.glob("*/refs") if p.is_dir())
-    try:
-        import boto3
-    except ImportError:
-        raise StoreError(
-            f"listing the image sets of {location}",
-            expected="boto3 for listing a bucket",
-            remedy="name the set, or pip install boto3",
-        ) from None
-    bucket, _, prefix = str(location)[len("s3://") :].strip("/").partition("/")
-    base_key = f"{prefix}/" if prefix else ""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    pages = boto3.client("s3", endpoint_url=endpoint).get_paginator("list_objects_v2")
-    names = {
-        item["Prefix"][len(base_key) :].strip("/")
-        for page in pages.paginate(Bucket=bucket, Prefix=base_key, Delimiter="/")
-        for item in page.get("CommonPrefixes", [])
-    }
-    return sorted(n for n in names if n)
 
 
 def tags(store: FeatureStore) -> dict[str, str]:

@@ -27,7 +27,8 @@ EVERY_ROW = -1
 class Damage:
     """Maps that are not what was written: one image's of one layer, or all of a layer.
 
-    `row` is the feature row, or `EVERY_ROW`; `unreadable` says that the chunk cannot be read.
+    `row` is the feature row, or `EVERY_ROW`; `unreadable` says that the chunk cannot be read, and
+    `removed` that the image is in the set no more, so that nothing can or need be computed again.
     """
 
     extractor: str
@@ -38,12 +39,14 @@ class Damage:
     path: str
     reason: str
     unreadable: bool = False
+    removed: bool = False
 
     def __str__(self) -> str:
         if self.row == EVERY_ROW:
             return f"layer {self.layer} of extractor {self.extractor}, all images: {self.reason}"
         view = f", view {self.view}" if self.view else ""
-        return f"layer {self.layer}, image {self.path} ({self.sha256[:12]}){view}: {self.reason}"
+        image = "removed image" if self.removed else "image"
+        return f"layer {self.layer}, {image} {self.path} ({self.sha256[:12]}){view}: {self.reason}"
 
 
 @dataclass
@@ -57,7 +60,7 @@ class VerifyReport:
     rows, bytes
         Maps read.
     damage
-        Maps to compute again.
+        Maps to compute again, or to give up where their image was removed.
     problems
         What recomputing features cannot mend: an inconsistent table or index.
     """
@@ -138,7 +141,8 @@ def verify(
             sha = sha_names(table.sha[image : image + 1])[0] if known else ""
             path = str(table.path[image]) if known else "(no image)"
             identity = (extractor.spec.id, layer, row, sha, view, path)
-            report.damage.append(Damage(*identity, reason, unreadable))
+            removed = known and bool(table.removed_at[image] != 0)
+            report.damage.append(Damage(*identity, reason, unreadable, removed))
     return report
 
 
@@ -288,9 +292,9 @@ def invalidate(store: FeatureStore, damage: Collection[Damage]) -> str:
             drop_rows(extractor, session.store, layer, rows, unreadable)
         layers = sum(any(i.row == EVERY_ROW for i in items) for items in groups.values())
         maps = sum(i.row != EVERY_ROW for i in damage)
-        said = [f"{maps} damaged maps"] if maps else []
-        said += [f"{layers} damaged layers"] if layers else []
-        return f"repair: {' and '.join(said)} are to be computed again"
+        said = [f"{maps} damaged map{'s' * (maps != 1)}"] if maps else []
+        said += [f"{layers} damaged layer{'s' * (layers != 1)}"] if layers else []
+        return f"repair: gave up {' and '.join(said)}"
 
     return store.transact(work)[0]
 
@@ -338,12 +342,13 @@ def damaged_keys(
 ) -> dict[ExtractorSpec, dict[str, list[tuple[str, int]]]]:
     """Return what a repair must compute: ``{spec: {layer name: [(sha256, view)]}}``.
 
-    Of a layer that is lost whole these are the images (and views) that are there.
+    Of a layer that is lost whole these are the images (and views) that are there; removed images
+    are not computed again.
     """
     known = {e.spec.id: e for e in store.extractors()}
     table = store.table()
     found: dict[ExtractorSpec, dict[str, list[tuple[str, int]]]] = {}
-    for item in damage:
+    for item in (i for i in damage if not i.removed):
         extractor = known[item.extractor]
         keys = found.setdefault(extractor.spec, {}).setdefault(item.layer, [])
         if item.row != EVERY_ROW:

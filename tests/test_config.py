@@ -1,10 +1,13 @@
 """Settings: defaults, files, overrides, and mistakes that are reported with their place."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from flows.cli import main
+from flows.cli_common import settings_from
 from flows.config import TEMPLATE, Settings, load_settings
 from flows.folders import as_before, resolve_images, write_card
 from flows.home import Home
@@ -94,3 +97,38 @@ def test_a_set_is_run_again_as_it_was(tmp_path):
     as_before(other, home)
     assert (other.backbone.name, other.backbone.weights) == ("resnet50", None)
     assert other.extraction.size == 64
+
+
+def test_a_head_is_set_up_among_those_that_will_run(tmp_path):
+    home = Home.at(tmp_path / "home")
+    home.write_card("boards", {"pairs": str(tmp_path)})
+    given = {"image_set": "boards", "home": home.root, "settings": ["pair_diff.seed=3"]}
+    assert settings_from(given)[0].heads == {"pair_diff": {"seed": 3}}
+    with pytest.raises(ConfigError, match="HEAD of patchcore, f2r, cs_flow"):
+        settings_from({**given, "images": tmp_path})
+
+
+@pytest.mark.parametrize(
+    ("line", "culprit", "expected"),
+    [
+        ("run s --size 0", "option --size 0", "greater than or equal to 16"),
+        ("store log s --limit x", "option --limit x", "a valid integer"),
+        ("grid s --coreset foo", "option --coreset foo", "one of 'once', 'per_point'"),
+        ("run s --sizes 3", "no such option: --sizes", "--size"),
+        ("run", "missing argument 'SET'", "run [OPTIONS]"),
+        ("store logs", "no such command 'logs'", "diff, drift, export, gc, inspect, log, ls"),
+        ("run s --target-fpr 5", "option --target-fpr", "less than 1"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_explained_as_all_mistakes_are(
+    line, culprit, expected, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["headwater", *line.split()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"error: {culprit}")
+    assert second.startswith("  expected: ")
+    assert expected in second
+    assert third.startswith("  remedy: ")

@@ -110,7 +110,7 @@ def test_a_training_killed_within_an_epoch_ends_as_the_unbroken_one(
 def test_a_training_that_diverges_says_where_and_what_to_do(name: str) -> None:
     with pytest.raises(TrainingError, match=r"diverged (at step|after epoch) \d+") as caught:
         fit(name, options(epochs=40), Seen(), lr=1e9)
-    assert "lower the learning rate" in caught.value.remedy
+    assert "lower the learning rate (lr, 1e+09)" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -2,13 +2,14 @@
 
 import hashlib
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from features.pair_crops import cut_normal_pairs
+from features.pair_crops import cut_normal_pairs, source_of
 from features.pairs import ImageSource, PairMasks, scan_pairs
 from heads.data import TensorSource
 from heads.pair_metrics import pair_metrics
@@ -82,6 +83,20 @@ def test_subsets_keep_each_pairs_own_mask_and_the_split_is_by_content():
     assert not set(train.ids) & set(held.ids)
     again, _ = PairSource(*base._sources, base.pairs[::-1]).split(0.2)
     assert set(again.ids) == set(train.ids)
+
+
+def test_crops_of_one_pair_are_all_trained_on_or_all_held_out():
+    base, _ = joined()
+    crops = [replace(p, source=f"board {n % 12}") for n, p in enumerate(base.pairs)]
+    train, held = PairSource(*base._sources, crops).split(0.2)
+    assert len(train) + len(held) == len(base)
+    sides = [{p.source for p in s.pairs} for s in (train, held)]
+    assert len(sides[0] | sides[1]) == 12
+    assert len(sides[1]) >= 2
+    assert not sides[0] & sides[1]
+    crops = [replace(p, source="board 0") for p in base.pairs]
+    with pytest.raises(DataError, match="all of them crops of board 0"):
+        PairSource(*base._sources, crops).split(0.2)
 
 
 class _ByNumber:
@@ -211,7 +226,9 @@ def test_crops_are_unchanged_disjoint_and_repeatable(folder, tmp_path):
     assert all(p.is_normal and p.mask is None for p in crops.pairs)
     taken = {}
     for name in names[0]:
-        key, top, left = name.removesuffix(".png").rsplit("_", 2)
+        key, place = name.removesuffix(".png").split("@")
+        top, left = place.split("_")
+        assert source_of(f"train/{key}@{place}") == f"train/{key}"
         grid = taken.setdefault(key, np.zeros((40, 50), int))
         grid[int(top) : int(top) + 12, int(left) : int(left) + 12] += 1
         current = np.asarray(Image.open(tmp_path / "one/current" / name))

@@ -1,5 +1,6 @@
 """Pairs through the product: one run in real processes, looked at from several sides."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -162,6 +163,9 @@ def test_each_image_is_computed_once_and_new_pairs_cost_only_themselves(work, fi
     report = extract_set(settings_of(work, pairs=more), home, quiet)
     relabelled = load_pairs(home, "boards", report.version.pairs)
     assert pairs_digest(relabelled.rows) != pairs_digest(listed.rows)
+    cut = [dataclasses.replace(r, key=f"{r.key}@0_0") for r in listed.rows]
+    assert pairs_digest(cut) != pairs_digest(listed.rows)
+    assert cut[0].source == listed.rows[0].key
     (more / "train/mask/30.png").write_bytes(b"other")
     job = make_jobs(settings_of(work), home, plans_of(work, home), report.version, weights=None)[0]
     with pytest.raises(DataError, match=r"mask/30\.png is gone, or not what it was"):
@@ -249,6 +253,11 @@ def test_changed_pairs_never_teach_pair_flow_and_the_way_out_works(work, tmp_pat
     settings = settings_of(work, pairs=tmp_path / "crops", heads={"pair_flow": {}})
     report = extract_set(settings, home, Reporter(quiet=True))
     assert report.train > 12
+    (plan,) = plan_all(settings, home)[1]
+    (job,) = make_jobs(settings, home, [plan], version_at(home, "boards"), weights=None)
+    parts = [{p.source for p in part.pairs} for part in work_of(job, home).sources()]
+    assert sorted(parts[0] | parts[1]) == [f"train/train_{i:02}" for i in range(2, 8)]
+    assert not parts[0] & parts[1]
     assert (report.pairs - report.train, report.changed) == (16, 4)
     assert f"{report.train} training pair(s) have no mask and count as unchanged" in report.notes[0]
 
@@ -262,6 +271,7 @@ def test_changed_pairs_never_teach_pair_flow_and_the_way_out_works(work, tmp_pat
         (["run", "x", "--images", "images", "--pairs", "boards"], "one of them, not both"),
         (["run", "x", "--pairs", "nowhere"], "nowhere: no such folder"),
         (["train", "boards", "--heads", "patchcore"], "patchcore reads single images"),
+        (["train", "boards", "--set", "f2r.alpha=1"], "HEAD.KEY with HEAD of pair_diff"),
         (["predict", "boards", "one.png", "--head", "pair_flow"], "--pair CURRENT HISTORY"),
         (["predict", "boards"], "--pair CURRENT HISTORY"),
         (["store", "log", "boards"], "boards.current or boards.history"),

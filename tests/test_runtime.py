@@ -1,14 +1,28 @@
 """The Dask runtime: progress reaches the driver, a lost worker's work is done by another."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from distributed import Client, LocalCluster
 
-from flows.runtime import TOPIC, PeakMemory, WorkerProgress, cores, dask_client
+from flows.runtime import (
+    TOPIC,
+    PeakMemory,
+    WorkerProgress,
+    cores,
+    dask_client,
+    needs_gpu,
+    own_device,
+    training_workers,
+)
 from headwater.errors import ConfigError, HeadwaterError, TrainingError
+from tests.commandkit import environment
 
 
 def die_once(folder: str) -> str:
@@ -26,6 +40,13 @@ def report_and_fail(name: str) -> None:
         progress.step(done, 3, "epoch")
         time.sleep(0.12)
     raise TrainingError("step 3: loss is nan", remedy="lower the learning rate")
+
+
+def device_of_two_gpus() -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.setattr("torch.cuda.device_count", lambda: 2)
+        return own_device("auto")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +78,33 @@ def test_workers_get_their_share_of_the_cores(client):
     assert int(threads) == max(1, cores() // 2)
 
 
+def test_no_more_trainings_at_a_time_than_gpus(client, monkeypatch):
+    assert training_workers(99, "cpu") == cores()
+    assert (training_workers(2, "cpu", 5), training_workers(9, "cpu", 5)) == (2, 5)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for count in (1, 2):
+        monkeypatch.setattr("torch.cuda.device_count", lambda n=count: n)
+        assert training_workers(9, "auto", 5) == count
+        assert training_workers(9, "cuda:0", 5) == 1
+        assert training_workers(9, "cpu", 5) == 5
+    assert own_device("auto") == "auto"  # outside a worker
+    workers = client.scheduler_info()["workers"]
+    asked = [client.submit(device_of_two_gpus, workers=w, pure=False) for w in workers]
+    assert {f.result(timeout=60) for f in asked} == {"cuda:0", "cuda:1"}
+
+
+def test_a_training_takes_a_gpu_of_a_cluster_that_offers_some(client):
+    assert needs_gpu(client, "auto") == {}
+    with (
+        LocalCluster(
+            n_workers=1, processes=False, resources={"GPU": 1}, dashboard_address=None
+        ) as one,
+        Client(one, set_as_default=False) as offering,
+    ):
+        assert needs_gpu(offering, "auto") == {"GPU": 1}
+        assert needs_gpu(offering, "cpu") == {}
+
+
 def test_no_scheduler_at_the_address_is_a_clear_error():
     with (
         pytest.raises(ConfigError, match="no Dask scheduler answers at tcp"),
@@ -79,3 +127,27 @@ def test_errors_survive_the_way_through_a_pickle():
     error = HeadwaterError("what", expected="else", remedy="do")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) == "what\n  expected: else\n  remedy: do"
+
+
+def test_a_killed_run_leaves_no_server_behind(tmp_path):
+    code = (
+        "import threading, time\n"
+        "from flows.server import watch_server\n"
+        "from prefect.server.api.server import SubprocessASGIServer\n"
+        "watch_server()\n"
+        "server = SubprocessASGIServer()\n"  # as Prefect's clients ask for it
+        "threading.Thread(target=server.start).start()\n"
+        "while not getattr(server, '_watch', None): time.sleep(0.01)\n"
+        "print(server.server_process.pid, server._watch.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(tmp_path), stdout=subprocess.PIPE, text=True
+    )
+    server, watch = (psutil.Process(int(n)) for n in child.stdout.readline().split())
+    child.kill()
+    child.wait()
+    _, left = psutil.wait_procs([server, watch], timeout=30)
+    for process in left:
+        process.kill()
+    assert not left

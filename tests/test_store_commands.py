@@ -63,6 +63,17 @@ def test_mistakes_are_explained(desk, arguments, said):
     assert said in desk("store", *arguments, status=2)
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["log", "inspect", "diff A", "verify", "tag a", "gc", "export out", "drift --since a"],
+)
+def test_a_set_that_is_not_there_is_answered_with_those_that_are(desk, command):
+    name, *more = command.split()
+    said = desk("store", name, "nope", *more, status=2)
+    assert "image set 'nope'" in said
+    assert "expected: one of s\n" in said
+
+
 def test_purging_gives_up_removed_images_and_nothing_that_is_referred_to(desk):
     before = features(desk.store)
     desk("store", "tag", "s", "audit")

@@ -15,8 +15,9 @@ import zarr
 from headwater.errors import ConfigError, DataError, SnapshotError
 from headwater.spec import LayerSpec
 from storage.drift import compare_groups, drift
+from storage.engine import list_sets
 from storage.layout import StoreOptions
-from storage.maintenance import diff, inspect, list_sets, log, summary, tag, tags, untag
+from storage.maintenance import diff, inspect, log, summary, tag, tags, untag
 from storage.store import FeatureStore
 from storage.upkeep import export, gc
 from storage.verify import damaged_keys, invalidate, verify

@@ -60,7 +60,7 @@ def test_repair_computes_just_what_is_damaged(desk, calls):
     said = desk("store", "verify", "s", status=3)
     assert f"layer {layer}, image {path}" in said
     assert said.count("damaged:") == 1
-    assert "repaired: 1 maps" in desk("store", "verify", "s", "--repair")
+    assert "repaired: 1 map computed" in desk("store", "verify", "s", "--repair")
     assert calls == [1]
     assert "all is well" in desk("store", "verify", "s")
     assert same(features(desk.store), whole)
@@ -90,12 +90,34 @@ def test_a_damaged_image_whose_file_is_gone_is_named_and_given_up(desk, calls):
     gone.unlink()
     said = desk("store", "verify", "s", "--repair", status=3)
     assert f"not repaired: {gone}" in said
-    assert "repaired: 1 maps" in said
+    assert "repaired: 1 map computed" in said
     # What is left is sound; the image leaves with the next scan, or is computed once it is back.
     assert "all is well" in desk("store", "verify", "s")
     gone.write_bytes(content)
     assert desk.extract()["computed"] == 1
     assert verify(desk.store).rows == 10
+
+
+def test_damage_to_removed_images_is_said_apart_and_given_up(desk, calls):
+    (extractor,) = desk.store.extractors()
+    (layer,) = extractor.layers
+    names = desk.store.table().path
+    gone, kept = names[2], names[3]
+    (desk.images / gone).unlink()
+    desk.extract()
+    whole = features(desk.store)
+    damage(desk.store, extractor.spec.id, layer, [2, 3])
+    said = desk("store", "verify", "s", status=3)
+    assert f"removed image {gone}" in said
+    assert f"layer {layer}, image {kept}" in said
+    assert "1 damaged map; --repair computes just this one again" in said
+    assert "1 damaged map of removed images: not needed" in said
+    said = desk("store", "verify", "s", "--repair")
+    assert "repaired: 1 map computed again" in said
+    assert "given up: 1 damaged map of removed images" in said
+    assert calls == [1]
+    assert "all is well" in desk("store", "verify", "s")
+    assert same(features(desk.store), whole)
 
 
 def test_views_are_repaired_as_they_were_made(desk, calls, resnet_weights):

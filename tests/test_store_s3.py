@@ -14,7 +14,8 @@ import pytest
 import storage.store as module
 from headwater.errors import SnapshotError
 from storage.distributed import allocate, commit_blocks, write_block
-from storage.maintenance import list_sets, log, tag
+from storage.engine import list_sets
+from storage.maintenance import log, tag
 from storage.store import FeatureStore
 from storage.upkeep import export, gc, verify
 from tests.storekit import (

@@ -175,7 +175,7 @@ def test_nan_loss_names_step_and_remedy_and_leaves_the_weights() -> None:
 
     with pytest.raises(TrainingError, match=r"step 5 \(epoch 2\).*loss is nan") as caught:
         train(module, source(), loss=loss, clip_norm=None)
-    assert "learning rate (now" in caught.value.remedy
+    assert "learning rate (lr, 0.01)" in caught.value.remedy
     assert "clip" in caught.value.remedy
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
