@@ -36,7 +36,7 @@ from benchmarks.quality import BACKBONES
 from features.backbones import Backbone, load_backbone
 from features.extract import Job, extract
 from features.images import ImageRecord
-from features.pair_crops import cut_normal_pairs, cut_tiles
+from features.pair_crops import cut_normal_pairs, cut_tiles, source_of
 from features.pairs import ImageSource, PairMasks, PairRecord, scan_pairs
 from features.preprocess import mask_to_input, preprocess
 from heads.base import Batch, Scores, get_head, make_config
@@ -80,7 +80,7 @@ def join(
     memory: int = RESIDENT_BYTES,
 ) -> PairSource:  # fmt: skip
     """Return the pairs over one source of both sides' images."""
-    keyed = [Pair(p.key, p.current.sha256, p.history.sha256) for p in pairs]
+    keyed = [Pair(p.key, p.current.sha256, p.history.sha256, source_of(p.key)) for p in pairs]
     masks = PairMasks(pairs, functools.partial(mask_to_input, spec=spec)) if labelled else None
     return PairSource(source, source, keyed, masks, memory=memory)
 
