@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from headwater.errors import ConfigError
 
@@ -45,13 +45,19 @@ class ExtractionSettings(_Strict):
     workers: int | None = Field(None, ge=1, description="processes that extract; default: this one")
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("auto, cpu, cuda or cuda:1")
+    return name
+
+
 class TrainingSettings(_Strict):
     """How heads learn and how their thresholds are set."""
 
     preset: Literal["auto", "small", "paper"] = Field(
         "auto", description="auto: paper where there is a GPU, small otherwise"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     held_out: float | None = Field(
         None, gt=0, le=0.5, description="share not trained on; default 0.1 of images, 0.2 of pairs"

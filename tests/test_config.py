@@ -53,6 +53,7 @@ def test_heads_may_be_a_list_or_a_mapping():
         ("\nextraction:\n  precision: int8\n", ["line 3", "'int8'", "'float32' or 'bfloat16'"]),
         ("home: [\n", ["line 2", "expected: valid YAML"]),
         ("- a\n", ["keys and values"]),
+        ("training: {device: gpu}\n", ["'gpu'", "auto, cpu, cuda or cuda:1"]),
         ("training: {held_out: 2}\n", ["line 1", "held_out = 2", "less than or equal to 0.5"]),
     ],
 )
