@@ -53,7 +53,9 @@ class FlowHead(Head):
         for i, (channels, height, width) in enumerate(self.dims):
             if 0 < most < channels:
                 generator = torch.Generator().manual_seed(seed)
-                drawn = torch.randperm(channels, generator=generator)[:most].sort().values
+                drawn = (
+                    torch.randperm(channels, generator=generator, device="cpu")[:most].sort().values
+                )
                 self._drawn[i] = f"drawn_{i}"
                 self.register_buffer(f"drawn_{i}", drawn)
                 self.dims[i] = (most, height, width)
