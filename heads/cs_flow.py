@@ -16,7 +16,7 @@ from heads.data import to_device
 from heads.parts.cross_attention import ChannelGate, PublishedGate
 from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet
 from heads.parts.elementary import Permute, Standardise, channel_statistics
-from heads.parts.flow_head import FlowHead
+from heads.parts.flow_head import FlowHead, check_channels
 from heads.parts.graph import OrderedGraphINN
 from heads.parts.seeds import seeded
 from heads.scoring import upsample
@@ -92,6 +92,7 @@ class CSFlowConfig(HeadConfig):
             )
         if not self.kernels or any(k % 2 == 0 or k < 1 for k in self.kernels):
             raise ConfigError(f"kernels {self.kernels}", expected="odd sizes, one per block")
+        check_channels(self.channels)
         if not 1 <= self.scales <= 5:
             raise ConfigError(f"{self.scales} scales", expected="1 to 5")
         if isinstance(self.image_size, str) and self.image_size not in ("auto", "run"):

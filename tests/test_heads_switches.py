@@ -241,6 +241,7 @@ def test_a_head_on_drawn_channels_is_the_head_on_maps_of_these_alone(name: str) 
     torch.testing.assert_close([*z, log_det], [*y, other])
 
 
-def test_one_channel_is_no_draw() -> None:
+@pytest.mark.parametrize("name", ["cs_flow", "ms_flow"])
+def test_one_channel_is_no_draw(name: str) -> None:
     with pytest.raises(ConfigError, match="channels 1"):
-        build("ms_flow", channels=1)
+        make_config(name, {"channels": 1})

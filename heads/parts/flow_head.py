@@ -13,6 +13,12 @@ from heads.data import check_finite
 from headwater.errors import ConfigError, NotFittedError
 
 
+def check_channels(channels: int) -> None:
+    """Raise `ConfigError` where a setting `channels` is neither 0 nor two or more."""
+    if channels < 0 or channels == 1:
+        raise ConfigError(f"channels {channels}", expected="0, for all, or at least 2")
+
+
 def nll_per_dimension(z: Sequence[Tensor], logdet: Tensor) -> Tensor:
     """Return ``(½‖z‖² − log|det J|) / dim`` per sample, ``[B]``, without the constant."""
     dims = sum(part[0].numel() for part in z)
@@ -42,14 +48,7 @@ class FlowHead(Head):
         """Read at most `most` channels of each layer from here on, drawn by `seed`; 0 for all.
 
         Layers with as many channels keep the same ones, as image scales of one node must.
-
-        Raises
-        ------
-        ConfigError
-            Where `most` is neither 0 nor two or more.
         """
-        if most < 0 or most == 1:
-            raise ConfigError(f"channels {most}", expected="0, for all, or at least 2")
         for i, (channels, height, width) in enumerate(self.dims):
             if 0 < most < channels:
                 generator = torch.Generator().manual_seed(seed)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from heads.base import Batch, FeatureSource, HeadConfig, Scores, Shape
 from heads.data import to_device
 from heads.parts.elementary import ActNorm, Standardise, channel_statistics
-from heads.parts.flow_head import FlowHead
+from heads.parts.flow_head import FlowHead, check_channels
 from heads.scoring import Fusion, LikelihoodScores, Normaliser, log_likelihood
 from heads.trainer import Progress, Schedule, TrainOptions, train_module
 from headwater.errors import ConfigError
@@ -68,6 +68,7 @@ class MapFlowConfig(HeadConfig):
             raise ConfigError(f"image_size {size!r}", expected="auto, run or a number of pixels")
         if self.clamp <= 0:
             raise ConfigError(f"clamp {self.clamp}", expected="a positive number")
+        check_channels(self.channels)
 
     def resize(self, paper_size: int | None) -> tuple[int, int] | None:
         """Return the size for `Needs`; `paper_size` is the paper's on this backbone, if any."""
