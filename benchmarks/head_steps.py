@@ -19,9 +19,7 @@ import argparse
 import gc
 import itertools
 import json
-import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -34,7 +32,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from benchmarks.machine import machine, tell
+from benchmarks.machine import machine, run_apart, tell
 from benchmarks.waiting import TimedSource
 from heads.base import FeatureSource, Reference, get_head, make_config, registry
 from heads.data import TensorSource
@@ -184,19 +182,6 @@ def shares(events: Iterable[Any]) -> dict[str, Any]:
     return {"shares": {k: round(v, 3) for k, v in kinds.items()}, "longest": longest}
 
 
-def _apart(tree: Path, arguments: list[str]) -> dict[str, Any]:
-    """Measure in a process of its own, on the sources of `tree`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.head_steps", "--one", *arguments],
-        cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True,
-    )  # fmt: skip
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing was said"]
-        return {"failed": f"exit {done.returncode}: {said[-1]}"}
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
 def main() -> None:
     """Measure each head and precision, one JSON line each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -216,6 +201,7 @@ def main() -> None:
         print(json.dumps({**found, "threads": torch.get_num_threads()}), flush=True)
         return
     here, about = Path(__file__).resolve().parents[1], machine()
+    command = [sys.executable, "-m", "benchmarks.head_steps", "--one"]
     trees = [("this", here)] + ([("against", a.against.resolve())] if a.against else [])
     for name in a.head:
         for precision in a.precision.split(",") if name not in STEPLESS else ["float32"]:
@@ -223,7 +209,7 @@ def main() -> None:
             arguments += ["--steps", str(a.steps)] + (["--profile"] if a.profile else [])
             for turn in range(a.turns):
                 for tree, place in trees if turn % 2 == 0 else trees[::-1]:
-                    row = _apart(place, arguments)
+                    row = run_apart([*command, *arguments], place)
                     base = {"head": name, "precision": precision, "batch": a.batch, "tree": tree}
                     tell({**base, **row, **about}, a.out)
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,3 +52,16 @@ def median_seconds(work: Callable[[], Any], repeats: int = 3) -> float:
         work()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
+
+
+def run_apart(command: list[str], tree: Path, **environment: str) -> dict[str, Any]:
+    """Run a command on the sources of `tree`; return its last line as JSON, or how it failed."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree), **environment},
+    )  # fmt: skip
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["nothing was said"]
+        return {"failed": f"exit {done.returncode}: {said[-1]}"}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found

@@ -44,7 +44,7 @@ from heads.calibrate import threshold_for
 from heads.data import TensorSource
 from heads.pair_metrics import pair_metrics
 from heads.pairs import RESIDENT_BYTES, Pair, PairSource
-from heads.parts.elementary import channel_statistics
+from heads.parts.elementary import channel_statistics, floored
 from heads.parts.pair_head import DifferenceSource, differences
 from heads.scoring import upsample
 from heads.trainer import NullProgress, TrainOptions
@@ -117,7 +117,7 @@ class Difference:
         if self.standardise:
             found = channel_statistics(DifferenceSource(normal), list(self.scale))
             rms = {k: (m.square() + s.square()).sqrt().float() for k, (m, s) in found.items()}
-            self.scale = {k: x.clamp_min(0.05 * float(x.median())) for k, x in rms.items()}
+            self.scale = {k: floored(x, 0.0) for k, x in rms.items()}
 
     def score(self, batch: Batch) -> Scores:
         """Return the mean difference over channels, up-sampled, over layers."""

@@ -18,11 +18,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import machine, tell
+from benchmarks.machine import machine, run_apart, tell
 
 HERE = Path(__file__).resolve().parents[1]
 WEIGHTS = {"resnet18": "resnet18.in1k_to_layer3.safetensors"}
@@ -159,19 +157,6 @@ def some_images(data: Path, count: int, out: Path) -> Path:
     return out
 
 
-def _run(command: list[str], **environment: str) -> dict[str, Any]:
-    """Run a command and return its last line as JSON, or how it failed."""
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=HERE,
-        env={**os.environ, "PYTHONPATH": str(HERE), **environment},
-    )  # fmt: skip
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing was said"]
-        return {"failed": f"exit {done.returncode}: {said[-1]}"}
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
 def compare(name: str, data: Path, python: Path | None, script: Path, turns: int) -> dict[str, Any]:
     """Return both sides' medians and their ratio."""
     pairing, sides = PAIRINGS[name], {"ours": [], "peer": []}  # type: ignore[var-annotated]
@@ -195,7 +180,7 @@ def compare(name: str, data: Path, python: Path | None, script: Path, turns: int
                     continue
                 # Without it the peer's coreset exhausts the memory (see its script).
                 extra = {"MALLOC_MMAP_THRESHOLD_": "1048576"} if side == "peer" else {}
-                found = _run(ours if side == "ours" else peer, **extra)
+                found = run_apart(ours if side == "ours" else peer, HERE, **extra)
                 print(f"{name}, {side}: {json.dumps(found)[:600]}", file=sys.stderr, flush=True)
                 sides[side].append(found)
     row: dict[str, Any] = {

@@ -24,6 +24,7 @@ from heads.base import (
 )
 from heads.data import check_finite
 from heads.neighbours import MapMaker
+from heads.parts.seeds import draw_channels
 from heads.trainer import Progress, TrainOptions, running
 from headwater.errors import ConfigError, DataError, NotFittedError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
@@ -90,9 +91,7 @@ class PaDiM(Head):
         self.layer, (channels, height, width) = next(iter(self.shapes.items()))
         self.size, places = (height, width), height * width
         kept = min(self.config.channels, channels)
-        generator = torch.Generator().manual_seed(config.seed)
-        drawn = torch.randperm(channels, generator=generator)[:kept].sort().values
-        self.register_buffer("drawn", drawn)
+        self.register_buffer("drawn", draw_channels(channels, kept, config.seed))
         self.register_buffer("mean", torch.zeros(places, kept))
         # lower triangular, the inverse of the covariance's Cholesky factor
         self.register_buffer("factor", torch.zeros(places, kept, kept))

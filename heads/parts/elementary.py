@@ -126,6 +126,11 @@ class Permute(Elementary):
 FLOOR = 0.05
 
 
+def floored(std: Tensor, least: float) -> Tensor:
+    """Return ``[C]`` deviations of at least `FLOOR` of their median, and at least `least`."""
+    return std.clamp_min(max(least, FLOOR * float(std.median())))
+
+
 class Standardise(Elementary):
     """A fixed affine map per channel, ``(x - mean) / std``, set from training features.
 
@@ -143,9 +148,8 @@ class Standardise(Elementary):
 
     def set(self, mean: Tensor, std: Tensor) -> None:
         """Take over ``[C]`` statistics; deviations count for at least `FLOOR` of their median."""
-        least = torch.clamp(std.median() * FLOOR, min=1e-6)
         self.mean.copy_(mean.to(self.mean))
-        self.std.copy_(torch.maximum(std, least).to(self.std))
+        self.std.copy_(floored(std, 1e-6).to(self.std))
 
     def forward(
         self,
@@ -204,7 +208,7 @@ class ActNorm(Elementary):
         dims = [d for d in range(x.ndim) if d != 1]
         if x.numel() // self.channels > 1:  # one single vector has no deviation
             std = x.std(dims)
-            self.log_scale.copy_(-std.clamp_min(max(1e-4, FLOOR * float(std.median()))).log())
+            self.log_scale.copy_(-floored(std, 1e-4).log())
         self.bias.copy_(-x.mean(dims) * self.log_scale.exp())
         self.ready.fill_(True)
 

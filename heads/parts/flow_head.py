@@ -10,6 +10,7 @@ from torch import Tensor
 
 from heads.base import Batch, Head, HeadConfig, Shape
 from heads.data import check_finite
+from heads.parts.seeds import draw_channels
 from headwater.errors import ConfigError, NotFittedError
 
 
@@ -51,12 +52,8 @@ class FlowHead(Head):
         """
         for i, (channels, height, width) in enumerate(self.dims):
             if 0 < most < channels:
-                generator = torch.Generator().manual_seed(seed)
-                drawn = (
-                    torch.randperm(channels, generator=generator, device="cpu")[:most].sort().values
-                )
                 self._drawn[i] = f"drawn_{i}"
-                self.register_buffer(f"drawn_{i}", drawn)
+                self.register_buffer(f"drawn_{i}", draw_channels(channels, most, seed))
                 self.dims[i] = (most, height, width)
 
     def of_drawn(self, index: int, x: Tensor, dim: int = 0) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 # Torch's and numpy's global generators belong to the process: two heads built in two threads
 # would otherwise draw from each other's stream.
@@ -33,3 +34,9 @@ def seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(before)
+
+
+def draw_channels(channels: int, most: int, seed: int) -> Tensor:
+    """Return at most `most` of a layer's channels, drawn by `seed`, in order: ``[kept]`` int64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(channels, generator=generator, device="cpu")[:most].sort().values
