@@ -1,7 +1,8 @@
 """The `headwater` command. Heavy libraries are imported inside the commands, so that help is quick.
 
 Exit status: 0 all went well, 1 a fault of Headwater's own, 2 a mistake that the message explains,
-3 the work was done but something was set aside (a broken image, a damaged row), 130 Ctrl-C.
+3 the work was done but something was set aside (a broken image, a damaged row), 130 Ctrl-C,
+143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from flows.cli_common import (
     settings_from,
 )
 from flows.console import Reporter, err, out, table
+from flows.signals import end_now, sigterm_interrupts, was_terminated
 from headwater import __version__
 from headwater.errors import ConfigError, DataError, HeadwaterError
 
@@ -352,7 +354,8 @@ def main() -> None:
     app.add_typer(store_app, name="store", rich_help_panel="Look")
     app.add_typer(pairs_app, name="pairs", rich_help_panel="Begin")
     try:
-        status = app(standalone_mode=False)
+        with sigterm_interrupts():
+            status = app(standalone_mode=False)
     except UsageError as error:
         if (mistake := explain_usage(error)) is not None:
             err.print(f"error: {mistake}", markup=False)
@@ -364,8 +367,14 @@ def main() -> None:
         status = 130
     except BrokenPipeError:
         status = 0
+    except Exception:
+        if not was_terminated():  # else: what was told to end with us is missed on the way out
+            raise
+        status = 130
     if status == 130:  # typer answers Ctrl-C itself, without a word
         err.print("stopped; what was committed is kept, the same command goes on from there")
+        if was_terminated():
+            end_now()
     sys.exit(status or 0)
 
 

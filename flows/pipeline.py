@@ -28,6 +28,7 @@ from flows.pairs_list import PairVersion, version_at
 from flows.planner import HeadPlan, check_heads, check_kind
 from flows.runtime import TOPIC, cores, dask_client, needs_gpu, training_workers
 from flows.server import watch_server
+from flows.signals import keep_sigterm
 from flows.training import AT_LEAST, find_trained, train_head, work_of
 from headwater.errors import HeadwaterError
 from storage.registry import Registry
@@ -124,6 +125,7 @@ def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     request
         JSON-ready: ``settings``, ``home``, ``rehash``, ``untrained_seed``.
     """
+    keep_sigterm()
     settings = Settings.model_validate(request["settings"])
     home = Home.at(request["home"], settings.store, settings.tracking, settings.artifacts)
     backbone, plans = plan_all(settings, home, request["untrained_seed"])
@@ -151,6 +153,7 @@ def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
 )
 def train_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     """Train heads at a snapshot from stored features; raises where some are not stored."""
+    keep_sigterm()
     settings = Settings.model_validate(request["settings"])
     home = Home.at(request["home"], settings.store, settings.tracking, settings.artifacts)
     at = train_at(settings, home, request["snapshot"])

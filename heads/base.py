@@ -320,7 +320,9 @@ def make_config(name: str, settings: Mapping[str, Any], preset: str | None = Non
         return cls.Config(**values)
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
-            raise
+            raise ConfigError(
+                f"head {name}: {error.culprit}", expected=error.expected, remedy=error.remedy
+            ) from None
         raise ConfigError(f"settings of head {name}: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from distributed import Client, LocalCluster
+from PIL import Image
 
 from flows.runtime import (
     TOPIC,
@@ -23,7 +25,7 @@ from flows.runtime import (
     training_workers,
 )
 from headwater.errors import ConfigError, HeadwaterError, TrainingError
-from tests.commandkit import environment
+from tests.commandkit import HEADWATER, environment, save_weights
 
 
 def die_once(folder: str) -> str:
@@ -117,10 +119,9 @@ def test_no_scheduler_at_the_address_is_a_clear_error():
 def test_peak_memory_sees_what_was_freed_again():
     # Pages asked of the system itself: an array may get memory that earlier tests freed and the
     # allocator kept, which is resident already.
-    with PeakMemory() as memory:
-        with mmap.mmap(-1, 200_000_000) as pages:
-            np.frombuffer(pages, np.uint8)[:] = 1
-            time.sleep(0.15)
+    with PeakMemory() as memory, mmap.mmap(-1, 200_000_000) as pages:
+        np.frombuffer(pages, np.uint8)[:] = 1
+        time.sleep(0.15)
     assert 150 < memory.peak_mb - memory.base_mb < 400
 
 
@@ -154,3 +155,34 @@ def test_a_killed_run_leaves_no_server_behind(tmp_path):
     for process in left:
         process.kill()
     assert not left
+
+
+def test_sigterm_to_a_runs_whole_group_ends_it_at_once_and_in_order(tmp_path):
+    # As a service manager ends a run: Prefect's temporary server and the workers are told as well.
+    weights = save_weights(tmp_path)
+    for i in range(12):
+        image = tmp_path / "images/train/good" / f"{i}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(image)
+    command = [*HEADWATER, "run", "s", "--images", tmp_path / "images", "--size", "64"]
+    command += ["--weights", weights, "--heads", "ms_flow", "--epochs", "100000"]
+    said = tmp_path / "said.txt"
+    with said.open("w") as out:
+        child = subprocess.Popen(
+            [*map(str, command)], cwd=tmp_path, env=environment(tmp_path), stdout=out,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 200
+        while "ms_flow:" not in said.read_text() and time.monotonic() < deadline:
+            assert child.poll() is None, said.read_text()
+            time.sleep(0.1)
+        os.killpg(child.pid, signal.SIGTERM)
+        # Prefect would ask its dead server for 62 s.
+        assert child.wait(45) == 143, said.read_text()
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    assert "stopped; what was committed is kept" in said.read_text()
+    assert "Traceback" not in said.read_text()
