@@ -316,6 +316,8 @@ def test_a_given_factor_is_kept_and_the_other_one_picked() -> None:
     assert (figures["alpha"], figures["beta"]) == (1.0, 0.9)
     with pytest.raises(ConfigError, match="alpha 'big'"):
         F2RConfig(alpha="big")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="head f2r: alpha 'big'"):  # among several heads
+        make_config("f2r", {"alpha": "big"})
 
 
 def test_the_short_way_of_picking_gives_the_scores_of_the_long_one(fitted: F2R) -> None:
