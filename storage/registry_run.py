@@ -19,7 +19,7 @@ from headwater.errors import ModelError, StoreError
 from storage.registry_mlflow import MlflowClient, MlflowException
 
 # After the import that sets MLflow's environment.
-from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag  # isort: skip
+from mlflow.entities import DatasetInput, LoggedModelOutput, Metric, Param, RunTag  # isort: skip
 from mlflow.models import Model  # isort: skip
 
 #: Per-epoch figures live under this prefix, so that final ones are told from them.
@@ -272,6 +272,21 @@ def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> 
     entries = [p if len(p.value) <= 6000 else Param(p.key, p.value[:5997] + "...") for p in entries]
     for start in range(0, len(entries), _BATCH):
         client.log_batch(run_id, params=entries[start : start + _BATCH], synchronous=True)
+
+
+def log_datasets(client: MlflowClient, run_id: str, inputs: list[DatasetInput]) -> None:
+    """Log the data sets of a run.
+
+    MLflow looks whether a data set is there and makes it if not, in two steps. Runs that begin at
+    once all find none, and all but one are refused: these ask again, and find it.
+    """
+    for left in reversed(range(5)):
+        try:
+            return client.log_inputs(run_id, inputs)
+        except MlflowException:
+            if not left:
+                raise
+            time.sleep(0.1)
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:

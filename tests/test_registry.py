@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -269,6 +270,28 @@ def test_threads_register_versions_of_one_model(registry, saved):
             done.result()
     assert sorted(r["version"] for r in registry.leaderboard("bottles")) == list("123456")
     assert registry.get_model("bottles", "patchcore", "challenger")["version"] == "6"
+
+
+def test_trainings_that_begin_at_once_share_a_data_set(registry, monkeypatch):
+    together, plain = threading.Barrier(8), MlflowClient.log_inputs
+    waited = set()
+
+    def at_once(client, run_id, *inputs, **named):
+        if run_id not in waited:  # not when asked again
+            waited.add(run_id)
+            together.wait(60)
+        return plain(client, run_id, *inputs, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", at_once)
+
+    def begin(n):
+        with registry.start("bottles", f"head{n}", "k", params={}, tags=TAGS) as run:
+            return run.run_id
+
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(begin, range(8)))
+    for run_id in runs:
+        assert len(registry.client.get_run(run_id).inputs.dataset_inputs) == 1
 
 
 def test_the_ui_is_for_this_machine_alone(registry, tmp_path):
