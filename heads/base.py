@@ -318,11 +318,11 @@ def make_config(name: str, settings: Mapping[str, Any], preset: str | None = Non
             _check_type(name, key, values[key], getattr(defaults, key))
     try:
         return cls.Config(**values)
+    except ConfigError as error:
+        raise ConfigError(
+            f"head {name}: {error.culprit}", expected=error.expected, remedy=error.remedy
+        ) from None
     except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise ConfigError(
-                f"head {name}: {error.culprit}", expected=error.expected, remedy=error.remedy
-            ) from None
         raise ConfigError(f"settings of head {name}: {error}") from error
 
 

@@ -24,7 +24,7 @@ from storage.registry_facts import (
 )
 from storage.registry_mlflow import MlflowException, prepare_database
 from storage.registry_read import RegistryReader, model_name, told
-from storage.registry_run import Run, RunLog, log_datasets, log_params
+from storage.registry_run import Run, RunLog, ask_again, log_params
 
 # After the import that sets MLflow's environment.
 from mlflow.entities import DatasetInput, InputTag  # isort: skip
@@ -178,7 +178,7 @@ class Registry(RegistryReader):
             )
             entity = dataset._to_mlflow_entity()
             context = [InputTag("mlflow.data.context", "training, evaluation")]
-            log_datasets(client, run_id, [DatasetInput(entity, context)])
+            ask_again(lambda: client.log_inputs(run_id, [DatasetInput(entity, context)]))
             model = client.create_logged_model(
                 self._experiment(image_set), head, run_id, model_type="anomaly detector"
             )

@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from headwater.errors import ModelError, StoreError
 from storage.registry_mlflow import MlflowClient, MlflowException
 
 # After the import that sets MLflow's environment.
-from mlflow.entities import DatasetInput, LoggedModelOutput, Metric, Param, RunTag  # isort: skip
+from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag  # isort: skip
 from mlflow.models import Model  # isort: skip
 
 #: Per-epoch figures live under this prefix, so that final ones are told from them.
@@ -216,21 +216,17 @@ class Run(RunLog):
 
     def _point_challenger(self) -> None:
         """Give the newest version the alias, also where others register at the same moment."""
-        tries = 0
-        while True:
-            found = self._client.search_model_versions(f"name = '{self.model_name}'")
-            newest = str(max(int(v.version) for v in found))
-            aliases = self._client.get_registered_model(self.model_name).aliases
-            if str(aliases.get("challenger")) == newest:
-                return
-            tries += 1
-            try:
+
+        def point() -> None:
+            while True:
+                found = self._client.search_model_versions(f"name = '{self.model_name}'")
+                newest = str(max(int(v.version) for v in found))
+                aliases = self._client.get_registered_model(self.model_name).aliases
+                if str(aliases.get("challenger")) == newest:
+                    return
                 self._client.set_registered_model_alias(self.model_name, "challenger", newest)
-            except MlflowException:
-                # MLflow looks first and inserts then: of two at once, one is refused.
-                if tries >= 8:
-                    raise
-                time.sleep(0.05 * tries)
+
+        ask_again(point)
 
     def __exit__(
         self,
@@ -274,19 +270,18 @@ def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> 
         client.log_batch(run_id, params=entries[start : start + _BATCH], synchronous=True)
 
 
-def log_datasets(client: MlflowClient, run_id: str, inputs: list[DatasetInput]) -> None:
-    """Log the data sets of a run.
+def ask_again(call: Callable[[], None], most: int = 8) -> None:
+    """Call what MLflow may refuse because another did the same at that moment.
 
-    MLflow looks whether a data set is there and makes it if not, in two steps. Runs that begin at
-    once all find none, and all but one are refused: these ask again, and find it.
+    It looks whether a row is there and makes it if not, in two steps: of several at once all find
+    none, and all but one are refused. When they ask again they find it.
     """
-    for left in reversed(range(5)):
+    for tries in range(1, most):
         try:
-            return client.log_inputs(run_id, inputs)
+            return call()
         except MlflowException:
-            if not left:
-                raise
-            time.sleep(0.1)
+            time.sleep(0.05 * tries)
+    return call()
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:

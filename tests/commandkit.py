@@ -28,6 +28,15 @@ def save_weights(folder):
     return path
 
 
+def draw_image(images, i):
+    """Make normal image `i` of the set in `images`; return the file."""
+    path = images / "train/good" / f"{i}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(i)
+    Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(path)
+    return path
+
+
 def environment(work):
     """Return the environment of a command whose home is below `work`."""
     known = {k: v for k, v in os.environ.items() if k != "HEADWATER_WEIGHTS"}
@@ -66,11 +75,7 @@ class Desk:
 
     def draw(self, i):
         """Make image `i`."""
-        path = self.images / "train/good" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng(i)
-        Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(path)
-        return path
+        return draw_image(self.images, i)
 
     def __call__(self, *arguments, status=0):
         """Run the command in this process; return what it printed."""

@@ -12,7 +12,6 @@ import numpy as np
 import psutil
 import pytest
 from distributed import Client, LocalCluster
-from PIL import Image
 
 from flows.runtime import (
     TOPIC,
@@ -25,7 +24,7 @@ from flows.runtime import (
     training_workers,
 )
 from headwater.errors import ConfigError, HeadwaterError, TrainingError
-from tests.commandkit import HEADWATER, environment, save_weights
+from tests.commandkit import HEADWATER, draw_image, environment
 
 
 def die_once(folder: str) -> str:
@@ -157,16 +156,12 @@ def test_a_killed_run_leaves_no_server_behind(tmp_path):
     assert not left
 
 
-def test_sigterm_to_a_runs_whole_group_ends_it_at_once_and_in_order(tmp_path):
+def test_sigterm_to_a_runs_whole_group_ends_it_at_once_and_in_order(tmp_path, resnet_weights):
     # As a service manager ends a run: Prefect's temporary server and the workers are told as well.
-    weights = save_weights(tmp_path)
     for i in range(12):
-        image = tmp_path / "images/train/good" / f"{i}.png"
-        image.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(i).integers(0, 255, (48, 48, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(image)
+        draw_image(tmp_path / "images", i)
     command = [*HEADWATER, "run", "s", "--images", tmp_path / "images", "--size", "64"]
-    command += ["--weights", weights, "--heads", "ms_flow", "--epochs", "100000"]
+    command += ["--weights", resnet_weights, "--heads", "ms_flow", "--epochs", "100000"]
     said = tmp_path / "said.txt"
     with said.open("w") as out:
         child = subprocess.Popen(
