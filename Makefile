@@ -18,6 +18,9 @@ setup: $(VENV)/.installed ## make .venv with the command .venv/bin/headwater (no
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 	  || { echo "Headwater needs Python 3.11 to 3.13; $(PYTHON) is `$(PYTHON) --version`. Set PYTHON=/path/to/python3.11."; exit 1; }
+	@free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1000000) }'); \
+	  test -x $(BIN)/headwater || test "$${free:-99}" -ge 8 \
+	  || { echo "Headwater needs 8 GB of free disk to be installed; $(CURDIR) has $$free GB. Make room, or clone it to a larger disk."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): about 7 GB, some minutes, once."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -45,6 +45,7 @@ def write_artifacts(
         Per-image table, worst mistakes first.
     """
     labels = scored.labels
+    untrained = "" if job.untrained_seed is None else " (untrained net: illustrative only)"
     run.log_table(rows, "images")
     with working_folder(Path(job.home) / "tmp", "figures-") as folder:
         made = [folder / "scores.png"]
@@ -59,7 +60,7 @@ def write_artifacts(
                 cells,
                 calibration.threshold,
                 made[-1],
-                f"{job.image_set} / {job.plan.head}: worst mistakes first",
+                f"{job.image_set} / {job.plan.head}: worst mistakes first{untrained}",
                 pixel_threshold=calibration.pixel_threshold,
             )
         for path in made:

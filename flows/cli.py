@@ -249,7 +249,7 @@ def compare(
     json_: JsonOption = False,
 ) -> None:
     """Print the leaderboard of a set's registered models, from MLflow."""
-    _, place = settings_from(locals())
+    _, place = settings_from(locals(), write=False)
     from flows.report import leaderboard_table
     from storage.registry import Registry
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-#: Where there is no terminal (a pipe, a log) tables must not be squeezed into 80 columns.
-_WIDTH = None if sys.stdout.isatty() else 200
+#: Where there is no terminal (a pipe, a log) a row stays one line, however long its paths.
+_WIDTH = None if sys.stdout.isatty() else 10_000
 
 out = Console(highlight=False, soft_wrap=True, width=_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -10,6 +10,10 @@ from headwater.errors import WeightsError
 
 BACKBONE = "resnet18"
 UNTRAINED_SEED = 0
+UNTRAINED = (
+    f"No weights for {BACKBONE} at hand: the scores come from an untrained net and are "
+    "illustrative. Set HEADWATER_WEIGHTS to a weight file or folder for real ones."
+)
 
 
 def run_demo(images: Path | None, home: Path | None, workers: int | None) -> int:
@@ -29,6 +33,8 @@ def run_demo(images: Path | None, home: Path | None, workers: int | None) -> int
         settings.backbone.weights = find_weights(BACKBONE, None)
     except WeightsError:
         seed = UNTRAINED_SEED
+        # Before the minutes that it takes, and again behind the figures.
+        err.print(UNTRAINED, style="yellow")
     if images is None:
         settings.image_set = "textures"
         settings.images = make_demo_images(place.root / "demo-images")
@@ -43,9 +49,5 @@ def run_demo(images: Path | None, home: Path | None, workers: int | None) -> int
         result = run_pipeline(settings, place, reporter, untrained_seed=seed)
     show_run(result, place)
     if seed is not None:
-        err.print(
-            f"\nNo weights for {BACKBONE} at hand: these scores come from an untrained net and are "
-            "illustrative. Set HEADWATER_WEIGHTS to a weight file or folder for real ones.",
-            style="yellow",
-        )
+        err.print(f"\n{UNTRAINED}", style="yellow")
     return result.status

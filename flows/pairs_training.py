@@ -150,7 +150,7 @@ class PairWork:
             calibration, held_scores = calibrate_head(head, held_out, job.training["target_fpr"])
         rows = [r for r in self.readable if r.split == "test"]
         check_files(rows, images=job.plan.reads_images, masks=True)
-        notes = what_is_left_out(self.head, self.readable)
+        notes = [*what_is_left_out(self.head, self.readable), *calibration.caveats]
         if absent := len(self.rows) - len(self.readable):
             notes.append(f"{job.plan.head}: {absent} pair(s) left out: an image has no features")
         size, began = head.map_size, time.perf_counter()

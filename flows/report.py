@@ -96,10 +96,10 @@ def show_run(result: RunResult, home: Home) -> None:
         out.print()
         out.print(leaderboard_table(rows, f"{result.image_set}: leaderboard"))
     said = result.extraction.notes if result.extraction is not None else []
-    for outcome in result.outcomes:
-        for note in outcome.notes:
-            if note not in said:
-                err.print(f"note: {note}", markup=False)
+    # What holds for several heads is said once.
+    for note in dict.fromkeys(n for o in result.outcomes for n in o.notes):
+        if note not in said:
+            err.print(f"note: {note}", markup=False)
     pictures = [p for o in result.outcomes for p in o.pictures]
     if pictures:
         out.print("\nchange maps:" if "change-maps" in pictures[0] else "\nheat maps:")

@@ -99,8 +99,9 @@ class ImageWork:
         scored = score_test(self.store, job, head)
         seconds = time.perf_counter() - began
         metrics, notes = evaluate_scores(job, scored, calibration)
+        notes += calibration.caveats
         if self.lacking:
-            notes = [*notes, _left_out(job, self.lacking)]
+            notes.append(_left_out(job, self.lacking))
         rows = per_image_rows(scored, calibration.threshold)
         example = None
         for row in scored.table[:1]:

@@ -70,10 +70,19 @@ class Calibration:
                 f"threshold {self.threshold:.6g} from {self.n} held-out normal images: at most "
                 f"{self.target_fpr:.2%} of normal images above it"
             )
-        need = math.ceil(1 / self.target_fpr) - 1
+        return f"threshold {self.threshold:.6g} extrapolated: {self._shortfall}"
+
+    @property
+    def caveats(self) -> list[str]:
+        """What a user of the threshold must know: that it is looser than was asked for, if so."""
+        return [f"thresholds are extrapolated: {self._shortfall}"] if self.rule == "tail" else []
+
+    @property
+    def _shortfall(self) -> str:
+        need = math.ceil(1 / self.target_fpr - 1e-9) - 1
         return (
-            f"threshold {self.threshold:.6g} extrapolated: {self.n} held-out normal images promise "
-            f"only {self.attained_fpr:.2%}, not {self.target_fpr:.2%} (that takes {need})"
+            f"{self.n} held-out normals promise a false-positive rate of "
+            f"{self.attained_fpr:.2%}, not {self.target_fpr:.2%} (that takes {need})"
         )
 
     def to_json(self) -> dict[str, Any]:

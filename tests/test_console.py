@@ -21,3 +21,9 @@ def test_another_stage_of_the_same_work_begins_anew_under_its_own_label(monkeypa
         assert (bar.completed, bar.total, bar.finished) == (1, 10, False)
         assert bar.fields["text"].startswith("picking alpha, beta")
         assert not bar.speed  # none yet: that of the training says nothing of this
+
+
+def test_a_row_is_one_line_in_a_pipe_however_long_its_paths(capsys):
+    paths = ["/long" * 80, "/longer" * 80]
+    module.out.print(module.table(["current", "history"], [paths]))
+    assert any(line.split() == paths for line in capsys.readouterr().out.splitlines())

@@ -1,7 +1,10 @@
 """The layout and import rules of docs/architecture.md, read from the source."""
 
 import ast
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,21 @@ def test_no_package_index_is_named():
             continue
         text = path.read_text(errors="ignore")
         assert not [h for h in hosts if h in text], name
+
+
+def test_an_installation_without_room_is_refused_before_it_begins(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    full = tmp_path / "bin" / "df"
+    full.parent.mkdir()
+    full.write_text("#!/bin/sh\necho Filesystem\necho /dev/sda 9000000 7000000 2000000 78% /\n")
+    full.chmod(0o755)
+    done = subprocess.run(
+        ["make", "setup"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PATH": f"{full.parent}:{os.environ['PATH']}", "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "needs 8 GB of free disk" in done.stdout
+    assert "has 2 GB" in done.stdout
+    assert not (tmp_path / ".venv").exists()

@@ -50,9 +50,9 @@ RUN = ["--size", "64", "--weights", "resnet18.safetensors", "--backbone", "resne
 
 @pytest.fixture(scope="module")
 def first(work):
-    """Output of the first run."""
+    """All that the first run said."""
     heads = ["--heads", "patchcore,cs_flow", "--epochs", "2", "--workers", "1"]
-    return headwater(work, "run", "tiles", "--images", "images", *RUN, *heads)
+    return "".join(run_command(work, "run", "tiles", "--images", "images", *RUN, *heads))
 
 
 def rows_of(work, *arguments):
@@ -67,6 +67,8 @@ def test_run_ends_with_a_leaderboard_pictures_and_the_ui_command(work, first):
         with Image.open(work / picture) as shown:
             assert shown.width > 300
     assert "headwater ui --home" in first
+    # Few held-out images promise little: said, and once for both heads.
+    assert first.count("4 held-out normals promise a false-positive rate of 20.00%") == 1
 
 
 def test_compare_gives_models_with_exact_names(work, first):
@@ -215,9 +217,11 @@ def test_a_training_does_not_notice_that_others_extract(work, first, grown):
         (["train", "never", "--heads", "patchcore"], "never"),
     ],
 )  # fmt: skip
-def test_mistakes_are_explained_without_a_traceback(work, arguments, said, monkeypatch, capsys):
+def test_mistakes_are_explained_without_a_traceback(
+    work, arguments, said, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(work)
-    monkeypatch.setenv("HEADWATER_HOME", str(work / "other-home"))
+    monkeypatch.setenv("HEADWATER_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HEADWATER_WEIGHTS", raising=False)
     monkeypatch.setattr(sys, "argv", ["headwater", *arguments])
     with pytest.raises(SystemExit) as end:
@@ -226,3 +230,5 @@ def test_mistakes_are_explained_without_a_traceback(work, arguments, said, monke
     shown = capsys.readouterr()
     assert said in shown.err
     assert "Traceback" not in shown.err
+    if arguments[0] == "compare":
+        assert not (tmp_path / "home").exists()  # looking makes no home
