@@ -181,11 +181,7 @@ class PaDiM(Head):
     def score(self, batch: Batch) -> Scores:
         """Score each image alone: Mahalanobis distance per position, smoothed; its maximum."""
         if not bool(self.fitted):
-            raise NotFittedError(
-                f"{self.name} was asked to score before it was fitted",
-                expected="a trained head",
-                remedy="call fit, or load the state of a trained head",
-            )
+            raise NotFittedError.of(self.name)
         self.check(batch)
         check_finite({self.layer: batch[self.layer]}, self.name)
         maps = []

@@ -177,11 +177,7 @@ class GalleryHead(Head):
     def ready(self, batch: Batch) -> Tensor:
         """Return the batch's maps on the head's device, checked."""
         if not len(self.gallery):
-            raise NotFittedError(
-                f"{self.name} was asked to score before it was fitted",
-                expected="a trained head",
-                remedy="call fit, or load the state of a trained head",
-            )
+            raise NotFittedError.of(self.name)
         self.check(batch)
         check_finite({self.layer: batch[self.layer]}, self.name)
         return batch[self.layer].to(self.gallery.vectors.device).float()

@@ -90,6 +90,15 @@ class ShapeError(HeadwaterError, ValueError):
 class NotFittedError(HeadwaterError, RuntimeError):
     """A head asked to score before it was fitted."""
 
+    @classmethod
+    def of(cls, head: str) -> NotFittedError:
+        """Return the error of a head, by its name."""
+        return cls(
+            f"{head} was asked to score before it was fitted",
+            expected="a trained head",
+            remedy="call fit, or load the state of a trained head",
+        )
+
 
 class ModelError(HeadwaterError, LookupError):
     """A registered model, version or run that does not exist."""

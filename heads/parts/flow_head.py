@@ -93,10 +93,6 @@ class FlowHead(Head):
         NotFittedError, ShapeError, FeatureRangeError
         """
         if not bool(self.fitted):
-            raise NotFittedError(
-                f"{self.name} was asked to score before it was fitted",
-                expected="a trained head",
-                remedy="call fit, or load the state of a trained head",
-            )
+            raise NotFittedError.of(self.name)
         self.check(batch)
         check_finite({k: batch[k] for k in self.shapes}, self.name)

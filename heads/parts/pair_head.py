@@ -113,11 +113,7 @@ class PairHead(Head):
         NotFittedError, ShapeError, FeatureRangeError
         """
         if not bool(self.fitted):
-            raise NotFittedError(
-                f"{self.name} was asked to score before it was fitted",
-                expected="a trained head",
-                remedy="call fit, or load the state of a trained head",
-            )
+            raise NotFittedError.of(self.name)
         self.check(batch)
         names = [prefix + layer for prefix in (CURRENT, HISTORY) for layer in self.shapes]
         check_finite({k: batch[k] for k in names}, self.name)
