@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,6 +29,9 @@ from heads.parts.seeds import draw_channels
 from heads.trainer import Progress, TrainOptions, running
 from headwater.errors import ConfigError, DataError, NotFittedError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
+
+#: Positions worked on at a time on a processor: what they take stays in its caches.
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -146,23 +150,37 @@ class PaDiM(Head):
             self.to(device)
             rows = self._collect(train, progress)
             count, places, kept = rows.shape
+            threads = torch.get_num_threads() if device.type == "cpu" else 1
             # the covariance, its factor and the inverse: three float64 matrices a position
-            step = max(1, config.memory * 2**20 // (3 * 8 * kept * kept))
-            eye = torch.eye(kept, dtype=torch.float64, device=device)
-            for low in range(0, places, step):
-                x = rows[:, low : low + step].to(device).double().transpose(0, 1)
-                mean = x.mean(1, keepdim=True)
-                x = x - mean
-                covariance = x.transpose(1, 2) @ x / max(1, count - 1) + config.ridge * eye
-                lower = torch.linalg.cholesky(covariance)
-                inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
-                self.mean[low : low + step] = mean[:, 0].float()
-                self.factor[low : low + step] = inverse.float()
-                progress.step(min(low + step, places), places, "Gaussians")
+            step = max(1, config.memory * 2**20 // (threads * 3 * 8 * kept * kept))
+            if device.type == "cpu":
+                step = min(step, _BLOCK)
+            blocks = [slice(low, min(low + step, places)) for low in range(0, places, step)]
+            # Plain threads, each alone with a block: sharing out small matrices costs more.
+            with running(torch.device("cpu"), 1), ThreadPoolExecutor(threads) as pool:
+                for block in pool.map(lambda b: self._settle(rows, b), blocks):
+                    progress.step(block.stop, places, "Gaussians")
             self.fitted.fill_(True)
         return {"images": float(count), "fit_seconds": time.perf_counter() - began}
 
+    @torch.no_grad()
+    def _settle(self, rows: Tensor, block: slice) -> slice:
+        """Set mean and factor of a block of positions; return the block."""
+        x = rows[:, block].transpose(0, 1).contiguous().to(self.mean.device).double()
+        mean = x.mean(1, keepdim=True)
+        x -= mean
+        eye = torch.eye(x.shape[2], dtype=torch.float64, device=x.device)
+        share = 1 / max(1, x.shape[1] - 1)
+        covariance = torch.baddbmm(eye, x.mT, x, beta=self.config.ridge, alpha=share)
+        lower = torch.linalg.cholesky(covariance)
+        self.mean[block] = mean[:, 0].float()
+        self.factor[block] = torch.linalg.solve_triangular(
+            lower, eye.expand_as(lower), upper=False
+        ).float()
+        return block
+
     def _collect(self, train: FeatureSource, progress: Progress) -> Tensor:
+        """Return the drawn channels of all plain images, ``[N, H * W, kept]``."""
         plain = [i for i, view in enumerate(train.views) if view == 0]
         if not plain:
             raise DataError("padim: no normal images to learn from", remedy="add normal images")
