@@ -334,3 +334,6 @@ class ImageSource:
             if drop_last and len(rows) < size:
                 return
             yield {**self._read(rows.tolist()), "_rows": torch.from_numpy(rows)}
+
+    def release(self) -> None:
+        """Do nothing: images are held no longer than they are used."""

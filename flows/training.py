@@ -197,6 +197,7 @@ def train_head(job: TrainJob) -> TrainOutcome:
         with PeakMemory() as memory:
             figures = head.fit(train, held_out, train_options, progress)
         seconds = time.perf_counter() - began
+        train.release()
         judged = work.judge(head, held_out)
         run.finish(
             metrics={**judged.metrics, **{f"fit_{k}": v for k, v in figures.items()}},

@@ -64,6 +64,9 @@ class FeatureSource(Protocol):
         The batch also carries ``"_rows"``: int64 row numbers.
         """
 
+    def release(self) -> None:
+        """Let go of rows held for the epochs to come; whatever is asked for is read again."""
+
 
 @dataclass(frozen=True)
 class HeadConfig:

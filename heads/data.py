@@ -89,6 +89,9 @@ class TensorSource:
             batch["_rows"] = rows
             yield batch
 
+    def release(self) -> None:
+        """Do nothing: the tensors are all there is."""
+
     def subset(self, rows: Sequence[int]) -> TensorSource:
         """Return a source of these rows, in this order."""
         index = torch.as_tensor(list(rows), dtype=torch.int64)

@@ -248,6 +248,12 @@ class PairSource:
             assert blocks is not None
             yield self._assemble(rows, *blocks)
 
+    def release(self) -> None:
+        """Let go of what is held in memory, here and by the two sides."""
+        self._resident, self._place, self._known_masks = None, [], {}
+        for source in self._sources:
+            source.release()
+
     def _bytes(self, width: int = 2) -> int:
         row = sum(int(np.prod(s)) for s in self._sources[0].shapes.values()) * width
         return row * sum(len(np.unique(self._index[:, k])) for k in (0, 1))

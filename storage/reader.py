@@ -248,6 +248,12 @@ class FeatureReader:
             else:
                 yield from read_ahead(self._stream(order, ends, size, stop))
 
+    def release(self) -> None:
+        """Let go of the rows that are resident; the next epoch reads them again."""
+        self._resident = None
+        # The memory went back to the pool, which would keep it.
+        self._pool = BufferPool()
+
     def _finish(self, batch: Batch, rows: np.ndarray) -> Batch:
         batch["_rows"] = torch.from_numpy(np.array(rows, np.int64))
         return batch

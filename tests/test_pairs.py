@@ -68,6 +68,9 @@ def test_order_and_content_do_not_depend_on_memory(monkeypatch):
     first = [b["_rows"].tolist() for b in rich.batches(8, seed=4)]
     assert first == [b["_rows"].tolist() for b in rich.batches(8, seed=4)]
     assert first != [b["_rows"].tolist() for b in rich.batches(8, seed=5)]
+    rich.release()
+    assert rich._resident is None
+    assert first == [b["_rows"].tolist() for b in rich.batches(8, seed=4)]
     assert [len(b["_rows"]) for b in poor.batches(40, seed=1, drop_last=True)] == [40, 40]
 
 

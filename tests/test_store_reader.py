@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +69,19 @@ def test_order_depends_on_the_seed_and_not_on_memory(store):
 
     assert torch.equal(order(0, 5), order(None, 5))
     assert not torch.equal(order(0, 5), order(0, 6))
+
+
+def test_a_released_reader_holds_nothing_and_reads_the_same_again(store):
+    source = reader(store, None)
+    first = list(source.batches(16, seed=1))
+    held = weakref.ref(next(iter(source._resident.values())))
+    assert held() is not None
+    source.release()
+    gc.collect()
+    assert held() is None
+    assert not source._pool._free
+    for a, b in zip(first, source.batches(16, seed=1), strict=True):
+        assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_rows_are_mixed_across_the_store(store, monkeypatch):

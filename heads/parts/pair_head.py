@@ -72,6 +72,10 @@ class DifferenceSource:
         for batch in self.source.batches(size, seed=seed, drop_last=drop_last):
             yield differences(batch, self.root)
 
+    def release(self) -> None:
+        """Let go of what the pairs hold."""
+        self.source.release()
+
 
 class PairHead(Head):
     """A head that reads pairs: `fit` takes `PairSource`s, `score` their batches.
