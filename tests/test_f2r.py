@@ -16,7 +16,12 @@ from heads.base import Batch, make_config
 from heads.data import TensorSource
 from heads.f2r import F2R, F2RConfig, _Factorization
 from heads.f2r_grid import POINTS, VALUES, GridResult, grid, partial_spearman
-from heads.f2r_select import _Trial, least_altered, select_synthetic
+from heads.f2r_select import (
+    _Trial,
+    least_altered,
+    not_worse,
+    select_synthetic,
+)
 from heads.metrics import auroc
 from heads.parts.vector import InvertibleLinear, vector_glow
 from heads.patchcore import PatchCore, PatchCoreConfig
@@ -347,7 +352,8 @@ def test_a_given_factor_is_kept_and_the_other_one_picked() -> None:
 
 def test_the_short_way_of_picking_gives_the_scores_of_the_long_one(fitted: F2R) -> None:
     normal = _maps(4, 11)
-    trial, made = _Trial(fitted, normal, seed=3), synthetic_defects(normal, seed=3)
+    trial = _Trial(fitted, normal, seed=3)
+    made = synthetic_defects(normal, seed=3)
     for alpha, beta in ((1.0, 1.0), (0.2, 1.1)):
         got = trial.figures(alpha, beta)
         gallery = fitted.reversed_features(fitted.members, alpha, beta)
@@ -355,11 +361,29 @@ def test_the_short_way_of_picking_gives_the_scores_of_the_long_one(fitted: F2R) 
         far = torch.cdist(fitted.reversed_features(vectors, alpha, beta), gallery).amin(1)
         # what a defect leaves alone ties with its normal, but for rounding
         far = far.reshape(len(made.maps), -1).mul(1e3).round()
-        # 4 normal and 12 altered images: a pair that ties but for rounding is worth 1 / 96
-        assert got[0] == pytest.approx(auroc(far.amax(1), made.labels), abs=0.011)
-        altered = made.masks.flatten(1)
-        pixels = torch.cat([far[:4].flatten(), far[altered]])
-        assert got[1] == pytest.approx(auroc(pixels, torch.arange(len(pixels)) >= 80), abs=2e-3)
+        for k in range(len(KINDS)):
+            rows = torch.tensor([*range(4), *range(4 + k, len(far), len(KINDS))])
+            # 4 normal and 4 altered images: a pair that ties but for rounding is worth 1 / 32
+            image = auroc(far[rows].amax(1), made.labels[rows])
+            assert got[k, 0] == pytest.approx(image, abs=0.032)
+            altered = made.masks[rows].flatten(1)
+            pixels = torch.cat([far[:4].flatten(), far[rows][altered]])
+            pixel = auroc(pixels, torch.arange(len(pixels)) >= 80)
+            assert got[k, 1] == pytest.approx(pixel, abs=5e-3)
+
+
+def test_a_point_is_taken_only_where_it_loses_on_no_kind_that_can_be_told() -> None:
+    plain, chance = (1.0, 1.0), [0.45, 0.46, 0.44]
+    base = np.array([chance, [0.8, 0.79, 0.81]])
+    noisy = np.array([[0.60, 0.6, 0.6], [0.77, 0.76, 0.78]])  # better at what nobody can tell
+    better = np.array([[0.40, 0.4, 0.4], [0.85, 0.84, 0.86]])
+    kept = not_worse({plain: base, (0.3, 0.9): noisy, (0.9, 0.3): better}, plain)
+    assert set(kept) == {plain, (0.9, 0.3)}
+    assert kept[plain].tolist() == [0.8, 0.79, 0.81]  # the first kind does not count
+    told = noisy + np.array([[0.1], [0.0]])  # now it is a kind that can be told
+    kept = not_worse({plain: base, (0.3, 0.9): told, (0.9, 0.3): better}, plain)
+    assert set(kept) == {plain}  # each loses on one
+    assert set(not_worse({plain: base - 0.3, (0.9, 0.3): better - 0.3}, plain)) == {plain}
 
 
 def test_picking_keeps_the_plain_gallery_unless_another_point_is_surely_better() -> None:
@@ -371,3 +395,7 @@ def test_picking_keeps_the_plain_gallery_unless_another_point_is_surely_better()
     assert least_altered(table) == (0.9, 1.0)
     one = {(1.0, 1.0): np.array([0.9]), (0.6, 1.0): np.array([0.95])}  # a single image: no error
     assert least_altered(one) == (0.6, 1.0)
+    assert least_altered({(1.0, 1.0): plain, (0.0, 0.9): plain + 0.015}) == (
+        1.0,
+        1.0,
+    )  # sure, small
