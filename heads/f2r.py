@@ -297,6 +297,8 @@ class F2R(GalleryHead, FlowHead):
 
     def reversed_features(self, vectors: Tensor, alpha: float, beta: float) -> Tensor:
         """Return f̃ of ``[n, C]`` vectors at a preference (section III.A), float32."""
+        if alpha == beta == 1:  # f̃ is f: the way through T and back would only round
+            return vectors.to(self.preference.device).float()
         return self.reversed_latents(self.latents(vectors), alpha, beta)
 
     def features(self, vectors: Tensor) -> Tensor:

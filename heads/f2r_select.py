@@ -191,7 +191,7 @@ def select_synthetic(
     plain = head.given(1.0)
     if len(images) < 2:
         return plain
-    # Every third value and (1, 1) first, then the best point's neighbours: 33 points, not 169.
+    # Every third value and (1, 1); where that is not enough the best point's neighbours, too.
     alphas, betas = (VALUES[::3] if v is None else (float(v),) for v in asked)
     # At (0, 0) all features are one, and nothing is ever found.
     coarse = [(a, b) for a in alphas for b in betas if a or b] + [plain]
@@ -209,6 +209,8 @@ def select_synthetic(
         return not_worse(table, plain)
 
     kept = tried(coarse)
+    if least_altered(kept) == plain:
+        return plain
     alpha, beta = max(kept, key=lambda p: float(kept[p][0]))
     alphas, betas = (VALUES if v is None else (float(v),) for v in asked)
     near = [(a, b) for a in alphas for b in betas if max(abs(a - alpha), abs(b - beta)) < 0.15]
