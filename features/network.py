@@ -19,11 +19,8 @@ _FORBIDDEN = frozenset(
 _OUR_OPTIONS = ("stride_in_1x1", "mean", "std")
 
 
-def build_net(name: str, options: Mapping[str, Any], seed: int = 0) -> nn.Module:
-    """Build a timm net with weights drawn from `seed`; see `load_backbone` for the options.
-
-    Raises `ConfigError` for an unknown model or option.
-    """
+def check_name(name: str) -> None:
+    """Raise `ConfigError`, with the names near it, where timm has no model of this name."""
     import timm
 
     if not timm.is_model(name):
@@ -33,6 +30,16 @@ def build_net(name: str, options: Mapping[str, Any], seed: int = 0) -> nn.Module
             + (f"; near it: {some_of(near)}" if near else ""),
             expected="a name of timm.list_models()",
         )
+
+
+def build_net(name: str, options: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """Build a timm net with weights drawn from `seed`; see `load_backbone` for the options.
+
+    Raises `ConfigError` for an unknown model or option.
+    """
+    import timm
+
+    check_name(name)
     bad = sorted(_FORBIDDEN & set(options))
     if bad:
         raise ConfigError(f"backbone option {bad[0]!r} is not for this", remedy="leave it out")

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from features.network import check_name
 from headwater.errors import WeightsError
 
 #: Seconds after which a weight hub that does not answer is given up.
@@ -134,6 +135,7 @@ def _from_hub(name: str) -> tuple[Path | None, str]:
     import timm
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
+    check_name(name)
     config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     repo = getattr(config, "hf_hub_id", None)
     if config is None or not repo:

@@ -8,6 +8,7 @@ Exit status: 0 all went well, 1 a fault of Headwater's own, 2 a mistake that the
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -218,9 +219,11 @@ def predict(
 ) -> None:
     """Score new images, or pairs of them, with a registered model: verdict, heat map as PNG."""
     options = {k: v for k, v in locals().items() if k not in ("images", "pair")}
+    if threshold is not None and not math.isfinite(threshold):
+        raise ConfigError(f"--threshold {threshold}", expected="a finite number")
     if bool(images) == bool(pair):
         raise ConfigError("predict", expected="images, or --pair CURRENT HISTORY")
-    _, place = settings_from(options)
+    _, place = settings_from(options, write=False)
     if pair:
         from flows.pairs_prediction import predict_pairs as score
     else:
@@ -232,9 +235,9 @@ def predict(
         failed = [{"image": str(b.path), "error": b.reason} for b in broken]
         out.print_json(json.dumps([*rows, *failed]))
     else:
-        columns = list(rows[0]) if rows else []
-        cells = [[r[c] for c in columns] for r in rows]
-        out.print(table([c.replace("_", " ") for c in columns], cells))
+        if rows:
+            cells = [list(r.values()) for r in rows]
+            out.print(table([c.replace("_", " ") for c in rows[0]], cells))
         for one in broken:
             err.print(f"set aside {one.path}: {one.reason}", markup=False)
     raise typer.Exit(SET_ASIDE if broken else 0)
@@ -264,6 +267,8 @@ def compare(
             remedy=f"headwater run {image_set} --images DIR",
         )
     out.print(leaderboard_table(rows, f"{image_set}: registered models, best first"))
+    if any(row["weights"].startswith("untrained:") for row in rows):
+        err.print("note: models of the demo's untrained net are among these: illustrative only")
 
 
 @app.command(rich_help_panel="Look")

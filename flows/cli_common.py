@@ -173,8 +173,10 @@ def settings_from(
         settings.images = settings.normal = settings.defective = settings.masks = None
     elif options.get("images") is not None or options.get("normal") is not None:
         settings.pairs = None
-    if heads := options.get("heads"):
+    if (heads := options.get("heads")) is not None:
         names = [h.strip() for h in heads.split(",") if h.strip()]
+        if not names:
+            raise ConfigError(f"--heads {heads!r}", expected="one head or more, such as patchcore")
         settings.heads = {name: settings.heads.get(name, {}) for name in names}
     places = (settings.store, settings.tracking, settings.artifacts)
     home = Home.at(settings.home, *places, write=write)

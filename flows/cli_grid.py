@@ -51,7 +51,7 @@ def grid(
     are chosen on the test labels: no model is changed. Broken off, the same command goes on.
     """
     options = {k: v for k, v in locals().items() if k not in ("version", "coreset", "every")}
-    _, place = settings_from(options)
+    _, place = settings_from(options, write=False)
     from flows.grid import run_grid
     from heads.f2r_grid import VALUES
 

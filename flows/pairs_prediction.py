@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from features.images import BrokenImage, list_images
 from features.preprocess import picture
 from flows.figures_pairs import pair_overlay
-from flows.prediction import choose_model, readable
+from flows.prediction import choose_model, make_folder, readable
 from headwater.errors import DataError
 from storage.serving_pairs import PairDetector
 
@@ -88,7 +88,7 @@ def predict_pairs(
     chosen = choose_model(home, image_set, head, version, folder, pairs=True)
     detector = PairDetector.load(chosen.uri, chosen.registry)
     files = join_paths(*pair)
-    chosen.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(chosen.folder)
     rows: list[dict[str, Any]] = []
     broken: list[BrokenImage] = []
     for done, paths in enumerate(files):

@@ -10,6 +10,7 @@ import numpy as np
 
 from features.images import BrokenImage, list_images, read_image, sha256_of
 from features.preprocess import picture
+from flows.console import reporter
 from flows.figures_maps import prediction_overlay
 from heads.base import get_head
 from headwater.errors import ConfigError, DataError, ImageError, ModelError
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from flows.home import Home
 
 
-def choose_head(registry: Registry, image_set: str, head: str | None) -> str:
-    """Return the head to predict with: the one named, or the set's only one.
+def choose_head(registry: Registry, image_set: str, head: str | None, place: str) -> str:
+    """Return the head to predict with: the one named, or the only one of the set in `place`.
 
     Raises
     ------
@@ -32,7 +33,7 @@ def choose_head(registry: Registry, image_set: str, head: str | None) -> str:
     known = sorted({row["head"] for row in registry.leaderboard(image_set)})
     if not known:
         raise ModelError(
-            f"no models of image set {image_set!r}",
+            f"no models of image set {image_set!r} in {place}",
             expected="at least one registered model",
             remedy=f"headwater run {image_set} --images DIR (or --pairs DIR)",
         )
@@ -77,7 +78,7 @@ def choose_model(
         Where there is no such model, or several and none was named.
     """
     registry = Registry(home.root, home.tracking_url)
-    name = choose_head(registry, image_set, head)
+    name = choose_head(registry, image_set, head, home.tracking_url or str(home.root))
     if get_head(name).pairs and not pairs:
         raise ConfigError(
             f"head {name} of {image_set} compares pairs of images",
@@ -91,9 +92,27 @@ def choose_model(
             remedy="--pair is for models of pair heads",
         )
     model = registry.get_model(image_set, name, version)
+    if model["weights"].startswith("untrained:"):
+        reporter().line("note: this model rests on the demo's untrained net: illustrative only")
     if folder is None:
         folder = home.pictures / image_set / "predictions" / f"{name}-v{model['version']}"
     return Chosen(model["uri"], registry, folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that pictures go to.
+
+    Raises
+    ------
+    ConfigError
+        Where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: {error.strerror}", expected="a folder to write pictures to, with --out"
+        ) from error
 
 
 def readable(path: Path, broken: list[BrokenImage]) -> np.ndarray | None:
@@ -142,7 +161,7 @@ def predict_images(
         raise DataError(
             f"no images in {', '.join(map(str, images))}", expected="PNG, JPEG, TIFF or BMP files"
         )
-    chosen.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(chosen.folder)
     rows: list[dict[str, Any]] = []
     broken: list[BrokenImage] = []
     for done, path in enumerate(files):

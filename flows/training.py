@@ -179,7 +179,11 @@ def train_head(job: TrainJob) -> TrainOutcome:
         key,
         parent_run=job.parent_run,
         params=_params(job, len(train), len(held_out)),
-        tags={**work.tags(), "extractor_id": plan.extractor_id},
+        tags={
+            **work.tags(),
+            "extractor_id": plan.extractor_id,
+            "store_extractor": plan.spec.id,
+        },
         images=work.images(),
         store=home.store,
     )

@@ -102,6 +102,8 @@ def test_predict_scores_as_the_evaluation_did(work, first):
     arguments = ["predict", "tiles", "images/test/blob", "--head", "patchcore", "--json"]
     got = json.loads(headwater(work, *arguments))
     assert len(got) == 4
+    refused = headwater(work, *arguments, "--out", "resnet18.safetensors", status=2)
+    assert "resnet18.safetensors: File exists" in refused
     for one in got:
         evaluated = known[str(Path(one["image"]).relative_to(work / "images"))]
         assert one["score"] == pytest.approx(evaluated["score"], rel=1e-3)
@@ -214,6 +216,10 @@ def test_a_training_does_not_notice_that_others_extract(work, first, grown):
         (["run", "x", "--images", "images", "--set", "patchcore.rato=1"], "rato"),
         (["predict", "never", "images"], "no models"),
         (["compare", "never"], "no models"),
+        (["predict", "x", "images", "--threshold", "nan"], "--threshold nan"),
+        (["grid", "never"], "no model"),
+        (["run", "x", "--images", "images", "--heads", ""], "--heads ''"),
+        (["run", "x", "--images", "images", "--backbone", "resnt18"], "near it: resnet18"),
         (["train", "never", "--heads", "patchcore"], "never"),
     ],
 )  # fmt: skip
@@ -230,5 +236,5 @@ def test_mistakes_are_explained_without_a_traceback(
     shown = capsys.readouterr()
     assert said in shown.err
     assert "Traceback" not in shown.err
-    if arguments[0] == "compare":
+    if arguments[0] in ("compare", "predict", "grid"):
         assert not (tmp_path / "home").exists()  # looking makes no home
