@@ -47,9 +47,9 @@ class F2RConfig(GalleryConfig):
         Scale of the local and of the global half (section III.A); None leaves it to `select`. A
         number is kept whatever `select` says. At 1, 1 the result is the plain gallery's.
     select
-        ``synthetic`` picks what is None from the grid, on held-out normals against synthetic
-        defects made of them; ``fixed`` takes 1. The paper's own choice, on the test labels, is
-        `heads.f2r_grid.grid` (`headwater grid`), marked ``oracle``.
+        ``fixed`` takes 1 for what is None; ``synthetic`` picks it from the grid, on held-out
+        normals against synthetic defects made of them, a poor guide. The paper's choice, on the
+        test labels, is `heads.f2r_grid.grid` (`headwater grid`), marked ``oracle``.
     coreset
         ``once``: chosen at 1, 1 and re-reversed; ``per_point``: chosen anew at alpha, beta.
     implementation
@@ -75,7 +75,7 @@ class F2RConfig(GalleryConfig):
 
     alpha: float | None = None
     beta: float | None = None
-    select: Literal["fixed", "synthetic"] = "synthetic"
+    select: Literal["fixed", "synthetic"] = "fixed"
     coreset: Literal["once", "per_point"] = "once"
     implementation: Literal["cls", "reg"] = "cls"
     gamma: float = 0.001

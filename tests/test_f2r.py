@@ -329,7 +329,7 @@ def test_regions_stay_small_whatever_the_map() -> None:
 
 
 def test_selecting_on_synthetic_defects_uses_held_out_normals_alone() -> None:
-    assert F2RConfig().select == make_config("f2r", {}, "small").select == "synthetic"  # type: ignore[attr-defined]
+    assert F2RConfig().select == make_config("f2r", {}, "small").select == "fixed"  # type: ignore[attr-defined]
     head, figures = _fitted(select="synthetic", epochs=3)
     assert (round(figures["alpha"], 1), round(figures["beta"], 1)) in POINTS
     assert head.preference.tolist() == pytest.approx([figures["alpha"], figures["beta"]])

@@ -30,7 +30,7 @@ def test_every_head_says_what_it_is_reads_and_holds() -> None:
         json.dumps(row)
     assert rows["cs_flow"]["parameters"] == 275_227_288
     assert rows["patchcore"]["parameters"] == 0
-    assert rows["f2r"]["about"]["select"].startswith("``synthetic`` picks")
+    assert rows["f2r"]["about"]["select"].startswith("``fixed`` takes 1")
 
 
 def test_no_line_is_longer_than_a_terminal(monkeypatch, capsys) -> None:

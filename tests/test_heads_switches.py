@@ -126,7 +126,7 @@ PAPERS: dict[str, dict[str, Any]] = {
     "f2r": {
         "steps": 6, "gamma": 1e-3, "implementation": "cls", "coreset": "once", "views": 4,
         "rotation": 30.0, "lr": 2e-4, "betas": (0.9, 0.999), "weight_decay": 0.05,
-        "batch_size": 32, "epochs": 300, "select": "synthetic", "positions": 0,
+        "batch_size": 32, "epochs": 300, "select": "fixed", "positions": 0,
     },
     "pair_diff": {
         "encoder": "frozen", "image_size": 256, "layers": 2, "heads": 16, "mlp": 2048, "lr": 2e-4,
