@@ -53,6 +53,7 @@ from flows.console import Reporter, err, out, table
 from flows.signals import end_now, sigterm_interrupts, was_terminated
 from headwater import __version__
 from headwater.errors import ConfigError, DataError, HeadwaterError
+from headwater.spec import seed_of_untrained
 
 app = typer.Typer(
     name="headwater",
@@ -256,18 +257,19 @@ def compare(
     from flows.report import leaderboard_table
     from storage.registry import Registry
 
-    rows = Registry(place.root, place.tracking_url).leaderboard(image_set)
+    registry = Registry(place.root, place.tracking_url)
+    rows = registry.leaderboard(image_set)
     if json_:
         out.print_json(json.dumps(rows))
         return
     if not rows:
         raise DataError(
-            f"no models of image set {image_set!r} in {place.tracking_url or place.root}",
+            f"no models of image set {image_set!r} in {registry.place}",
             expected="at least one registered model",
             remedy=f"headwater run {image_set} --images DIR",
         )
     out.print(leaderboard_table(rows, f"{image_set}: registered models, best first"))
-    if any(row["weights"].startswith("untrained:") for row in rows):
+    if any(seed_of_untrained(row["weights"]) is not None for row in rows):
         err.print("note: models of the demo's untrained net are among these: illustrative only")
 
 

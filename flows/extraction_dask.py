@@ -16,6 +16,7 @@ import torch
 from features.backbones import Backbone, load_backbone
 from features.extract import Job, extract
 from flows.runtime import cores, dask_client
+from headwater.spec import seed_of_untrained
 from storage.distributed import Ticket, Written, allocate, commit_blocks, write_block
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def extract_on_cluster(
         backbone.name,
         str(backbone.weights_path) if backbone.weights_path else None,
         tuple(sorted(settings.backbone.options.items())),
-        _seed_of(backbone.weights_id),
+        seed_of_untrained(backbone.weights_id),
     )
     paths = {sha: str(record.path) for sha, record in records.items()}
 
@@ -203,12 +204,6 @@ def extract_on_cluster(
                 commit_every=workers,
                 on_block=on_block,
             )
-
-
-def _seed_of(weights_id: str) -> int | None:
-    """Return the seed of an untrained net, None for real weights."""
-    kind, _, seed = weights_id.partition(":")
-    return int(seed) if kind == "untrained" else None
 
 
 def _commit(store: FeatureStore, blocks: Sequence[Written], rows: Mapping[str, ImageRow]) -> int:

@@ -14,6 +14,7 @@ from flows.console import reporter
 from flows.figures_maps import prediction_overlay
 from heads.base import get_head
 from headwater.errors import ConfigError, DataError, ImageError, ModelError
+from headwater.spec import seed_of_untrained
 from storage.registry import Registry
 from storage.serving import Detector
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from flows.home import Home
 
 
-def choose_head(registry: Registry, image_set: str, head: str | None, place: str) -> str:
-    """Return the head to predict with: the one named, or the only one of the set in `place`.
+def choose_head(registry: Registry, image_set: str, head: str | None) -> str:
+    """Return the head to predict with: the one named, or the set's only one.
 
     Raises
     ------
@@ -33,7 +34,7 @@ def choose_head(registry: Registry, image_set: str, head: str | None, place: str
     known = sorted({row["head"] for row in registry.leaderboard(image_set)})
     if not known:
         raise ModelError(
-            f"no models of image set {image_set!r} in {place}",
+            f"no models of image set {image_set!r} in {registry.place}",
             expected="at least one registered model",
             remedy=f"headwater run {image_set} --images DIR (or --pairs DIR)",
         )
@@ -78,7 +79,7 @@ def choose_model(
         Where there is no such model, or several and none was named.
     """
     registry = Registry(home.root, home.tracking_url)
-    name = choose_head(registry, image_set, head, home.tracking_url or str(home.root))
+    name = choose_head(registry, image_set, head)
     if get_head(name).pairs and not pairs:
         raise ConfigError(
             f"head {name} of {image_set} compares pairs of images",
@@ -92,7 +93,7 @@ def choose_model(
             remedy="--pair is for models of pair heads",
         )
     model = registry.get_model(image_set, name, version)
-    if model["weights"].startswith("untrained:"):
+    if seed_of_untrained(model["weights"]) is not None:
         reporter().line("note: this model rests on the demo's untrained net: illustrative only")
     if folder is None:
         folder = home.pictures / image_set / "predictions" / f"{name}-v{model['version']}"

@@ -179,11 +179,7 @@ def train_head(job: TrainJob) -> TrainOutcome:
         key,
         parent_run=job.parent_run,
         params=_params(job, len(train), len(held_out)),
-        tags={
-            **work.tags(),
-            "extractor_id": plan.extractor_id,
-            "store_extractor": plan.spec.id,
-        },
+        tags=work.tags() | {"extractor_id": plan.extractor_id, "store_extractor": plan.spec.id},
         images=work.images(),
         store=home.store,
     )
@@ -201,7 +197,6 @@ def train_head(job: TrainJob) -> TrainOutcome:
         with PeakMemory() as memory:
             figures = head.fit(train, held_out, train_options, progress)
         seconds = time.perf_counter() - began
-        train.release()
         judged = work.judge(head, held_out)
         run.finish(
             metrics={**judged.metrics, **{f"fit_{k}": v for k, v in figures.items()}},

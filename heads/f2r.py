@@ -361,9 +361,6 @@ class F2R(GalleryHead, FlowHead):
             clip_norm=config.clip_norm or None,
             identity={"head": self.name, "config": config},
         )
-        # What only the training needed is as large as the features that come now.
-        module.zero_grad(set_to_none=True)
-        train.release()
         self.to(device).eval()
         with running(device, options.threads):
             figures = self._fill_gallery(train, held_out, device, progress)

@@ -281,6 +281,9 @@ def train_module(
                 saved = time.perf_counter()
         run.take_best(result)
         module.eval()
+    # As large as what comes next, a gallery of the same features say, and of no use to it.
+    module.zero_grad(set_to_none=True)
+    train.release()
     result.seconds = time.perf_counter() - began
     return result
 

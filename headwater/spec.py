@@ -141,6 +141,12 @@ class ViewSpec:
     seed: int = 0
 
 
+def seed_of_untrained(weights: str) -> int | None:
+    """Return the seed of an untrained net from an `ExtractorSpec.weights`; None for real ones."""
+    kind, _, seed = weights.partition(":")
+    return int(seed) if kind == "untrained" else None
+
+
 @dataclass(frozen=True)
 class ExtractorSpec:
     """Everything that decides what a stored feature is, except which layers are stored.

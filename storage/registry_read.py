@@ -35,6 +35,8 @@ class RegistryReader:
 
     def __init__(self, home: Path | str, tracking_url: str | None = None) -> None:
         self.home = Path(home).absolute()
+        #: What a user calls it: the URL that was given, or the home.
+        self.place = tracking_url or str(self.home)
         self.database = self.home / "mlflow.db"
         self.uri = tracking_url or database_uri(self.database)
         scheme = urlparse(self.uri).scheme.split("+")[0]
