@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
-from features.backbones import load_backbone
+from features.backbones.backbone import load_backbone
 from features.extract import Job, extract
-from features.images import scan_mvtec
-from heads.coreset import coreset_size, k_center
-from heads.patchcore import PatchCore, PatchCoreConfig
+from features.images.scan import scan_mvtec
+from heads.gallery.coreset import coreset_size, k_center
+from heads.gallery.patchcore import PatchCore, PatchCoreConfig
 
 
 def normal_vectors(data: Path, backbone_name: str, weights: Path) -> Tensor:

@@ -30,10 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.machine import machine
-from features.backbones import Backbone, load_backbone
+from features.backbones.backbone import Backbone, load_backbone
 from features.extract import Job, extract
-from features.images import read_image, scan_mvtec
-from features.preprocess import preprocess
+from features.images.pixels import read_image
+from features.images.preprocess import preprocess
+from features.images.scan import scan_mvtec
 from headwater.spec import LayerSpec, Precision
 
 DATA = Path("../shared/data/images/glassfiber_layup_512")

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from heads.base import Head, Reference, get_head, make_config, registry
-from heads.pairs import CURRENT, HISTORY
+from heads.catalogue import get_head, make_config, registry
+from heads.contract import Head, Reference
+from heads.flow.flow_head import FlowHead
+from heads.pairs.source import CURRENT, HISTORY
 from heads.parts.elementary import Permute
-from heads.parts.flow_head import FlowHead
 from headwater.spec import LayerSpec
 
 PAPERS = {

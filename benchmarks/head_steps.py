@@ -34,10 +34,10 @@ from torch.optim.optimizer import (
 
 from benchmarks.machine import machine, run_apart, tell
 from benchmarks.waiting import TimedSource
-from heads.base import FeatureSource, Reference, get_head, make_config, registry
-from heads.data import TensorSource
-from heads.pairs import Pair, PairSource
-from heads.trainer import TrainOptions
+from heads.catalogue import get_head, make_config, registry
+from heads.contract import FeatureSource, Reference, TrainOptions
+from heads.pairs.source import Pair, PairSource
+from heads.training.sources import TensorSource
 
 STEPLESS = ("patchcore", "padim")
 # By the names of torch's operators; what is in none of them is "other".

@@ -33,21 +33,21 @@ import torch
 from benchmarks.machine import machine
 from benchmarks.machine import tell as write
 from benchmarks.quality import BACKBONES
-from features.backbones import Backbone, load_backbone
+from features.backbones.backbone import Backbone, load_backbone
 from features.extract import Job, extract
-from features.images import ImageRecord
-from features.pair_crops import cut_normal_pairs, cut_tiles, source_of
-from features.pairs import ImageSource, PairMasks, PairRecord, scan_pairs
-from features.preprocess import mask_to_input, preprocess
-from heads.base import Batch, Scores, get_head, make_config
-from heads.calibrate import threshold_for
-from heads.data import TensorSource
-from heads.pair_metrics import pair_metrics
-from heads.pairs import RESIDENT_BYTES, Pair, PairSource
+from features.images.crops import cut_normal_pairs, cut_tiles, source_of
+from features.images.pairs import ImageSource, PairMasks, PairRecord, scan_pairs
+from features.images.preprocess import mask_to_input, preprocess
+from features.images.records import ImageRecord
+from heads.catalogue import get_head, make_config
+from heads.contract import Batch, NullProgress, Scores, TrainOptions
+from heads.judging.calibration import threshold_for
+from heads.judging.pair_metrics import pair_metrics
+from heads.judging.scores import upsample
+from heads.pairs.pair_head import DifferenceSource, differences
+from heads.pairs.source import RESIDENT_BYTES, Pair, PairSource
 from heads.parts.elementary import channel_statistics, floored
-from heads.parts.pair_head import DifferenceSource, differences
-from heads.scoring import upsample
-from heads.trainer import NullProgress, TrainOptions
+from heads.training.sources import TensorSource
 from headwater.spec import ExtractorSpec, LayerSpec
 
 METRICS = ("precision", "recall", "overall_accuracy", "f1", "iou", "auc", "eer")

@@ -75,14 +75,14 @@ PAIRINGS = {
 
 def our_side(pairing: Pairing, images: Path, weights: Path) -> dict[str, Any]:
     """Extract once, train from the store; return seconds of each and this process's peak memory."""
-    from features.backbones import load_backbone
+    from features.backbones.backbone import load_backbone
+    from features.backbones.precision import best_precision
     from features.extract import Job, extract
-    from features.images import scan_mvtec
-    from features.precision import best_precision
-    from heads.base import get_head, make_config
-    from heads.trainer import NullProgress, TrainOptions
-    from storage.store import FeatureStore
-    from storage.table import ImageRow, Selection
+    from features.images.scan import scan_mvtec
+    from heads.catalogue import get_head, make_config
+    from heads.contract import NullProgress, TrainOptions
+    from storage.store.feature_store import FeatureStore
+    from storage.store.table import ImageRow, Selection
 
     backbone = load_backbone(pairing.backbone, weights)
     settings: dict[str, Any] = dict(pairing.settings)
@@ -125,7 +125,7 @@ def random_weights(name: str, images: Path, size: int, out: Path) -> Path:
     import timm
     from safetensors.torch import save_file
 
-    from features.images import read_image
+    from features.images.pixels import read_image
 
     torch.manual_seed(0)
     net = timm.create_model(name, pretrained=False).train()

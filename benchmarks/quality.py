@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, tell
-from flows.config import Settings
-from flows.console import Reporter
-from flows.home import Home
+from flows.runtime.console import Reporter
+from flows.runtime.home import Home
+from flows.runtime.settings import Settings
 
 #: What timm must be told for each weight file of ../shared/data to mean what it says.
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ def run(
     )
     place = Home.at(home)
     place.prepare_environment()
-    from flows.pipeline import run_pipeline
+    from flows.dags import run_pipeline
 
     began = time.perf_counter()
     with Reporter(every=30).live() as reporter:

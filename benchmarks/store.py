@@ -32,10 +32,10 @@ import torch
 from benchmarks.machine import machine
 from benchmarks.store_scale import SPEC, images, show, timed
 from headwater.spec import LayerSpec
-from storage.engine import LOCAL_PARALLEL, fetch_chunks, put_chunks, submit
-from storage.layout import chunk_rows
-from storage.reader import FeatureReader
-from storage.store import FeatureStore
+from storage.store.engine import LOCAL_PARALLEL, fetch_chunks, put_chunks, submit
+from storage.store.feature_store import FeatureStore
+from storage.store.layout import chunk_rows
+from storage.store.reader import FeatureReader
 
 SHAPES: dict[str, dict[str, tuple[int, int, int]]] = {
     "512x28x28": {"layer2": (512, 28, 28)},

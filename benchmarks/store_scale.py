@@ -24,12 +24,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import machine
-from features.images import scan_mvtec
-from flows.extraction import image_rows
+from features.images.scan import scan_mvtec
+from flows.extraction.extract import image_rows
 from headwater.spec import ExtractorSpec, LayerSpec
-from storage.maintenance import diff
-from storage.store import FeatureStore
-from storage.table import ImageRow, Selection
+from storage.store.feature_store import FeatureStore
+from storage.store.table import ImageRow, Selection
+from storage.upkeep.contents import diff
 
 SPEC = ExtractorSpec("resnet18", "benchmark")
 

@@ -19,16 +19,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import machine
-from features.backbones import Backbone, load_backbone
+from features.backbones.backbone import Backbone, load_backbone
+from features.backbones.precision import best_precision
 from features.extract import Job, extract
-from features.images import read_image, scan_mvtec
-from features.precision import best_precision
-from features.preprocess import preprocess
-from heads.base import Batch, get_head, make_config
-from heads.trainer import NullProgress, TrainOptions
+from features.images.pixels import read_image
+from features.images.preprocess import preprocess
+from features.images.scan import scan_mvtec
+from heads.catalogue import get_head, make_config
+from heads.contract import Batch, NullProgress, TrainOptions
 from headwater.spec import ExtractorSpec, LayerSpec
-from storage.store import FeatureStore
-from storage.table import ImageRow, Selection
+from storage.store.feature_store import FeatureStore
+from storage.store.table import ImageRow, Selection
 
 
 class LiveSource:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from features.backbones import load_backbone
+from features.backbones.backbone import load_backbone
 from features.extract import Job, extract
-from features.images import scan_mvtec
-from heads.base import Batch, get_head, make_config
-from heads.trainer import NullProgress, TrainOptions
-from storage.store import FeatureStore
-from storage.table import ImageRow, Selection
+from features.images.scan import scan_mvtec
+from heads.catalogue import get_head, make_config
+from heads.contract import Batch, NullProgress, TrainOptions
+from storage.store.feature_store import FeatureStore
+from storage.store.table import ImageRow, Selection
 
 
 class TimedSource:

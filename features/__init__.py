@@ -1,1 +1,1 @@
-"""What is seen: images on disk, deterministic preprocessing, backbones, extraction."""
+"""What is seen: images on disk (`images`), frozen backbones (`backbones`), blocks (`extract`)."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.backbones import Backbone
-from features.pixels import decode_image, sha256_of_bytes
-from features.preprocess import make_view, preprocess
+from features.backbones.backbone import Backbone
+from features.images.pixels import decode_image, sha256_of_bytes
+from features.images.preprocess import make_view, preprocess
 from headwater.errors import ConfigError, HeadwaterError, ImageError
 from headwater.spec import ExtractorSpec, LayerSpec
 
@@ -67,7 +67,7 @@ def extract(
 ) -> Iterator[FeatureBlock]:
     """Compute features in blocks, in the order of the jobs.
 
-    Every lane (see `features.lanes`) takes a batch from file to stored dtype, so that one decodes
+    Every lane (see `lanes`) takes a batch from file to stored dtype, so that one decodes
     while others compute and no core waits. Two blocks and the batches in hand are in memory.
     A file whose bytes are no longer those of the job's hash fails, as unreadable ones do.
 

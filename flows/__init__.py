@@ -1,1 +1,1 @@
-"""What runs when: Prefect flows, the Dask runtime, configuration, the `headwater` command."""
+"""What runs when: `dags`, on the work in `extraction`, `training` and `use`; the command."""

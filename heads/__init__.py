@@ -1,1 +1,1 @@
-"""What learns: one family of heads a file, shared parts, trainer, scoring and metrics."""
+"""What learns. `contract` says what a head is, `catalogue` lists them all."""

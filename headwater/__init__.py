@@ -1,6 +1,6 @@
-"""The words every part of Headwater shares: errors, specifications, defaults.
+"""The words every part of Headwater shares: errors, specifications, the version.
 
 This package imports nothing of the project and may be imported by all of it.
 """
 
-__version__ = "0.1.0"
+from headwater.version import __version__ as __version__

@@ -1,1 +1,1 @@
-"""What is kept: the feature store (Icechunk/Zarr) and the model registry (MLflow)."""
+"""What is kept: features (`store`, `upkeep`), models (`registry`), and inference (`serving`)."""

@@ -25,7 +25,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database, migrated once; copy it to ``HOME/mlflow.db`` (60 ms instead of 3 s)."""
-    from storage.registry_mlflow import prepare_database
+    from storage.registry.client import prepare_database
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     prepare_database(path)
@@ -105,7 +105,7 @@ def bucket() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def resnet_weights(tmp_path_factory):
     """A weight file of a seeded resnet18."""
-    from tests.commandkit import save_weights
+    from tests.flows.commandkit import save_weights
 
     return save_weights(tmp_path_factory.mktemp("weights"))
 
@@ -113,7 +113,7 @@ def resnet_weights(tmp_path_factory):
 @pytest.fixture
 def desk(tmp_path, resnet_weights, monkeypatch, capsys):
     """A home with an extracted set of ten images, and the command."""
-    from tests.commandkit import Desk
+    from tests.flows.commandkit import Desk
 
     made = Desk(tmp_path, resnet_weights, monkeypatch, capsys)
     made.extract()

@@ -1,4 +1,4 @@
-"""The layout and import rules of docs/architecture.md, read from the source."""
+"""The rooms and their rules (docs/architecture.md), read from every import of every file."""
 
 import ast
 import os
@@ -9,59 +9,191 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("headwater", "features", "storage", "heads", "flows")
+
+#: What the files of a room may import besides their own room. The longest matching name holds.
 MAY_IMPORT = {
-    "headwater": set(),
-    "features": {"headwater"},
-    "storage": {"headwater"},
-    "heads": {"headwater"},
-    "flows": {"headwater", "features", "storage", "heads"},
+    "headwater": (),
+    "features": ("headwater", "features"),
+    "features.images": ("headwater",),
+    "features.backbones": ("headwater", "features.images"),
+    "storage.store": ("headwater",),
+    "storage.upkeep": ("headwater", "storage.store"),
+    "storage.registry": ("headwater",),
+    # From pixels to verdict: the one place where features and heads meet below the flows.
+    "storage.serving": ("headwater", "features", "heads", "storage.registry"),
+    "heads.contract": ("headwater",),
+    "heads.parts": ("headwater", "heads.contract"),
+    "heads.judging": ("headwater", "heads.contract"),
+    "heads.training": ("headwater", "heads.contract", "heads.parts"),
+    "heads.flow": ("headwater", "heads.contract", "heads.parts", "heads.judging", "heads.training"),
+    # A gallery or a pair head may be built on a flow head, and says so in its docstring.
+    "heads.gallery": ("headwater", "heads.contract", "heads.parts", "heads.judging",
+                      "heads.training", "heads.flow"),
+    "heads.pairs": ("headwater", "heads.contract", "heads.parts", "heads.judging",
+                    "heads.training", "heads.flow"),
+    "heads.catalogue": ("headwater", "heads"),
+    "flows.runtime": ("headwater", "features", "storage", "heads"),
+    "flows.pictures": ("headwater", "features", "storage", "heads"),
+    "flows.extraction": ("headwater", "features", "storage", "heads", "flows.runtime",
+                         "flows.pictures"),
+    "flows.training": ("headwater", "features", "storage", "heads", "flows.runtime",
+                       "flows.pictures", "flows.extraction"),
+    "flows.use": ("headwater", "features", "storage", "heads", "flows.runtime", "flows.pictures",
+                  "flows.extraction", "flows.training"),
+    "flows.dags": ("headwater", "features", "storage", "heads", "flows.runtime",
+                   "flows.extraction", "flows.training", "flows.use"),
+    "flows.door": ("headwater", "features", "storage", "heads", "flows"),
+    "flows.command": ("headwater", "features", "storage", "heads", "flows"),
+}  # fmt: skip
+#: Names that registered models and heads of other packages import: thin files, nothing else.
+OLD_NAMES = {
+    "storage.registry_mlflow": "models registered before the rooms were built",
+    "storage.serving_pyfunc": "models registered before the rooms were built",
+    "storage.serving_pairs_pyfunc": "models over pairs registered before the rooms were built",
+    "heads.base": "heads of other packages",
+    "heads.data": "heads of other packages",
+    "heads.scoring": "heads of other packages",
+    "heads.trainer": "heads of other packages",
 }
-#: The MLflow serving model needs pixels -> features -> score.
-SERVING = "storage/serving"
+#: The front door opens into the whole house, when it is used.
+DOOR = "headwater"
 ONLY_IN = {
-    "prefect": ("flows/",),
-    "mlflow": ("storage/registry", "storage/serving"),
-    "zarr": ("storage/",),
-    "icechunk": ("storage/",),
-    "dask": ("flows/",),
-    "distributed": ("flows/",),
+    "prefect": ("flows.dags", "flows.runtime"),
+    "mlflow": ("storage.registry", "storage.serving"),
+    "zarr": ("storage.store", "storage.upkeep"),
+    "icechunk": ("storage.store", "storage.upkeep"),
+    "dask": ("flows", "storage.store.distributed"),
+    "distributed": ("flows", "storage.store.distributed"),
 }
+#: Where all imports inside functions are for a quick start, as the room's docstring says.
+LATE = ("flows.command", "headwater")
 
 
-def modules():
-    for package in PACKAGES:
-        yield from sorted((ROOT / package).rglob("*.py"))
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {
+    module_of(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))
+}
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield (node.module or "").split(".")[0]
+    """Yield ``(what is imported, node, inside a function)`` of a file, wherever it stands."""
+
+    def walk(node, inside):
+        for child in ast.iter_child_nodes(node):
+            deeper = inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield alias.name, child, inside
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: a relative import"
+                for alias in child.names:
+                    full = f"{child.module}.{alias.name}"
+                    yield (full if full in FILES else child.module), child, inside
+            else:
+                yield from walk(child, deeper)
+
+    yield from walk(ast.parse(path.read_text()), False)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_run_downhill(path):
-    name = path.relative_to(ROOT).as_posix()
-    package = name.split("/")[0]
-    allowed = MAY_IMPORT[package] | {package}
-    if name.startswith(SERVING):
-        allowed |= {"features", "heads"}
-    for imported in set(imports(path)):
-        assert imported not in PACKAGES or imported in allowed, f"{name} imports {imported}"
-        for library, places in ONLY_IN.items():
-            if imported == library:
-                assert name.startswith(places), f"{name} imports {library}"
+EDGES = {name: {t for t, _, _ in imports(path)} for name, path in FILES.items()}
 
 
-def test_modules_stay_readable():
-    long = {
-        str(p.relative_to(ROOT)): n for p in modules() if (n := p.read_text().count("\n")) > 400
-    }
-    assert not long
+def below(name, rooms):
+    return any(name == room or name.startswith(room + ".") for room in rooms)
+
+
+def room_of(name):
+    return max((r for r in MAY_IMPORT if below(name, [r])), key=len, default=None)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_run_downhill(name):
+    if name == DOOR or name in OLD_NAMES:
+        return
+    room = room_of(name)
+    own = {t for t in EDGES[name] if t.split(".")[0] in PACKAGES}
+    if room is None:
+        assert not own, f"{name} is in no room"
+        return
+    for target in own:
+        assert target not in OLD_NAMES, f"{name} imports {target}, a name that is kept for others"
+        assert target != DOOR, f"{name} imports the front door"
+        assert below(target, (room, *MAY_IMPORT[room])), f"{name} ({room}) imports {target}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_libraries_stay_in_their_rooms(name):
+    if name in OLD_NAMES:
+        return
+    for target in EDGES[name]:
+        library = target.split(".")[0]
+        if library in ONLY_IN:
+            assert below(name, ONLY_IN[library]), f"{name} imports {library}"
+
+
+def test_no_circle_of_files():
+    done, path, circles = set(), [], []
+
+    def visit(name):
+        if name in path:
+            circles.append([*path[path.index(name) :], name])
+            return
+        if name in done or name not in FILES:
+            return
+        path.append(name)
+        for target in sorted(EDGES[name]):
+            visit(target)
+        path.pop()
+        done.add(name)
+
+    # The door is where one comes in: nothing inside imports it, as the test above sees to.
+    for name in FILES:
+        visit(name)
+    assert not circles, "\n".join(" -> ".join(c) for c in circles)
+
+
+def test_an_import_inside_a_function_says_why():
+    silent = []
+    for name, path in FILES.items():
+        if below(name, LATE):
+            continue
+        lines = path.read_text().splitlines()
+        for target, node, inside in imports(path):
+            said = "\n".join(lines[node.lineno - 2 : node.end_lineno])
+            if inside and target.split(".")[0] in PACKAGES and "# late:" not in said:
+                silent.append(f"{name}:{node.lineno} imports {target}")
+    assert not silent, "\n".join(silent)
+
+
+def test_rooms_are_not_crowded_and_modules_stay_readable():
+    folders = {}
+    for path in FILES.values():
+        lines = path.read_text().count("\n")
+        assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines"
+        if path.name != "__init__.py":
+            folders.setdefault(path.parent, []).append(path.name)
+    for folder, names in folders.items():
+        assert len(names) <= 14, f"{folder.relative_to(ROOT)} has {len(names)} modules"
+
+
+@pytest.mark.parametrize("name", [n for n, p in FILES.items() if p.name == "__init__.py"])
+def test_a_room_says_what_it_is_for_and_imports_nothing_heavy(name):
+    assert ast.get_docstring(ast.parse(FILES[name].read_text()))
+    # What is imported only inside functions costs nothing until it is used.
+    at_once = {t for t, _, inside in imports(FILES[name]) if not inside}
+    assert at_once <= {"headwater.version", "__future__", "typing", "importlib", "pathlib"}, name
+
+
+def test_old_names_only_hand_on():
+    for name in OLD_NAMES:
+        for node in ast.parse(FILES[name].read_text()).body:
+            plain = isinstance(node, ast.Expr | ast.Import | ast.ImportFrom | ast.Assign)
+            assert plain, f"{name} does more than hand names on"
 
 
 def test_no_package_index_is_named():

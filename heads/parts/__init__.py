@@ -1,1 +1,1 @@
-"""Invertible parts that the flow heads share; all are FrEIA `InvertibleModule`s."""
+"""Invertible parts and subnets that several heads are made of."""

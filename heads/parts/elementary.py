@@ -15,8 +15,7 @@ import torch
 from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 
-from heads.base import FeatureSource
-from heads.data import check_finite
+from heads.contract import FeatureSource, check_finite
 
 
 def soft_clamp(s: Tensor, alpha: float) -> Tensor:

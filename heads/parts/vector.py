@@ -9,9 +9,9 @@ import torch
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 
-from heads.arithmetic import Linear, linear
 from heads.parts.coupling import AffineCoupling
 from heads.parts.elementary import ActNorm, Elementary
+from heads.parts.linear import Linear, linear
 
 
 class InvertibleLinear(Elementary):

@@ -1,0 +1,1 @@
+"""timm nets by module name: weights, nodes, arithmetic, put together in `backbone`."""

@@ -1,0 +1,176 @@
+"""Weight files: found, read without running anything in them, named by their hash."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from features.backbones.network import check_name
+from headwater.errors import WeightsError
+
+#: Seconds after which a weight hub that does not answer is given up.
+HUB_PATIENCE = 5.0
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_REMEDY = "give --weights FILE, or set HEADWATER_WEIGHTS to a file or a folder of files NAME.*"
+
+
+def find_weights(name: str, explicit: Path | None = None) -> Path:
+    """Return the weight file of a backbone.
+
+    Looked for, in this order: `explicit`, ``HEADWATER_WEIGHTS``, timm's own download. A folder
+    (of either) is searched for a file named ``NAME.*``.
+
+    Parameters
+    ----------
+    name
+        timm model name.
+    explicit
+        File or folder, or None.
+
+    Raises
+    ------
+    WeightsError
+        None found, or several in a folder.
+    """
+    if explicit is not None:
+        found = _pick(name, Path(explicit), "--weights")
+        if found is not None:
+            return found
+    given = os.environ.get("HEADWATER_WEIGHTS")
+    if given:
+        found = _pick(name, Path(given), "HEADWATER_WEIGHTS")
+        if found is not None:
+            return found
+    path, why = _from_hub(name)
+    if path is not None:
+        return path
+    raise WeightsError(
+        f"no weights for backbone {name}"
+        + (f": none in HEADWATER_WEIGHTS ({given})" if given else ": HEADWATER_WEIGHTS is not set")
+        + f"; {why}",
+        expected=f"a file {name}.*.safetensors or .pth",
+        remedy=_REMEDY,
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a ``safetensors`` file, or a ``torch.save`` file without unpickling objects.
+
+    Tensors may lie under ``state_dict`` or ``model``, and all their names may begin with
+    ``module.``.
+
+    Raises
+    ------
+    WeightsError
+        The file is missing, damaged, holds objects other than tensors, or no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"weight file {path} does not exist", remedy=_REMEDY)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            data: object = load_file(path)
+        else:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    # Damaged files raise what their parser stumbles over.
+    except Exception as error:
+        raise WeightsError(
+            # torch's own words would recommend unpickling whatever the file holds
+            f"weight file {path} is neither safetensors nor a torch file of tensors alone",
+            expected="safetensors, or a torch.save of tensors alone",
+            remedy="download it again, or save its state_dict as safetensors",
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
+            data = data[key]
+    tensors = (
+        {str(k): v for k, v in data.items() if isinstance(v, Tensor)}
+        if isinstance(data, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise WeightsError(f"weight file {path} holds no tensors", expected="a state_dict")
+    if all(k.startswith("module.") for k in tensors):
+        tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
+    return tensors
+
+
+def _pick(name: str, path: Path, source: str) -> Path | None:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"{source}: {path} does not exist", remedy=_REMEDY)
+    found = sorted(
+        p
+        for p in path.iterdir()
+        if p.suffix in _SUFFIXES and (p.stem == name or p.name.startswith(name + "."))
+    )
+    if len(found) > 1:
+        raise WeightsError(
+            f"{source}: {len(found)} files in {path} are for backbone {name}: "
+            + ", ".join(p.name for p in found),
+            expected="one",
+            remedy="give one of them with --weights",
+        )
+    if not found and source == "--weights":
+        raise WeightsError(
+            f"{source}: no file in {path} is for backbone {name}",
+            expected=f"{name}.*.safetensors or .pth",
+            remedy=_REMEDY,
+        )
+    return found[0] if found else None
+
+
+def _from_hub(name: str) -> tuple[Path | None, str]:
+    """Return timm's file for this model, or None and why not."""
+    import timm
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    check_name(name)
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    repo = getattr(config, "hf_hub_id", None)
+    if config is None or not repo:
+        return None, f"timm has no download for {name}"
+    repo = f"{repo}{config.architecture}.{config.tag}" if repo.endswith("/") else repo
+    file = getattr(config, "hf_hub_filename", None) or "model.safetensors"
+    cached = try_to_load_from_cache(repo, file)
+    if isinstance(cached, str):
+        return Path(cached), ""
+    if constants.HF_HUB_OFFLINE:
+        return None, "the weight hub is switched off (HF_HUB_OFFLINE)"
+    if not _answers(constants.ENDPOINT):
+        return None, f"the weight hub {constants.ENDPOINT} does not answer"
+    try:
+        return Path(hf_hub_download(repo, file, etag_timeout=HUB_PATIENCE)), ""
+    # The hub's client has many errors; each only means that the weights are not to be had there.
+    except Exception as error:
+        return None, f"the weight hub refuses {repo}: {str(error).splitlines()[0]}"
+
+
+def _answers(url: str) -> bool:
+    """Whether anything answers at a URL within `HUB_PATIENCE`; a dead resolver counts too."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=HUB_PATIENCE).close()
+        except urllib.error.HTTPError:
+            pass
+        except (OSError, ValueError):
+            return
+        answered.set()
+
+    # A thread, since no timeout reaches into the resolver.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_PATIENCE)
+    return answered.is_set()

@@ -1,0 +1,1 @@
+"""Files on disk to arrays: scan and cache, decode, masks, pairs and crops, preprocessing."""

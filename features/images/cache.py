@@ -1,0 +1,205 @@
+"""What is known of files: hash and size, remembered so that an unchanged file is read once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from features.images.pixels import decode_image, read_mask
+from headwater.errors import HeadwaterError
+
+#: Called with (files done, files in all).
+Progress = Callable[[int, int], None]
+#: Files looked up and read at a time: bounds the memory of a scan.
+_CHUNK = 512
+#: Raised when `_read` finds something else in a file, so that old caches are read anew.
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What one reading of a file found.
+
+    Parameters
+    ----------
+    path
+        Absolute path.
+    sha256
+        Of its bytes; empty where the file could not even be read.
+    width, height
+        In pixels, after EXIF orientation; 0 where it is no usable image.
+    bytes
+        File size.
+    reason
+        Why the file is set aside, or empty.
+    """
+
+    path: str
+    sha256: str
+    width: int
+    height: int
+    bytes: int
+    reason: str = ""
+
+
+class FileCache:
+    """SQLite table of `FileFacts` keyed by path, valid while size, mtime and inode are the same.
+
+    Being a cache it may be deleted at any time; a damaged one is put aside and begun anew.
+
+    Parameters
+    ----------
+    file
+        The database, made where it does not exist; None remembers nothing.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self.reads = 0
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = self._open(file)
+        except sqlite3.DatabaseError as error:
+            # Locked or unwritable is not damaged.
+            if file is None or isinstance(error, sqlite3.OperationalError):
+                raise
+            file.replace(file.with_suffix(file.suffix + ".damaged"))
+            for side in ("-wal", "-shm"):
+                file.with_name(file.name + side).unlink(missing_ok=True)
+            self._db = self._open(file)
+
+    @staticmethod
+    def _open(file: Path | None) -> sqlite3.Connection:
+        db = sqlite3.connect(str(file) if file else ":memory:", timeout=60)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                db.execute("DROP TABLE IF EXISTS files")
+                db.execute(f"PRAGMA user_version={_VERSION}")
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS files (path TEXT, mask INTEGER, size INTEGER,"
+                " mtime_ns INTEGER, inode INTEGER, sha256 TEXT, width INTEGER, height INTEGER,"
+                " reason TEXT, PRIMARY KEY (path, mask)) WITHOUT ROWID"
+            )
+            db.commit()
+        except sqlite3.DatabaseError:
+            db.close()
+            raise
+        return db
+
+    def __enter__(self) -> FileCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._db.close()
+
+    def facts(
+        self,
+        paths: Sequence[str],
+        *,
+        mask: bool = False,
+        rehash: bool = False,
+        workers: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[FileFacts]:
+        """Yield the facts of each path, in order; only new and changed files are read.
+
+        Parameters
+        ----------
+        paths
+            Absolute paths.
+        mask
+            Whether these are masks (decoded as `read_mask` does) rather than images.
+        rehash
+            Read every file, whatever is remembered.
+        workers
+            Reading threads; hashing and decoding both release Python's lock.
+        progress
+            Called with (files done, files in all).
+        """
+        with ThreadPoolExecutor(workers or min(8, (os.cpu_count() or 1) + 1)) as pool:
+            for start in range(0, len(paths), _CHUNK):
+                part = paths[start : start + _CHUNK]
+                known = {} if rehash else self._lookup(part, mask)
+                found = [known.get(p) if _same(p, known.get(p)) else None for p in part]
+                todo = [p for p, f in zip(part, found, strict=True) if f is None]
+                fresh = dict(zip(todo, pool.map(lambda p: _read(p, mask), todo), strict=True))
+                if fresh:
+                    self.reads += len(fresh)
+                    self._remember(fresh, mask)
+                for p, f in zip(part, found, strict=True):
+                    yield f[1] if f else fresh[p][1]
+                if progress is not None:
+                    progress(min(start + _CHUNK, len(paths)), len(paths))
+
+    def _lookup(self, paths: Sequence[str], mask: bool) -> dict[str, _Entry]:
+        marks = ",".join("?" * len(paths))
+        rows = self._db.execute(
+            "SELECT path, size, mtime_ns, inode, sha256, width, height, reason FROM files"
+            f" WHERE mask = ? AND path IN ({marks})",
+            (int(mask), *paths),
+        )
+        return {
+            p: ((size, mtime, inode), FileFacts(p, sha, w, h, size, reason))
+            for p, size, mtime, inode, sha, w, h, reason in rows
+        }
+
+    def _remember(self, fresh: dict[str, _Entry], mask: bool) -> None:
+        rows = [
+            (p, int(mask), *stat, f.sha256, f.width, f.height, f.reason)
+            for p, (stat, f) in fresh.items()
+            if stat is not None
+        ]
+        with self._db:
+            self._db.executemany("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?)", rows)
+
+
+_Stat = tuple[int, int, int]
+_Entry = tuple[_Stat | None, FileFacts]
+
+
+def _stat(status: os.stat_result) -> _Stat:
+    # SQLite integers are signed; an inode may use all 64 bits.
+    return status.st_size, status.st_mtime_ns, status.st_ino & 0x7FFFFFFFFFFFFFFF
+
+
+def _same(path: str, entry: _Entry | None) -> bool:
+    if entry is None:
+        return False
+    with contextlib.suppress(OSError):
+        return entry[0] == _stat(os.stat(path))  # noqa: PTH116  a hundred thousand Path objects
+    return False
+
+
+def _read(path: str, mask: bool) -> _Entry:
+    """Hash and fully decode one file; what goes wrong becomes the `reason`."""
+    stat, sha = None, ""
+    try:
+        with Path(path).open("rb") as file:
+            # Taken before the reading: a file that changes meanwhile is read again next time.
+            stat = _stat(os.fstat(file.fileno()))
+            sha = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            height, width = (read_mask(Path(path)) if mask else decode_image(file, path)).shape[:2]
+    except HeadwaterError as error:
+        reason = error.culprit.removeprefix(f"{path}: ")
+        if error.expected:
+            reason += f" (expected {error.expected})"
+        return stat, FileFacts(path, sha, 0, 0, stat[0] if stat else 0, reason)
+    except OSError as error:
+        # Not remembered: permissions and shares come back without the file changing.
+        return None, FileFacts(path, "", 0, 0, 0, error.strerror or str(error))
+    return stat, FileFacts(path, sha, width, height, stat[0])

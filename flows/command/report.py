@@ -1,0 +1,182 @@
+"""What commands print: summaries of extractions and runs, the leaderboard, the list of heads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rich.table import Table
+
+from flows.runtime.console import err, out, size, table
+from headwater.errors import HeadwaterError
+
+if TYPE_CHECKING:
+    from flows.dags import RunResult
+    from flows.extraction.extract import ExtractionReport
+    from flows.extraction.pairs import PairsReport
+    from flows.runtime.home import Home
+
+
+def show_extraction(report: ExtractionReport | PairsReport, as_json: bool = False) -> None:
+    """Print what an extraction did, and what it set aside."""
+    if as_json:
+        out.print_json(json.dumps(report.to_json()))
+        return
+    # Told apart by what they have: to import what makes them is slow.
+    if hasattr(report, "sides"):
+        pairs = cast("PairsReport", report)
+        out.print(
+            f"[bold]{pairs.image_set}[/]: {pairs.pairs} pairs ({pairs.train} for training, "
+            f"{pairs.changed} changed); {pairs.hashed} files read"
+        )
+        for side in pairs.sides:
+            _show_one(side)
+    else:
+        _show_one(cast("ExtractionReport", report))
+    if not report.backbone_calls:
+        out.print(NOTHING)
+    show_set_aside(report)
+
+
+NOTHING = "Nothing to extract: every feature was in the store; the backbone was not run."
+
+
+def _show_one(report: ExtractionReport) -> None:
+    """Print what was done for one image set."""
+    changes = ", ".join(f"{n} {what}" for what, n in report.changes.items() if n)
+    out.print(
+        f"[bold]{report.image_set}[/]: {report.images} images ({report.normal_train} normal for "
+        f"training); {changes or 'nothing changed'}; {report.hashed} files read"
+    )
+    for one in report.extracted:
+        views = f", {one.views} views an image" if one.views else ""
+        out.print(
+            f"extractor {one.spec} ({one.backbone}{views}): "
+            f"{one.backbone_calls} backbone calls, {one.seconds:.1f} s"
+        )
+        rows = [[x, one.wanted - one.missing.get(x, 0), one.maps.get(x, 0)] for x in one.layers]
+        out.print(table(["layer", "stored before", "computed"], rows))
+
+
+def show_set_aside(report: ExtractionReport | PairsReport) -> None:
+    """Print the images that were set aside and the notes, to standard error."""
+    if report.set_aside:
+        err.print(f"{len(report.set_aside)} image(s) set aside; the rest went on:", style="yellow")
+        for path, reason in report.set_aside[:20]:
+            err.print(f"  {path}: {reason.splitlines()[0]}", markup=False)
+        if len(report.set_aside) > 20:
+            err.print(
+                f"  and {len(report.set_aside) - 20} more (headwater extract --json lists all)"
+            )
+    for note in report.notes[:20]:
+        err.print(f"note: {note}", markup=False)
+    if len(report.notes) > 20:
+        err.print(f"note: and {len(report.notes) - 20} more")
+
+
+def show_run(result: RunResult, home: Home) -> None:
+    """Print the summary of a run: features, heads, pictures, and where to look further."""
+    if result.extraction is not None:
+        show_extraction(result.extraction)
+    rows = [
+        {
+            "head": o.head,
+            "version": o.version,
+            "metrics": o.metrics,
+            "seconds": o.seconds,
+            "peak_mb": o.peak_mb,
+            "note": "found in MLflow" if o.reused else "trained",
+        }
+        for o in result.outcomes
+    ]
+    if rows:
+        out.print()
+        out.print(leaderboard_table(rows, f"{result.image_set}: leaderboard"))
+    said = result.extraction.notes if result.extraction is not None else []
+    # What holds for several heads is said once.
+    for note in dict.fromkeys(n for o in result.outcomes for n in o.notes):
+        if note not in said:
+            err.print(f"note: {note}", markup=False)
+    pictures = [p for o in result.outcomes for p in o.pictures]
+    if pictures:
+        out.print("\nchange maps:" if "change-maps" in pictures[0] else "\nheat maps:")
+        for picture in pictures:
+            out.print(f"  {shorten(picture)}", markup=False)
+    for head, error in result.failures:
+        err.print(f"error: {head}: {error}", style="red", markup=False)
+        if not isinstance(error, HeadwaterError):
+            err.print("".join(traceback.format_exception(error)), markup=False)
+    if result.outcomes:
+        out.print(f"\nopen the results in MLflow:\n  {ui_command(home)}", markup=False)
+
+
+IMAGE_COLUMNS = [
+    ("image AUROC", "image_auroc"),
+    ("pixel AUROC", "pixel_auroc"),
+    ("AUPRO", "aupro"),
+    ("F1", "f1"),
+    ("recall", "recall"),
+    ("FPR", "false_positive_rate"),
+]
+#: Over the pixels of all labelled test pairs.
+PAIR_COLUMNS = [
+    ("precision", "precision"),
+    ("recall", "recall"),
+    ("accuracy", "overall_accuracy"),
+    ("F1", "f1"),
+    ("IoU", "iou"),
+    ("AUC", "auc"),
+    ("EER", "eer"),
+]
+
+
+def leaderboard_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """Return the leaderboard: a row a model, best image AUROC (of pairs, best pixel F1) first."""
+    pairs = any("overall_accuracy" in r["metrics"] for r in rows)
+    columns, first = (PAIR_COLUMNS, "f1") if pairs else (IMAGE_COLUMNS, "image_auroc")
+    ranked = sorted(rows, key=lambda r: -r["metrics"].get(first, -1.0))
+    cells = [
+        [
+            r["head"],
+            f"v{r['version']}",
+            *(r["metrics"].get(key) for _, key in columns),
+            f"{r['seconds']:.1f} s" if r.get("seconds") is not None else None,
+            size(r["peak_mb"] * 1e6) if r.get("peak_mb") else None,
+            *([r["note"]] if "note" in r else []),
+        ]
+        for r in ranked
+    ]
+    names = ["head", "model", *(name for name, _ in columns), "fit", "peak memory"]
+    if rows and "note" in rows[0]:
+        names.append("")
+    return table(names, cells, title)
+
+
+def ui_command(home: Home) -> str:
+    """Return the command that opens the MLflow UI on this home's results."""
+    program = Path(sys.argv[0])
+    name = shorten(str(program.absolute())) if program.name == "headwater" else "headwater"
+    return f"{name} ui --home {shorten(str(home.root))}"
+
+
+def shorten(path: str) -> str:
+    """Return a path relative to the working folder where it lies below it."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def show_heads(as_json: bool = False) -> None:
+    """Print every head: what it reads, its size, paper, presets and settings."""
+    from flows.command.heads import describe_heads, lines
+
+    rows = describe_heads()
+    if as_json:
+        out.print_json(json.dumps(rows, default=str))
+        return
+    for line in lines(rows):
+        out.print(line, markup=False, style="" if not line.startswith(" ") else "dim")

@@ -1,0 +1,1 @@
+"""Bringing a set's stores up to date: plan, extract, join pairs, repair."""

@@ -1,0 +1,246 @@
+"""From heads to work: what each head reads, and what must be extracted, once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flows.runtime.settings import DEFAULT_HEADS, DEFAULT_PAIR_HEADS, Settings, pair
+from heads.catalogue import get_head, make_config, registry
+from heads.contract import HeadConfig
+from headwater.errors import ConfigError
+from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
+
+if TYPE_CHECKING:
+    from features.backbones.backbone import Backbone
+
+
+#: Stands for the backbone where a head reads preprocessed images.
+IMAGES = "images"
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """One head of a run: its configuration and what it reads. Plain data, sent to Dask workers.
+
+    Parameters
+    ----------
+    head
+        Registered name.
+    preset
+        Preset the configuration began with.
+    config
+        The configuration's fields.
+    spec
+        Extractor settings of the plain images.
+    layers
+        Arrays it reads, in its order.
+    view_spec
+        Extractor settings of the views it trains on, or None.
+    """
+
+    head: str
+    preset: str
+    config: dict[str, Any]
+    spec: ExtractorSpec
+    layers: tuple[LayerSpec, ...]
+    view_spec: ExtractorSpec | None = None
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it learns its own encoder from images: nothing is extracted for it."""
+        return _reads_images(self.head, self.make_config())
+
+    @property
+    def extractor_id(self) -> str:
+        """Id of the extractor: settings and layers."""
+        return self.spec.extractor_id(self.layers)
+
+    def make_config(self) -> HeadConfig:
+        """Rebuild the head's configuration."""
+        return make_config(self.head, self.config)
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """Layers to extract with one `ExtractorSpec`, merged over the heads that share it."""
+
+    spec: ExtractorSpec
+    layers: tuple[LayerSpec, ...]
+    heads: tuple[str, ...]
+
+
+def resolve_preset(preset: str, device: str) -> str:
+    """Return ``small`` or ``paper``; ``auto`` means paper only where a GPU will train."""
+    if preset != "auto":
+        return preset
+    return "paper" if device.startswith("cuda") or _gpu(device) else "small"
+
+
+def _gpu(device: str) -> bool:
+    return device == "auto" and torch.cuda.is_available()
+
+
+def chosen_heads(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return the heads asked for, or the default ones, each with its settings."""
+    return settings.heads or default_heads(settings.pairs is not None)
+
+
+def default_heads(pairs: bool) -> dict[str, dict[str, Any]]:
+    """Return the heads of a set, of pairs or of single images, where none were asked for."""
+    return {name: {} for name in (DEFAULT_PAIR_HEADS if pairs else DEFAULT_HEADS)}
+
+
+def check_heads(settings: Settings) -> None:
+    """Raise `ConfigError` for an unknown head or setting, before anything is loaded or scanned."""
+    configured(settings)
+
+
+def configured(settings: Settings) -> dict[str, tuple[str | None, HeadConfig]]:
+    """Return ``{head: (its preset, its configuration)}`` of the heads asked for."""
+    preset = resolve_preset(settings.training.preset, settings.training.device)
+    found = {}
+    for name, values in chosen_heads(settings).items():
+        own = _preset_of(name, values, preset)
+        plain = {k: v for k, v in values.items() if k != "preset"}
+        plain.setdefault("seed", settings.training.seed)
+        found[name] = (own, make_config(name, plain, own))
+    return found
+
+
+def check_kind(settings: Settings) -> None:
+    """Raise `ConfigError` for heads of single images on a set of pairs, and the other way round.
+
+    `settings` must say where the images are (`flows.runtime.resolve.resolve`).
+    """
+    pairs = settings.pairs is not None
+    wrong = [name for name in chosen_heads(settings) if get_head(name).pairs != pairs]
+    if not wrong:
+        return
+    fit = [name for name, head in registry().items() if head.pairs == pairs]
+    one = len(wrong) == 1
+    reads, kind = ("single images", "pairs") if pairs else ("pairs", "single images")
+    remedy = "--images DIR or --normal DIR, as a set of another name" if pairs else "--pairs DIR"
+    raise ConfigError(
+        f"{'head' if one else 'heads'} {', '.join(wrong)} {'reads' if one else 'read'} {reads}, "
+        f"and {settings.image_set} is a set of {kind}",
+        expected=f"--heads with some of {', '.join(fit)}",
+        remedy=f"or give {reads} to {'it' if one else 'them'}: {remedy}",
+    )
+
+
+def _reads_images(name: str, config: HeadConfig) -> bool:
+    return get_head(name).reads_images(config)
+
+
+def needs_backbone(settings: Settings) -> bool:
+    """Return whether any head asked for reads features; the others learn their own encoder."""
+    return not all(_reads_images(n, c) for n, (_, c) in configured(settings).items())
+
+
+def _preset_of(name: str, values: Mapping[str, Any], preset: str) -> str | None:
+    """A head's own preset wins; a head without a `small` preset has only one configuration."""
+    wanted = str(values.get("preset", preset))
+    if wanted == "small" and "small" not in get_head(name).presets:
+        return None
+    return wanted
+
+
+def plan_heads(
+    settings: Settings, backbone: Backbone | None, precision: Precision
+) -> list[HeadPlan]:
+    """Settle every head's configuration and what it reads of `backbone`.
+
+    Parameters
+    ----------
+    settings
+        The run's settings.
+    backbone
+        Loaded backbone; its info decides default nodes. None where no head needs one.
+    precision
+        Arithmetic of the backbone, resolved.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown head, setting or preset, or a backbone without the maps a head needs.
+    """
+    preset = resolve_preset(settings.training.preset, settings.training.device)
+    return [
+        plan_head(name, own or preset, config, settings, backbone, precision)
+        for name, (own, config) in configured(settings).items()
+    ]
+
+
+def plan_head(
+    name: str,
+    preset: str,
+    config: HeadConfig,
+    settings: Settings,
+    backbone: Backbone | None,
+    precision: Precision,
+) -> HeadPlan:
+    """Settle what one configured head reads; see `plan_heads`."""
+    size = pair(settings.extraction.size)
+    crop = pair(settings.extraction.crop)
+    if _reads_images(name, config):
+        backbone = None
+    info = BackboneInfo(IMAGES, (), (), ()) if backbone is None else backbone.info
+    needs = get_head(name).needs(config, info, size or (256, 256))
+    if size is None and needs.resize is not None and needs.resize != (256, 256):
+        # Asked again at the head's own size: the choice of nodes may depend on it.
+        needs = get_head(name).needs(config, info, needs.resize)
+    resize = size or needs.resize or (256, 256)
+    crop = crop or (needs.crop if size is None else None)
+    if crop and (crop[0] > resize[0] or crop[1] > resize[1]):
+        raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")
+    if backbone is None:
+        spec = ExtractorSpec(IMAGES, "none", resize=resize, crop=crop, dtype="float32")
+    else:
+        spec = backbone.default_spec(
+            resize=resize, crop=crop, precision=precision, dtype=settings.extraction.dtype
+        )
+    view_spec = dataclasses.replace(spec, views=needs.views) if needs.views else None
+    return HeadPlan(name, preset, dataclasses.asdict(config), spec, needs.layers, view_spec)
+
+
+def plan_extraction(plans: Sequence[HeadPlan]) -> list[ExtractionPlan]:
+    """Merge what the heads read: one entry a distinct `ExtractorSpec`, each layer once."""
+    merged: dict[str, ExtractionPlan] = {}
+    for plan in plans:
+        for spec in (plan.spec, plan.view_spec):
+            if spec is None or spec.backbone == IMAGES:
+                continue
+            old = merged.get(spec.id)
+            layers = tuple(sorted({*(old.layers if old else ()), *plan.layers}))
+            heads = (*(old.heads if old else ()), plan.head)
+            merged[spec.id] = ExtractionPlan(spec, layers, heads)
+    return list(merged.values())
+
+
+def training_key(plan: HeadPlan, snapshot_images: str, options: Mapping[str, Any]) -> str:
+    """Return the idempotency key of a training: same images, head, settings, seed, same key.
+
+    Parameters
+    ----------
+    plan
+        The head.
+    snapshot_images
+        Digest of the images (and their labels) that the training and its evaluation see.
+    options
+        Training settings that change the result.
+    """
+    return digest(
+        {
+            "head": plan.head,
+            "config": plan.config,
+            "extractor": plan.extractor_id,
+            "views": plan.view_spec.id if plan.view_spec else None,
+            "images": snapshot_images,
+            "options": dict(options),
+        }
+    )

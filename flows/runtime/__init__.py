@@ -1,0 +1,1 @@
+"""Where and how things run: home, settings, console, Dask, servers, signals."""

@@ -1,0 +1,200 @@
+"""Where trainings run: Dask workers, each with its share of the cores, reporting as they go."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from headwater.errors import ConfigError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+TOPIC = "headwater"
+
+
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus(device: str) -> int:
+    """Return how many GPUs trainings on ``auto``, ``cpu`` or ``cuda[:n]`` may use here."""
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return 0
+    return 1 if ":" in device else torch.cuda.device_count()
+
+
+def training_workers(jobs: int, device: str, wanted: int | None = None) -> int:
+    """Return how many trainings run at a time: at most one a GPU where they run on GPUs.
+
+    Parameters
+    ----------
+    jobs
+        Trainings there are.
+    device
+        What they run on, see `gpus`.
+    wanted
+        What the user asked for; one a core by default.
+    """
+    return min(wanted or cores(), gpus(device) or jobs, jobs)
+
+
+def own_device(device: str) -> str:
+    """Return the device of this Dask worker: of several GPUs, each local worker has its own."""
+    from distributed import get_worker
+
+    count = gpus(device)
+    with contextlib.suppress(ValueError):
+        number = get_worker().name  # of a local cluster's workers, counted from 0
+        if count > 1 and isinstance(number, int):
+            return f"cuda:{number % count}"
+    return device
+
+
+def needs_gpu(client: Client, device: str) -> dict[str, float]:
+    """Return the Dask resources of a training: a GPU, where workers say that they have some.
+
+    So a cluster started with ``dask worker --resources GPU=1`` trains one head a GPU at a time.
+    """
+    workers = client.scheduler_info()["workers"].values()
+    offered = any("GPU" in (w.get("resources") or {}) for w in workers)
+    return {"GPU": 1} if offered and device != "cpu" else {}
+
+
+@contextmanager
+def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
+    """Yield a client of an existing scheduler, or of local worker processes made for this.
+
+    Processes, not threads: torch's seed and thread count belong to a process, and a worker that
+    dies must not take the others with it.
+
+    Parameters
+    ----------
+    workers
+        Local worker processes.
+    scheduler
+        Address of an existing scheduler, ``tcp://host:8786``.
+
+    Raises
+    ------
+    ConfigError
+        Where no scheduler answers at that address.
+    """
+    import dask
+    from distributed import Client, LocalCluster
+
+    # Prefect's logging shows every library's INFO; errors of tasks reach the caller anyway.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    quiet = {
+        "distributed.worker.daemon": False,
+        "distributed.admin.tick.limit": "60s",
+        "distributed.scheduler.allowed-failures": 2,
+        "distributed.comm.timeouts.connect": "60s",
+        # Dask's default gives memory back after every batch: a third of the time went into faults.
+        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30,
+        "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**25,
+        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": max(1, cores() // workers),
+        "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS": max(1, cores() // workers),
+    }
+    with dask.config.set(quiet):
+        if scheduler is not None:
+            try:
+                client = Client(scheduler, timeout="10s", set_as_default=False)
+            except (OSError, TimeoutError, ValueError) as error:
+                raise ConfigError(
+                    f"no Dask scheduler answers at {scheduler}",
+                    expected="an address such as tcp://host:8786",
+                    remedy="start one with `dask scheduler`, or leave dask.scheduler out",
+                ) from error
+            with client:
+                yield client
+            return
+        with (
+            LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=50,
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield client
+
+
+class WorkerProgress:
+    """Sends a head's progress from a Dask worker to the driver, and keeps its metrics.
+
+    Implements `heads.contract.Progress`. Outside a worker `send` may be given.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        on_metric: Callable[[str, float, int], None],
+        send: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.name, self.on_metric = name, on_metric
+        self._send = send or _worker_send()
+        self._last = 0.0
+
+    def metric(self, name: str, value: float, epoch: int) -> None:
+        """Keep one figure of one epoch."""
+        self.on_metric(name, value, epoch)
+
+    def step(self, done: int, total: int, text: str = "") -> None:
+        """Say how far the training is; at most ten times a second."""
+        now = time.monotonic()
+        if now - self._last >= 0.1 or done >= total:
+            self._last = now
+            self._send({"name": self.name, "done": done, "total": total, "text": text})
+
+
+def _worker_send() -> Callable[[dict[str, Any]], None]:
+    from distributed import get_worker
+
+    try:
+        worker = get_worker()
+    except ValueError:
+        return lambda message: None
+    return lambda message: worker.log_event(TOPIC, message)
+
+
+class PeakMemory:
+    """Samples this process's resident memory while a block runs.
+
+    `peak_mb` is the highest, `base_mb` what it was at the start, both in 10^6 bytes.
+    """
+
+    def __init__(self, every: float = 0.05) -> None:
+        self._every = every
+        self._stop = threading.Event()
+        self._process = psutil.Process()
+        self.base_mb = self.peak_mb = 0.0
+
+    def __enter__(self) -> PeakMemory:
+        self.base_mb = self.peak_mb = self._process.memory_info().rss / 1e6
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every):
+            self.peak_mb = max(self.peak_mb, self._process.memory_info().rss / 1e6)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.peak_mb = max(self.peak_mb, self._process.memory_info().rss / 1e6)

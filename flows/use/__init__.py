@@ -1,0 +1,1 @@
+"""What is done with models and stores: predict, grid, drift."""

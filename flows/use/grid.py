@@ -1,0 +1,270 @@
+"""F²R's 169-point grid over alpha and beta on a registered model: one MLflow run, resumable.
+
+What it finds was chosen on the test labels, as in the paper: everything that says which point is
+best is named ``oracle``. Nothing is retrained and no model changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flows.pictures.grid import grid_heat_maps
+from flows.runtime.home import Home
+from flows.training.evaluation import labelled_test, mask_of
+from heads.contract import NullProgress
+from heads.gallery.coreset import k_center
+from heads.gallery.f2r import F2R
+from heads.gallery.f2r_grid import POINTS, GridResult, grid
+from heads.gallery.neighbours import collect_vectors
+from headwater.errors import ModelError
+from headwater.spec import digest
+from storage.registry.registry import Registry
+from storage.serving.detector import Detector
+from storage.store.feature_store import FeatureStore
+from storage.store.table import Selection
+
+if TYPE_CHECKING:
+    from flows.runtime.console import Reporter
+
+METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC"}
+Coreset = Literal["once", "per_point"]
+
+
+@dataclass
+class GridOutcome:
+    """What a grid found.
+
+    Parameters
+    ----------
+    result
+        The table.
+    whole
+        The same with (1, 1) and the model's own point, where they are not in the grid.
+    own
+        The model's own alpha and beta.
+    run_id
+        MLflow run.
+    picture
+        The heat maps, below the home.
+    resumed
+        Points that an earlier, broken grid had done.
+    notes
+        Things to know, such as masks that could not be read.
+    """
+
+    result: GridResult
+    whole: GridResult
+    own: tuple[float, float]
+    run_id: str
+    picture: Path
+    resumed: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the points worth reading: the plain gallery's, the model's, the best ones."""
+        named = {
+            "plain gallery (1, 1)": (1.0, 1.0),
+            "the model's own": self.own,
+            "oracle: best image AUROC": self.result.best("image_auroc"),
+        }
+        if _has(self.result, "pixel_auroc"):
+            named["oracle: best pixel AUROC"] = self.result.best("pixel_auroc")
+        table = {(r["alpha"], r["beta"]): r for r in self.whole.table}
+        return [{"point": k, **table[p]} for k, p in named.items() if p in table]
+
+    def correlations(self) -> dict[str, dict[str, Any]]:
+        """Return the paper's Table 5 for each metric."""
+        return {
+            metric: {k: asdict(v) for k, v in self.result.correlations(metric).items()}
+            for metric in METRICS
+            if _has(self.result, metric)
+        }
+
+
+def _has(result: GridResult, metric: str) -> bool:
+    return all(metric in row for row in result.table)
+
+
+def run_grid(
+    home: Home,
+    image_set: str,
+    reporter: Reporter,
+    *,
+    version: str | None = None,
+    coreset: Coreset = "once",
+    points: tuple[tuple[float, float], ...] = POINTS,
+) -> GridOutcome:
+    """Score the stored test images at every point and log table, heat maps and correlations.
+
+    Each point is written down as it is done: a grid that was broken off goes on from there.
+
+    Parameters
+    ----------
+    home, image_set, version
+        Which registered `f2r` model.
+    reporter
+        Shows progress.
+    coreset
+        ``once``: the model's gallery, re-reversed at each point; ``per_point``: a coreset of the
+        same size chosen anew at each point, the exact protocol, which takes far longer.
+    points
+        ``(alpha, beta)`` pairs.
+
+    Raises
+    ------
+    ModelError
+        No such model.
+    DataError
+        Test images of one kind only.
+    """
+    registry = Registry(home.root, home.tracking_url)
+    model = registry.get_model(image_set, F2R.name, version)
+    detector = Detector.load(model["uri"], registry)
+    head = detector.head
+    if not isinstance(head, F2R):
+        raise ModelError(f"{model['uri']} is no model of f2r", expected="one of head f2r")
+    store = FeatureStore.open(home.store, image_set, create=False)
+    snapshot = store.resolve(model["snapshot"] or None)
+    source, table = labelled_test(store, detector.spec, detector.layers, snapshot)
+    notes: list[str] = []
+    root = Path(home.card(image_set).get("root", ""))
+    masks = [mask_of(root, detector.spec, row, notes) for row in table]
+    about = {
+        "model": model["uri"],
+        "run": model["run_id"],
+        "snapshot": snapshot,
+        "coreset": coreset,
+        # a mask that was mended changes the figures
+        "masks": [None if m is None else [list(m.shape), int(m.sum())] for m in masks],
+    }
+    progress = home.checkpoints / f"grid-{digest(about)}.jsonl"
+    done = _read(progress)
+    own = (head.preference[0].item(), head.preference[1].item())
+    own = (round(own[0], 4), round(own[1], 4))
+    every = tuple(dict.fromkeys([*points, (1.0, 1.0), own]))
+
+    def told(row: dict[str, float]) -> None:
+        progress.parent.mkdir(parents=True, exist_ok=True)
+        with progress.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    class Shown(NullProgress):
+        def step(self, done: int, total: int, text: str) -> None:
+            reporter.update("grid", done, total, text)
+
+    tags = {
+        "headwater.head": F2R.name,
+        "headwater.model": model["uri"],
+        "headwater.model_run": model["run_id"],
+        "headwater.chosen_on": "oracle",
+        "snapshot": snapshot,
+    }
+    with registry.study(image_set, f"f2r grid (oracle) of v{model['version']}", tags) as run:
+        whole = grid(
+            head,
+            source,
+            [row["kind"] != "good" for row in table],
+            masks,
+            points=every,
+            regallery=_regallery(store, detector, head, snapshot) if coreset != "once" else None,
+            progress=Shown(),
+            done=done,
+            told=told,
+        )
+        asked = set(points)
+        inside = tuple(r for r in whole.table if (r["alpha"], r["beta"]) in asked)
+        result = GridResult(inside, "oracle")
+        target = home.pictures / image_set / f"f2r-grid-v{model['version']}-{coreset}.png"
+        outcome = GridOutcome(result, whole, own, run.run_id, target, len(done), notes)
+        title = (
+            f"{image_set}: f2r v{model['version']} over alpha and beta, {len(table)} test images"
+        )
+        _draw(outcome, f"{title} (oracle)", target)
+        run.log_params({**{k: v for k, v in about.items() if k != "masks"}, "points": len(inside)})
+        run.log_table(result.table, "grid")
+        run.log_json(outcome.correlations(), "tables/correlations.json")
+        run.log_file(target, "figures")
+        run.log_figures(_figures(outcome))
+        registry.points(
+            image_set,
+            run.run_id,
+            (
+                (
+                    f"alpha {r['alpha']:g}, beta {r['beta']:g}",
+                    {"alpha": r["alpha"], "beta": r["beta"]},
+                    {k: v for k, v in r.items() if k not in ("alpha", "beta")},
+                )
+                for r in result.table
+            ),
+            tags,
+        )
+    progress.unlink(missing_ok=True)
+    return outcome
+
+
+def _read(path: Path) -> list[dict[str, float]]:
+    """Return the points of a broken grid; a last line that was cut off is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _regallery(
+    store: FeatureStore, detector: Detector, head: F2R, snapshot: str
+) -> Callable[[float, float], Tensor]:
+    """Return what chooses a coreset of the gallery's size anew at a point."""
+    select = Selection(split="train", kind="good")
+    normals = store.reader(detector.spec, detector.layers, select, snapshot, missing="skip")
+    vectors, count = collect_vectors(normals, head.layer), len(head.members)
+
+    def choose(alpha: float, beta: float) -> Tensor:
+        turned = head.reversed_features(vectors, alpha, beta)
+        with torch.no_grad():
+            rows = k_center(turned, min(count, len(turned)), seed=head.config.seed).indices
+        return vectors[rows].float()
+
+    return choose
+
+
+def _draw(outcome: GridOutcome, title: str, target: Path) -> None:
+    result = outcome.result
+    alphas, betas = (np.array(sorted({row[k] for row in result.table})) for k in ("alpha", "beta"))
+    maps = {
+        text: result.heat_map(metric) for metric, text in METRICS.items() if _has(result, metric)
+    }
+    marks = {
+        "the model's own (chosen without labels)": outcome.own,
+        "plain gallery (1, 1)": (1.0, 1.0),
+    }
+    grid_heat_maps(maps, alphas, betas, marks, title, target)
+
+
+def _figures(outcome: GridOutcome) -> dict[str, float]:
+    """Return the run's figures; what was chosen on the test labels is named ``oracle``."""
+    figures: dict[str, float] = {}
+    table = {(r["alpha"], r["beta"]): r for r in outcome.whole.table}
+    for metric in METRICS:
+        if not _has(outcome.result, metric):
+            continue
+        best = outcome.result.best(metric)
+        figures[f"oracle.best_{metric}"] = table[best][metric]
+        figures[f"oracle.best_{metric}.alpha"], figures[f"oracle.best_{metric}.beta"] = best
+        figures[f"own.{metric}"] = table[outcome.own][metric]
+        figures[f"plain.{metric}"] = table[1.0, 1.0][metric]
+        for name, row in outcome.correlations()[metric].items():
+            kind = {"-|alpha-beta|": "minus_difference"}.get(name, name)
+            figures[f"spearman.{metric}.{kind}"] = row["rho"]
+            figures[f"spearman.{metric}.{kind}.p"] = row["p_value"]
+    return figures

@@ -1,0 +1,329 @@
+"""The contract of a head, the registry, and the form in which features reach it.
+
+A head is one file and a registration::
+
+    @register
+    class MyHead(Head): ...
+
+It never opens a store: it is given `FeatureSource`s. Heads of other packages are found by their
+entry points of the group `PLUGINS` (docs/adding-a-head.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from headwater.errors import ConfigError, FeatureRangeError, ShapeError
+from headwater.spec import BackboneInfo, Needs
+
+Shape = tuple[int, int, int]
+Batch = dict[str, Tensor]
+
+
+class FeatureSource(Protocol):
+    """Feature rows of one split, as a head reads them.
+
+    The store's `FeatureReader` is one over a snapshot, `heads.training.sources.TensorSource` one in
+    memory. Rows keep their order: row i of `read` is image ``ids[i]``.
+    """
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """``{layer name: (channels, height, width)}``."""
+
+    @property
+    def ids(self) -> list[str]:
+        """SHA-256 of the image behind each row (a view's row has its image's id)."""
+
+    @property
+    def views(self) -> list[int]:
+        """View number of each row: 0 is the plain image, 1.. are augmented copies."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Return rows ``start:stop`` in order, each ``[row, C, H, W]`` float32."""
+
+    def batches(
+        self, size: int, *, seed: int | None = None, drop_last: bool = False
+    ) -> Iterator[Batch]:
+        """Yield batches: in order where `seed` is None, else in the seed's shuffled order.
+
+        The batch also carries ``"_rows"``: int64 row numbers.
+        """
+
+    def release(self) -> None:
+        """Let go of rows held for the epochs to come; whatever is asked for is read again."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Settings every head has. Subclass per head; every field must be JSON-ready.
+
+    Parameters
+    ----------
+    nodes
+        Backbone nodes by module name; empty leaves the choice to the head.
+    seed
+        Seeds weights, permutations, order of batches.
+    """
+
+    nodes: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a head is measured at: its paper's backbone and the maps that it gives.
+
+    Parameters
+    ----------
+    backbone, pixels
+        timm name (empty where the head reads images) and side of the square image.
+    shapes
+        ``{layer: (C, H, W)}`` there.
+    settings
+        Over the head's defaults.
+    """
+
+    backbone: str
+    pixels: int
+    shapes: Mapping[str, Shape]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Raw anomaly scores of a batch, larger is more anomalous; neither depends on the batch.
+
+    Parameters
+    ----------
+    image
+        ``[B]`` float32.
+    maps
+        ``[B, H, W]`` float32 at the size of the head's `map_size`.
+    """
+
+    image: Tensor
+    maps: Tensor
+
+
+class Head(nn.Module):
+    """A detector over stored features.
+
+    Life: ``Head(config, shapes, map_size)`` → `fit` → `score`. `state_dict` holds all that was
+    learnt, buffers included, so that ``Head(...).load_state_dict(...)`` scores the same.
+
+    Parameters
+    ----------
+    config
+        An instance of `Config`.
+    shapes
+        ``{layer name: (C, H, W)}`` of the layers that `needs` named, in that order.
+    map_size
+        ``(height, width)`` of the anomaly maps: the extractor's input size.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[HeadConfig]] = HeadConfig
+    paper: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    #: In words, which maps it needs: what a backbone must have.
+    reads: ClassVar[str] = ""
+    reference: ClassVar[Reference | None] = None
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: Whether it reads pairs: `fit` takes `heads.pairs.source.PairSource`s, `score` their batches.
+    pairs: ClassVar[bool] = False
+    #: Learns from masks and scores with probabilities; otherwise from what is normal alone.
+    labelled: ClassVar[bool] = False
+
+    def __init__(
+        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.config, self.shapes, self.map_size = config, dict(shapes), map_size
+
+    @classmethod
+    @abstractmethod
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+        """Return what the head reads of this backbone where the run's image size is `resize`.
+
+        Raises `ConfigError` where the backbone has no fitting maps.
+        """
+
+    @staticmethod
+    def reads_images(config: HeadConfig) -> bool:
+        """Whether it learns its own encoder: batches then carry images, not stored features."""
+        return False
+
+    @abstractmethod
+    def fit(
+        self,
+        train: FeatureSource,
+        held_out: FeatureSource,
+        options: TrainOptions,
+        progress: Progress,
+    ) -> dict[str, float]:
+        """Learn from normal images; return final training figures.
+
+        Parameters
+        ----------
+        train
+            Normal images (and their views where the head asked for them).
+        held_out
+            Normal images that are not trained on: validation, calibration of normalisers.
+        options
+            Device, precision, checkpoint folder, threads.
+        progress
+            Receives ``metric(name, value, epoch)`` and ``step(done, total, text)``.
+        """
+
+    @abstractmethod
+    def score(self, batch: Batch) -> Scores:
+        """Score a batch of feature maps. Each row's score depends on that row alone."""
+
+    def check(self, batch: Mapping[str, Tensor] | FeatureSource) -> None:
+        """Raise `ShapeError` where the maps are not those this head was built for."""
+        shapes = (
+            {k: tuple(v.shape[1:]) for k, v in batch.items() if not k.startswith("_")}
+            if isinstance(batch, Mapping)
+            else dict(batch.shapes)
+        )
+        for layer, want in self.shapes.items():
+            got = shapes.get(layer)
+            if got is None:
+                raise ShapeError(
+                    f"{self.name}: layer {layer!r} is not in the batch",
+                    expected=f"layers {', '.join(self.shapes)}",
+                    remedy="extract with this head among --heads",
+                )
+            if tuple(got) != tuple(want):
+                raise ShapeError(
+                    f"{self.name}: layer {layer!r} has maps of shape {tuple(got)}",
+                    expected=f"{tuple(want)}, what the head was built for",
+                    remedy="use the extractor settings that the head was trained with",
+                )
+
+    @property
+    def score_limit(self) -> float | None:
+        """What no image score of the fitted head can exceed; None where there is no such value."""
+        return None
+
+    def parameters_count(self) -> int:
+        """Return the number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+H = TypeVar("H", bound=type[Head])
+REGISTERED: dict[str, type[Head]] = {}
+
+
+def register(cls: H) -> H:
+    """Class decorator: make a head known under its `name`.
+
+    Raises
+    ------
+    ConfigError
+        Where the name is taken or cannot be part of a model's name.
+    """
+    if not cls.name.replace("_", "").isalnum():
+        raise ConfigError(f"head name {cls.name!r}", expected="letters, digits and _")
+    old = REGISTERED.get(cls.name, cls)
+    if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ConfigError(
+            f"head {cls.name!r} of {cls.__module__}",
+            expected=f"another name: {old.__module__} has a head of this one",
+        )
+    REGISTERED[cls.name] = cls
+    return cls
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a training is run; nothing here says what is learnt (but `epochs`).
+
+    Parameters
+    ----------
+    device
+        ``auto``, ``cpu`` or ``cuda[:n]``.
+    precision
+        Arithmetic of the subnets: ``auto`` takes bfloat16 where the processor or GPU has it.
+        Log-determinants, losses and scores are float32 in any case.
+    threads
+        Torch threads; None leaves them as they are.
+    checkpoint_dir
+        Where checkpoints go; None writes none.
+    epochs
+        Overrides the head's own number.
+    early_stop
+        Stop after this many epochs without a better held-out likelihood and keep the best epoch's
+        weights; None trains to the last epoch.
+    checkpoint_every
+        Seconds between checkpoints (whole epochs only); 0 saves after every epoch.
+    """
+
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int | None = None
+    checkpoint_dir: Path | None = None
+    epochs: int | None = None
+    early_stop: int | None = None
+    checkpoint_every: float = 30.0
+
+
+class Progress(Protocol):
+    """Receives what a training has to tell."""
+
+    def metric(self, name: str, value: float, epoch: int) -> None:
+        """Take a figure of an epoch (1-based). After a resume, earlier epochs are told again."""
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Take the number of steps done; time left is the receiver's business."""
+
+
+class NullProgress:
+    """Drops everything."""
+
+    def metric(self, name: str, value: float, epoch: int) -> None:
+        """Drop it."""
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Drop it."""
+
+
+def check_finite(batch: Mapping[str, Tensor], name: str, ids: Sequence[str] | None = None) -> None:
+    """Raise `FeatureRangeError` naming layer and image where features are NaN or infinite.
+
+    Parameters
+    ----------
+    batch
+        Maps ``[B, ...]`` by layer; keys that begin with ``_`` are not looked at.
+    name
+        Who asks, for the message.
+    ids
+        Image of each row of the *source*; with the batch's ``_rows`` it names the image.
+    """
+    for layer, maps in batch.items():
+        if layer.startswith("_"):
+            continue
+        # One pass: a sum is not finite exactly where an element is not (float64 cannot overflow
+        # from float32 maps).
+        good = torch.isfinite(maps.sum(dim=tuple(range(1, maps.ndim)), dtype=torch.float64))
+        if bool(good.all()):
+            continue
+        rows = (~good).nonzero().flatten().tolist()
+        at = batch["_rows"].tolist() if "_rows" in batch else None
+        who = ", ".join(ids[at[r]][:12] if ids is not None and at else f"row {r}" for r in rows[:5])
+        raise FeatureRangeError(
+            f"{name}: layer {layer!r} has NaN or infinite features ({who})",
+            expected="finite numbers",
+            remedy="extract these images again, in float32 if they were extracted in bfloat16",
+        )

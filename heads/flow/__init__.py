@@ -1,0 +1,1 @@
+"""Heads of normalizing flows, one method a file."""

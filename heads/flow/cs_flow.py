@@ -1,0 +1,385 @@
+"""CS-Flow and CSA-Flow: one flow head over three image scales, with or without attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from FrEIA.framework import InputNode, Node, OutputNode
+from torch import Tensor, nn
+
+from heads.contract import (
+    Batch,
+    FeatureSource,
+    HeadConfig,
+    Progress,
+    Reference,
+    Scores,
+    Shape,
+    TrainOptions,
+    register,
+)
+from heads.flow.flow_head import FlowHead, check_channels
+from heads.judging.scores import upsample
+from heads.parts.cross_attention import ChannelGate, PublishedGate
+from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet
+from heads.parts.elementary import Permute, Standardise, channel_statistics
+from heads.parts.graph import OrderedGraphINN
+from heads.parts.seeds import seeded
+from heads.training.sources import to_device
+from heads.training.trainer import Schedule, train_module
+from headwater.errors import ConfigError
+from headwater.spec import BackboneInfo, LayerSpec, Needs, digest
+
+ATTENTIONS = ("none", "ca", "sa", "ca+sa", "as_published")
+PAPER_SIZE = 768
+
+
+@dataclass(frozen=True)
+class CSFlowConfig(HeadConfig):
+    """Settings of `cs_flow` and `csa_flow`; the defaults are the paper's (section 4.2).
+
+    Parameters
+    ----------
+    image_size
+        Pixels of the square image at scale 1: a number, ``run`` (the run's own size) or ``auto``
+        (the paper's 768 on EfficientNets, the run's own elsewhere).
+    channels
+        Channels of the node that are read, drawn by the seed, as PaDiM does; 0 reads all, as the
+        paper does.
+    scales
+        Image scales, each half the one before.
+    kernels
+        Kernel size of each coupling block's subnets; its length is the number of blocks.
+    hidden
+        Hidden channels of the subnets.
+    slope
+        Of the leaky ReLU.
+    clamp
+        Alpha of the soft clamp of the log-scales.
+    attention
+        ``none``; ``ca``: channel gate inside the model; ``sa``: self-attention in the subnets;
+        ``ca+sa``; ``as_published``: the gate in front without log-determinant, and ``sa``.
+    reduction
+        Bottleneck of the channel gate, and of the queries and keys, as a divisor.
+    standardise
+        Begin with a fixed affine map to mean 0 and deviation 1 per channel, measured on the
+        training images and counted in the log-determinant. The paper has none; it makes learning
+        rate and clamp mean the same on every backbone.
+    schedule
+        ``constant`` (the paper), ``cosine`` or ``one_cycle``.
+    warmup
+        Epochs of warm-up; for ``one_cycle`` the share of steps that rise.
+    """
+
+    image_size: int | str = "auto"
+    channels: int = 0
+    scales: int = 3
+    kernels: tuple[int, ...] = (3, 3, 3, 5)
+    hidden: int = 1024
+    slope: float = 0.1
+    clamp: float = 3.0
+    attention: str = "none"
+    reduction: int = 16
+    standardise: bool = False
+    epochs: int = 240
+    batch_size: int = 16
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.8, 0.8)
+    eps: float = 1e-4
+    weight_decay: float = 1e-5
+    clip_norm: float = 1.0
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise ConfigError(
+                f"attention {self.attention!r}", expected="one of " + ", ".join(ATTENTIONS)
+            )
+        if not self.kernels or any(k % 2 == 0 or k < 1 for k in self.kernels):
+            raise ConfigError(f"kernels {self.kernels}", expected="odd sizes, one per block")
+        check_channels(self.channels)
+        if not 1 <= self.scales <= 5:
+            raise ConfigError(f"{self.scales} scales", expected="1 to 5")
+        if isinstance(self.image_size, str) and self.image_size not in ("auto", "run"):
+            raise ConfigError(
+                f"image_size {self.image_size!r}", expected="a number of pixels, run or auto"
+            )
+
+
+@dataclass(frozen=True)
+class CSAFlowConfig(CSFlowConfig):
+    """Settings of `csa_flow`: those of `cs_flow` with both attentions on."""
+
+    attention: str = "ca+sa"
+
+
+# Found on held-out normals' likelihood and on synthetic defects.
+SMALL: dict[str, Any] = {
+    "image_size": "run",
+    "channels": 256,
+    "hidden": 32,
+    "kernels": (3, 3),
+    "standardise": True,
+    "epochs": 30,
+    "lr": 2e-3,
+    "schedule": "cosine",
+}
+
+
+@register
+class CSFlow(FlowHead):
+    """Cross-scale flow head: couplings over three image scales whose subnets see all scales.
+
+    Rudolph et al., "Fully Convolutional Cross-Scale-Flows" (CS-Flow), as CSA-Flow builds on it
+    (sections 3.2 and 3.4). Unlike public code it inverts on all scales, and its log-determinant is
+    per sample.
+    """
+
+    name = "cs_flow"
+    Config = CSFlowConfig
+    config: CSFlowConfig
+    paper = "CSA-Flow without its attentions (CS-Flow)"
+    summary = "cross-scale couplings over three image scales"
+    reads = "one deep node at three image scales, the coarsest map at least 4x4"
+    reference = Reference(
+        "efficientnet_b5",
+        PAPER_SIZE,
+        {f"blocks.5{s}": (304, n, n) for s, n in (("", 24), ("@0.5", 12), ("@0.25", 6))},
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
+
+    def __init__(
+        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
+    ) -> None:
+        super().__init__(config, shapes, map_size)
+        dims = list(self.shapes.values())
+        if len({d[0] for d in dims}) != 1 or len(dims) != self.config.scales or dims[0][0] < 2:
+            raise ConfigError(
+                f"{self.name}: maps of shapes {dims}",
+                expected=f"{self.config.scales} scales of one node, at least 2 channels",
+            )
+        self.draw_channels(self.config.channels, config.seed)
+        with seeded(config.seed):
+            self.couplings = self._build(self.dims)
+        # Here and not in fit: a loaded head must have the layout, too, or its scores would differ
+        # in the last digit.
+        self.couplings.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+        """Return one node's maps at every image scale.
+
+        EfficientNets give ``blocks.5``, the paper's; other backbones the deepest stage whose
+        coarsest map is still 4x4 at the run's image size.
+
+        Raises
+        ------
+        ConfigError
+            Where no stage's coarsest map is 4x4.
+        """
+        config = cast("CSFlowConfig", config)
+        efficient = "efficientnet" in backbone.name
+        size: tuple[int, int] | None = None
+        if isinstance(config.image_size, int):
+            size = (config.image_size, config.image_size)
+        elif config.image_size == "auto" and efficient:
+            size = (PAPER_SIZE, PAPER_SIZE)
+        nodes = config.nodes
+        if not nodes and efficient and "blocks.6" in backbone.stages:
+            nodes = ("blocks.5",)
+        if not nodes:
+            nodes = (cls._deepest(config, backbone, min(size or resize)),)
+        scales = [0.5**k for k in range(config.scales)]
+        if backbone.tokens:
+            cls._whole_patches(config, backbone, size or resize)
+        return Needs(tuple(LayerSpec(nodes, scale) for scale in scales), resize=size)
+
+    @classmethod
+    def _whole_patches(
+        cls, config: CSFlowConfig, backbone: BackboneInfo, size: tuple[int, int]
+    ) -> None:
+        """Raise where a transformer's patches do not fill the smallest image."""
+        unit = max(backbone.strides) * 2 ** (config.scales - 1)
+        if any(side % unit for side in size):
+            near = max(unit, round(min(size) / unit) * unit)
+            raise ConfigError(
+                f"{cls.name}: images of {size[0]}x{size[1]} px at image scale "
+                f"{0.5 ** (config.scales - 1):g} are no whole number of {backbone.name}'s patches",
+                expected=f"sides that are multiples of {unit} px, such as {near}",
+                remedy=f"--size {near} (and --backbone-option img_size={near}), or fewer scales",
+            )
+
+    @classmethod
+    def _deepest(cls, config: CSFlowConfig, backbone: BackboneInfo, side: int) -> str:
+        if not backbone.stages:
+            raise ConfigError(
+                f"{cls.name}: {backbone.name} has no stages whose weights are at hand",
+                expected="a backbone with feature maps",
+                remedy="name the node with nodes",
+            )
+        coarsest = side * 0.5 ** (config.scales - 1)
+        fitting = [
+            stage
+            for stage, stride in zip(backbone.stages, backbone.strides, strict=True)
+            if math.ceil(coarsest / stride) >= 4
+        ]
+        if not fitting:
+            finest = min(backbone.strides, default=32)
+            raise ConfigError(
+                f"{cls.name}: {backbone.name} at {side} px has no map of 4x4 or more at image "
+                f"scale {0.5 ** (config.scales - 1):g}",
+                expected=f"images of at least {3 * finest * 2 ** (config.scales - 1) + 1} px",
+                remedy="use larger images, fewer scales, or name the node with nodes",
+            )
+        return fitting[-1]
+
+    def _build(self, dims: Sequence[Shape]) -> OrderedGraphINN:
+        """Return the graph: per scale standardisation (and gate), then the coupling blocks."""
+        config = self.config
+        inputs = [InputNode(*d, name=f"scale {k}") for k, d in enumerate(dims)]
+        nodes: list[Node] = list(inputs)
+        tips: list[Any] = list(inputs)
+
+        def each(part: type, **settings: Any) -> None:
+            for k, tip in enumerate(tips):
+                own = {n: v(k) if callable(v) else v for n, v in settings.items()}
+                tips[k] = Node(tip, part, own, name=f"{part.__name__} {len(nodes)}")
+                nodes.append(tips[k])
+
+        if config.standardise:
+            each(Standardise)
+        if "ca" in config.attention.split("+"):
+            each(ChannelGate, reduction=config.reduction, clamp=config.clamp)
+        elif config.attention == "as_published":
+            each(PublishedGate, reduction=config.reduction)
+        for block, kernel in enumerate(config.kernels):
+            each(Permute, seed=lambda k, b=block: _seed_of(config.seed, b, k))
+            coupling = Node(
+                [(tip.out0 if isinstance(tip, Node) else tip) for tip in tips],
+                CrossScaleCoupling,
+                {"subnet": self._subnet(kernel), "clamp": config.clamp},
+                name=f"coupling {block}",
+            )
+            nodes.append(coupling)
+            tips = [(coupling, k) for k in range(len(dims))]
+        nodes += [OutputNode(tip, name=f"latent {k}") for k, tip in enumerate(tips)]
+        return OrderedGraphINN(nodes)
+
+    def _subnet(self, kernel: int) -> Any:
+        config = self.config
+        attends = "sa" in config.attention.split("+") or config.attention == "as_published"
+        depth = max(1, config.hidden // config.reduction) if attends else 0
+
+        def make(channels_in: int, channels_out: int) -> nn.Module:
+            return CrossScaleSubnet(
+                channels_in,
+                channels_out,
+                config.hidden,
+                config.scales,
+                kernel,
+                config.slope,
+                attention_depth=depth,
+            )
+
+        return make
+
+    @property
+    def exact(self) -> bool:
+        """Whether the likelihood is exact, and the whole model invertible."""
+        return self.config.attention != "as_published"
+
+    def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """Return one latent per scale, ``[B, C, h_k, w_k]``, and the log-determinant ``[B]``."""
+        return self.latent_of(self.inputs(batch))
+
+    def latent_of(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return `latent` of maps as `inputs` gives them."""
+        z, logdet = self.couplings(list(maps))
+        return list(z), logdet
+
+    def reverse(self, z: Sequence[Tensor]) -> list[Tensor]:
+        """Return the maps of all scales (the gated ones with ``attention="as_published"``)."""
+        return list(self.couplings(list(z), rev=True)[0])
+
+    def fit(
+        self,
+        train: FeatureSource,
+        held_out: FeatureSource,
+        options: TrainOptions,
+        progress: Progress,
+    ) -> dict[str, float]:
+        """Maximise the likelihood of normal maps (section 3.4, per dimension)."""
+        self.check(train)
+        self.check(held_out)
+        config = self.config
+        self._standardise(train)
+        result = train_module(
+            self,
+            self.nll,
+            train,
+            held_out,
+            optimizer=lambda parameters: torch.optim.Adam(
+                parameters,
+                lr=config.lr,
+                betas=config.betas,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                fused=True,
+            ),
+            schedule=Schedule(config.schedule, config.warmup),
+            clip_norm=config.clip_norm,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            options=options,
+            progress=progress,
+            identity={"head": self.name, "config": digest(config)},
+        )
+        self.mark_fitted()
+        return result.figures()
+
+    def _standardise(self, train: FeatureSource) -> None:
+        parts = [m for m in self.couplings.modules() if isinstance(m, Standardise)]
+        if parts:
+            statistics = channel_statistics(train, list(self.shapes))
+            for i, (part, layer) in enumerate(zip(parts, self.shapes, strict=True)):
+                mean, std = (self.of_drawn(i, m) for m in statistics[layer])
+                part.set(mean, std)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Scores:
+        """Score maps: image = mean of ½z² over all scales, map = channel mean of z², finest scale.
+
+        Section 4.3; the image score is the likelihood's quadratic term.
+        """
+        self.check_ready(batch)
+        device = next(self.parameters()).device
+        z, _ = self.latent(to_device({k: batch[k] for k in self.shapes}, device))
+        dims = sum(part[0].numel() for part in z)
+        square = torch.stack([part.square().flatten(1).sum(1) for part in z]).sum(0)
+        maps = upsample(z[0].square().mean(1), self.map_size)
+        return Scores(image=(0.5 * square / dims).float(), maps=maps.float())
+
+
+@register
+class CSAFlow(CSFlow):
+    """Cross-scale flow head with channel attention and self-attention.
+
+    "CSA-Flow" (`papers/000`): the channel gate of section 3.1 sits inside the model with its
+    log-determinant counted, since in front of it, as published, it could raise the likelihood
+    without bound by shrinking its input; the self-attention of section 3.3 sits in the subnets.
+    """
+
+    name = "csa_flow"
+    Config = CSAFlowConfig
+    paper = "CSA-Flow: cross-scale with attention normalizing flow"
+    summary = "cross-scale couplings with channel attention and self-attention"
+
+
+def _seed_of(seed: int, block: int, scale: int) -> int:
+    return int(digest(["permutation", seed, block, scale]), 16) % 2**63

@@ -1,0 +1,219 @@
+"""The grid over F²R's alpha and beta (section IV.B): table, heat maps, correlations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from torch import Tensor
+
+from heads.contract import FeatureSource
+from heads.judging import metrics
+from headwater.errors import DataError
+
+if TYPE_CHECKING:
+    from heads.contract import Progress
+    from heads.gallery.f2r import F2R
+
+VALUES = tuple(round(0.1 * k, 1) for k in range(13))
+POINTS = tuple((a, b) for a in VALUES for b in VALUES)
+#: Latents of the scored images are kept from point to point where they are no larger than this.
+KEPT_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A row of the paper's Table 5: Spearman's (partial) correlation and its p-value."""
+
+    rho: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class GridResult:
+    """What `grid` found.
+
+    Parameters
+    ----------
+    table
+        Per point ``alpha, beta, image_auroc, pixel_auroc`` (and ``aupro``).
+    chosen_on
+        ``synthetic``: no label was looked at; ``oracle``: the test labels were, as in the paper.
+        To be shown wherever a chosen point is.
+    """
+
+    table: tuple[dict[str, float], ...]
+    chosen_on: Literal["synthetic", "oracle"]
+
+    def best(self, metric: str = "mean") -> tuple[float, float]:
+        """Return the point with the largest `metric` (``mean``: of image and pixel AUROC).
+
+        Of equals the one nearest to (1, 1), where nothing is altered.
+        """
+
+        def rank(row: dict[str, float]) -> tuple[float, float]:
+            figures = [row[k] for k in ("image_auroc", "pixel_auroc") if k in row]
+            value = sum(figures) / len(figures) if metric == "mean" else row[metric]
+            away = abs(row["alpha"] - 1) + abs(row["beta"] - 1)
+            return round(value, 6), -away
+
+        row = max(self.table, key=rank)
+        return row["alpha"], row["beta"]
+
+    def heat_map(self, metric: str) -> NDArray[np.float64]:
+        """Return ``[alphas, betas]`` of a metric, both ascending; NaN where a point is missing."""
+        alphas = sorted({row["alpha"] for row in self.table})
+        betas = sorted({row["beta"] for row in self.table})
+        out = np.full((len(alphas), len(betas)), np.nan)
+        for row in self.table:
+            value = row.get(metric, math.nan)
+            out[alphas.index(row["alpha"]), betas.index(row["beta"])] = value
+        return out
+
+    def correlations(self, metric: str = "pixel_auroc") -> dict[str, Correlation]:
+        """Return Table 5's row: alpha and beta, each with the other held fixed, and −|α − β|."""
+        alpha, beta, value = (
+            np.array([row[k] for row in self.table]) for k in ("alpha", "beta", metric)
+        )
+        return {
+            "alpha": partial_spearman(alpha, value, beta),
+            "beta": partial_spearman(beta, value, alpha),
+            "-|alpha-beta|": partial_spearman(-np.abs(np.round(alpha - beta, 6)), value),
+        }
+
+
+def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Correlation:
+    """Return Spearman's correlation of x and y, with the ranks of `given` held fixed.
+
+    The p-value is two-sided, from Student's t with n − 2 (n − 3) degrees of freedom. A constant
+    has no correlation: 0 with p-value 1.
+    """
+    ranks = [stats.rankdata(np.asarray(v)) for v in (x, y)]
+    freedom = len(ranks[0]) - 2
+    if given is not None:
+        third = stats.rankdata(np.asarray(given))
+        design = np.stack((np.ones_like(third), third), 1)
+        ranks = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks]
+        freedom -= 1
+    a, b = (r - r.mean() for r in ranks)
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    if scale < 1e-9 * len(a) or freedom < 1:
+        return Correlation(0.0, 1.0)
+    rho = float(np.clip(a @ b / scale, -1, 1))
+    if abs(rho) >= 1:
+        return Correlation(rho, 0.0)
+    t = rho * math.sqrt(freedom / (1 - rho * rho))
+    return Correlation(rho, float(2 * stats.t.sf(abs(t), freedom)))
+
+
+def grid(
+    head: F2R,
+    source: FeatureSource,
+    labels: Sequence[bool] | NDArray[np.bool_],
+    masks: Sequence[NDArray[np.bool_] | None],
+    *,
+    chosen_on: Literal["synthetic", "oracle"] = "oracle",
+    points: Sequence[tuple[float, float]] = POINTS,
+    regallery: Callable[[float, float], Tensor] | None = None,
+    progress: Progress | None = None,
+    done: Sequence[dict[str, float]] = (),
+    told: Callable[[dict[str, float]], None] | None = None,
+) -> GridResult:
+    """Score a labelled source at every point (section IV.B).
+
+    Parameters
+    ----------
+    head
+        A fitted head; its alpha, beta and gallery are put back afterwards.
+    source, labels, masks
+        What is scored: real test images make the result an ``oracle``; masks have the size of the
+        head's maps, None where unknown.
+    chosen_on
+        What the labels are; goes to the result.
+    points
+        ``(alpha, beta)`` pairs.
+    regallery
+        ``(alpha, beta) -> vectors [m, C]`` (not reversed): the exact protocol, a coreset chosen
+        anew per point. By default the head's members are re-reversed.
+    progress, told
+        Told of each point; `told` gets its row, to be logged and to resume from.
+    done
+        Rows of an earlier, broken run: their points are not scored again.
+
+    Raises
+    ------
+    DataError
+        Where the source does not have both normal and anomalous images.
+    """
+    truth = np.asarray(labels, dtype=bool)
+    if truth.all() or not truth.any():
+        raise DataError("a grid over images of one kind", expected="normal and anomalous images")
+    known = {(row["alpha"], row["beta"]): row for row in done}
+    before, members = head.preference.tolist(), head.members
+    table, latents = [], _Latents(head, source)
+    try:
+        for number, (alpha, beta) in enumerate(points, 1):
+            row = known.get((alpha, beta))
+            if row is None:
+                if regallery is not None:
+                    head.members = regallery(alpha, beta).to(members)
+                head.prefer(alpha, beta)
+                row = {"alpha": alpha, "beta": beta, **_figures(head, latents, truth, masks)}
+                if told is not None:
+                    told(row)
+            table.append(row)
+            if progress is not None:
+                progress.step(number, len(points), f"alpha {alpha:g}, beta {beta:g}")
+    finally:
+        head.members = members
+        head.prefer(*before)
+    return GridResult(tuple(table), chosen_on)
+
+
+class _Latents:
+    """The latents of a source's images, worked out once where they fit into `KEPT_BYTES`.
+
+    A point's scores need ``T⁻¹`` of the scaled latents: with them at hand it costs half.
+    """
+
+    def __init__(self, head: F2R, source: FeatureSource) -> None:
+        self.head, self.source = head, source
+        channels, height, width = source.shapes[head.layer]
+        self.keep = 4 * len(source) * channels * height * width <= KEPT_BYTES
+        self.kept: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.kept:
+            yield from self.kept
+            return
+        known: list[Tensor] = []
+        for batch in self.source.batches(16):
+            for one in self.head.ready(batch):
+                z = self.head.latents(one.permute(1, 2, 0).reshape(-1, one.shape[0]))
+                if self.keep:
+                    known.append(z)
+                yield z
+        self.kept = known
+
+
+def _figures(
+    head: F2R,
+    latents: _Latents,
+    labels: NDArray[np.bool_],
+    masks: Sequence[NDArray[np.bool_] | None],
+) -> dict[str, float]:
+    images, maps = [], []
+    alpha, beta = head.preference.tolist()
+    with torch.no_grad():
+        for z in latents:
+            score, heat = head.compared(head.reversed_latents(z, alpha, beta))
+            images.append(score.cpu())
+            maps.append(heat.cpu().numpy())
+    found = metrics.evaluate(torch.stack(images).numpy(), maps, labels, masks)
+    return {k: found[k] for k in ("image_auroc", "pixel_auroc", "aupro") if k in found}

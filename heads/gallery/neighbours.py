@@ -1,0 +1,165 @@
+"""A gallery of normal vectors, the exact nearest distance to it, and maps of such distances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from heads.contract import FeatureSource, check_finite
+from headwater.errors import NotFittedError
+
+_CHUNK = 4096
+
+
+def collect_vectors(
+    source: FeatureSource, layer: str, progress: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """Return the vectors of all positions of all plain images, ``[n * H * W, C]``.
+
+    Rows that are views are left out. The result is float16 where that loses nothing (features
+    stored in float16), else float32; it is the one large thing that is held.
+    """
+    channels, height, width = source.shapes[layer]
+    plain = [i for i, view in enumerate(source.views) if view == 0]
+    places = height * width
+    out = torch.empty(len(plain) * places, channels, dtype=torch.float16)
+    done = 0
+    for low in range(0, len(source), 16):
+        keep = [i - low for i in plain[done:] if i < low + 16]
+        if not keep:
+            continue
+        maps = source.read(low, min(low + 16, len(source)))[layer].cpu()[keep]
+        rows = torch.tensor([low + k for k in keep])
+        check_finite({layer: maps, "_rows": rows}, "reading features", source.ids)
+        vectors = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+        if out.dtype == torch.float16 and not torch.equal(vectors.half().float(), vectors):
+            out = out.float()
+        out[done * places : done * places + len(vectors)] = vectors.to(out.dtype)
+        done += len(keep)
+        if progress is not None:
+            progress(done, len(plain))
+    return out
+
+
+class Gallery(nn.Module):
+    """Vectors to compare with; saved and loaded whatever their number.
+
+    Distances are found as |a|² + |b|² − 2ab by matrix products, and the winner's is worked out
+    again from the difference, so that it has float32's accuracy. Vectors are shifted to the
+    gallery's mean first: what is subtracted is then of the size of the distances.
+
+    A query's result must not depend on its company, but a matrix product may round differently in
+    another shape. So a call is one image: its positions against the gallery in chunks of one size.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.empty(0, dim))
+        self._ready: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def set(self, vectors: Tensor) -> None:
+        """Take over ``[m, dim]`` vectors as float32."""
+        self.vectors = vectors.float().contiguous().to(self.vectors.device)
+        self._ready = None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        found = state_dict.get(prefix + "vectors")
+        if found is not None and found.shape[1:] == self.vectors.shape[1:]:
+            self.vectors = torch.empty_like(found, device=self.vectors.device)
+        self._ready = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gallery:
+        self._ready = None
+        return super()._apply(fn, recurse)
+
+    def _prepared(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, shifted vectors and their squared norms."""
+        if not len(self):
+            raise NotFittedError(
+                "the gallery is empty", expected="a fitted head", remedy="call fit first"
+            )
+        if self._ready is None:
+            mean = self.vectors.double().mean(0).float()
+            shifted = self.vectors - mean
+            self._ready = mean, shifted, shifted.square().sum(1)
+        return self._ready
+
+    @torch.no_grad()
+    def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the Euclidean distance ``[q]`` to the nearest vector, and its row ``[q]``."""
+        mean, shifted, norms = self._prepared()
+        moved = (queries.to(shifted).float() - mean) * -2.0
+        best = torch.full((len(moved),), torch.inf, device=moved.device)
+        rows = torch.zeros(len(moved), dtype=torch.int64, device=moved.device)
+        with torch.autocast(moved.device.type, enabled=False):
+            for low in range(0, len(shifted), _CHUNK):
+                part = torch.addmm(norms[low : low + _CHUNK], moved, shifted[low : low + _CHUNK].T)
+                value, at = part.min(1)
+                closer = value < best
+                best = torch.where(closer, value, best)
+                rows = torch.where(closer, at + low, rows)
+        distance = (queries.to(self.vectors).float() - self.vectors[rows]).square().sum(1).sqrt()
+        return distance, rows
+
+    @torch.no_grad()
+    def around(self, row: int, count: int) -> Tensor:
+        """Return the rows of the `count` vectors nearest to vector `row`, itself the first."""
+        distances = (self.vectors - self.vectors[row]).square().sum(1)
+        return distances.topk(min(count, len(self)), largest=False).indices
+
+
+def _resampling(source: int, target: int, positions: float) -> Tensor:
+    """Return ``[target, source]``: bilinear resizing, then Gaussian smoothing, along one axis."""
+    sigma = positions * target / source
+    # float64 throughout: the matrix is made once and must be the same everywhere
+    at = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    low = np.floor(at).astype(int)
+    high = np.minimum(low + 1, source - 1)
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (np.arange(target), low), 1 - (at - low))
+    np.add.at(matrix, (np.arange(target), high), at - low)
+    if sigma > 0:
+        offset = np.arange(target)[:, None] - np.arange(target)[None]
+        kernel = np.exp(-0.5 * (offset / sigma) ** 2) * (np.abs(offset) <= 4 * sigma)
+        matrix = kernel / kernel.sum(1, keepdims=True) @ matrix
+    return torch.from_numpy(matrix).float()
+
+
+class MapMaker(nn.Module):
+    """Distance per position to map at image size: bilinear, then Gaussian smoothing.
+
+    Both are linear and separable, so they are one matrix per axis. Beyond the border the Gaussian
+    is cut off and its weights are rescaled, so that a constant map stays constant.
+
+    Parameters
+    ----------
+    source, target
+        ``(height, width)`` of the distances and of the maps.
+    sigma
+        Standard deviation of the Gaussian in positions of the distances; 0 for none.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int], sigma: float) -> None:
+        super().__init__()
+        self.register_buffer("rows", _resampling(source[0], target[0], sigma), persistent=False)
+        self.register_buffer("columns", _resampling(source[1], target[1], sigma), persistent=False)
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """Map one image's ``[h, w]`` to ``[H, W]``."""
+        with torch.autocast(distances.device.type, enabled=False):
+            return self.rows @ distances.float() @ self.columns.T

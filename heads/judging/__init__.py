@@ -1,0 +1,1 @@
+"""What scores are worth: scores of maps, thresholds, metrics."""

@@ -1,0 +1,1 @@
+"""Heads over pairs of images of one place, one method a file."""

@@ -1,0 +1,1 @@
+"""How heads learn: the trainer, its loop and checkpoints, arithmetic, sources and splits."""

@@ -1,0 +1,127 @@
+"""Feature sources in memory, the held-out split and the check that features are numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from heads.contract import Batch, FeatureSource, Shape
+from headwater.errors import ShapeError
+
+
+class TensorSource:
+    """A `FeatureSource` over tensors in memory.
+
+    Parameters
+    ----------
+    maps
+        ``{layer name: [N, C, H, W]}``; any floating dtype, given out as float32.
+    ids
+        SHA-256 (or any stable name) of the image behind each row; by default the hash of the row.
+    views
+        View number of each row; zeros by default.
+
+    Raises
+    ------
+    ShapeError
+        Where the layers, `ids` and `views` disagree about the number of rows.
+    """
+
+    def __init__(
+        self,
+        maps: Mapping[str, Tensor],
+        ids: Sequence[str] | None = None,
+        views: Sequence[int] | None = None,
+    ) -> None:
+        counts = {name: len(x) for name, x in maps.items()}
+        if not counts or len(set(counts.values())) != 1:
+            raise ShapeError(f"rows per layer {counts}", expected="the same number in each layer")
+        self._maps = dict(maps)
+        self._count = next(iter(counts.values()))
+        self._ids = (
+            list(ids) if ids is not None else [self._row_hash(i) for i in range(self._count)]
+        )
+        self._views = list(views) if views is not None else [0] * self._count
+        if len(self._ids) != self._count or len(self._views) != self._count:
+            raise ShapeError(
+                f"{len(self._ids)} ids and {len(self._views)} views for {self._count} rows",
+                expected="one of each per row",
+            )
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """``{layer name: (channels, height, width)}``."""
+        return {k: (x.shape[1], x.shape[2], x.shape[3]) for k, x in self._maps.items()}
+
+    @property
+    def ids(self) -> list[str]:
+        """Identity of the image behind each row."""
+        return self._ids
+
+    @property
+    def views(self) -> list[int]:
+        """View number of each row."""
+        return self._views
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Return rows ``start:stop`` in order, float32."""
+        return {k: x[start:stop].float() for k, x in self._maps.items()}
+
+    def batches(
+        self, size: int, *, seed: int | None = None, drop_last: bool = False
+    ) -> Iterator[Batch]:
+        """Yield batches in order, or in the order that `seed` alone decides."""
+        order = torch.arange(self._count)
+        if seed is not None:
+            order = torch.randperm(self._count, generator=torch.Generator().manual_seed(seed))
+        for start in range(0, self._count, size):
+            rows = order[start : start + size]
+            if drop_last and len(rows) < size:
+                return
+            batch = {k: x[rows].float() for k, x in self._maps.items()}
+            batch["_rows"] = rows
+            yield batch
+
+    def release(self) -> None:
+        """Do nothing: the tensors are all there is."""
+
+    def subset(self, rows: Sequence[int]) -> TensorSource:
+        """Return a source of these rows, in this order."""
+        index = torch.as_tensor(list(rows), dtype=torch.int64)
+        return TensorSource(
+            {k: x[index] for k, x in self._maps.items()},
+            [self._ids[i] for i in rows],
+            [self._views[i] for i in rows],
+        )
+
+    def _row_hash(self, row: int) -> str:
+        parts = [x[row].float().contiguous().cpu().numpy().tobytes() for x in self._maps.values()]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with its maps on `device`; row numbers stay where they are."""
+    # Only towards a GPU: a copy from one to the processor would be read before it is whole.
+    later = device.type == "cuda"
+    return {
+        k: x if k.startswith("_") else x.to(device, non_blocking=later) for k, x in batch.items()
+    }
+
+
+def source_fingerprint(source: FeatureSource) -> str:
+    """Return a hash of a source's ids, views, shapes and its first and last row.
+
+    Reading two rows is cheap and tells another extractor's features of the same images apart.
+    """
+    text = hashlib.sha256(repr((source.ids, source.views, sorted(source.shapes.items()))).encode())
+    for row in (0, len(source) - 1) if len(source) else ():
+        for layer, maps in sorted(source.read(row, row + 1).items()):
+            if not layer.startswith("_"):
+                text.update(maps.contiguous().cpu().numpy().tobytes())
+    return text.hexdigest()

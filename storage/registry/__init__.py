@@ -1,0 +1,1 @@
+"""MLflow: runs, models, aliases, lineage. `registry.Registry` is the way in."""

@@ -1,0 +1,152 @@
+"""MLflow, quiet and with its database in order.
+
+Import MLflow through this module: what it reads from the environment is set first. Nothing is
+sent anywhere, nothing is printed that the user did not ask for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import logging
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+#: A user's own value wins.
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+    "MLFLOW_UV_AUTO_DETECT": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+for _name, _value in _QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+import mlflow  # noqa: E402  the environment comes first
+import mlflow.pyfunc  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking import MlflowClient  # noqa: E402
+
+from headwater.errors import StoreError  # noqa: E402
+
+__all__ = ["MlflowClient", "MlflowException", "database_uri", "mlflow", "prepare_database"]
+
+for _name in ("mlflow", "alembic", "alembic.runtime.migration"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+def database_uri(path: Path) -> str:
+    """Return the tracking URI of an SQLite file."""
+    return f"sqlite:///{path.absolute()}"
+
+
+@functools.cache
+def _newest_revision() -> str:
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())
+
+
+def _known_revisions() -> set[str]:
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+
+    script = ScriptDirectory.from_config(_get_alembic_config(db_url=""))
+    return {r.revision for r in script.walk_revisions()}
+
+
+def _revision(path: Path) -> str | None:
+    """Return the schema revision of a database; None where there is none yet."""
+    if not path.exists() or not path.stat().st_size:
+        return None
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as db:
+            row = db.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return None
+        raise StoreError(
+            f"the MLflow database {path} cannot be opened: {error}",
+            expected="a readable SQLite file",
+            remedy="check the folder's permissions and free space",
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise StoreError(
+            f"{path} is not an MLflow database: {error}",
+            expected="an SQLite file that MLflow made",
+            remedy="restore it from a copy, or move it away to begin with an empty one",
+        ) from error
+    return str(row[0]) if row else None
+
+
+def prepare_database(path: Path) -> str:
+    """Create or upgrade the SQLite database at `path` where needed; return its tracking URI.
+
+    Only one process at a time does so, under a file lock; a database that is up to date is told
+    by one query and takes no lock. A new one is migrated under a temporary name and then moved
+    into place, so that a killed creation leaves nothing half made. Before an upgrade the old file
+    is copied to ``<name>.<revision>.bak``.
+
+    Raises
+    ------
+    StoreError
+        Where the file is none of MLflow's, unreadable, or of a newer MLflow.
+    """
+    newest = _newest_revision()
+    if _revision(path) == newest:
+        return database_uri(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _file_lock(path.with_name(path.name + ".lock")):
+        found = _revision(path)
+        if found is None:
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            temporary.unlink(missing_ok=True)
+            _migrate(temporary)
+            temporary.replace(path)
+        elif found != newest:
+            if found not in _known_revisions():
+                raise StoreError(
+                    f"{path} has schema {found}, which MLflow {mlflow.__version__} does not know",
+                    expected=f"a database of MLflow {mlflow.__version__} or older",
+                    remedy="install the newer MLflow that wrote it",
+                )
+            shutil.copy2(path, path.with_name(f"{path.name}.{found}.bak"))
+            _migrate(path)
+    return database_uri(path)
+
+
+def _migrate(path: Path) -> None:
+    from mlflow.store.db.utils import (
+        _initialize_tables,
+        _upgrade_db,
+        create_sqlalchemy_engine_with_retry,
+    )
+
+    fresh = not path.exists()
+    engine = create_sqlalchemy_engine_with_retry(database_uri(path))
+    try:
+        if fresh:
+            _initialize_tables(engine)
+        else:
+            _upgrade_db(engine)
+    finally:
+        # Closes the last connection, which folds a write-ahead log into the file.
+        engine.dispose()
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`; it goes with the process, however that ends."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,0 +1,189 @@
+"""What is written beside every result: versions, code, process, and the data set."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import json
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from headwater.version import __version__
+from storage.registry.client import mlflow  # noqa: F401  quiet before mlflow.data is imported
+
+# The order matters: the environment is set by the import above.
+from mlflow.data.dataset import Dataset  # isort: skip
+from mlflow.data.dataset_source import DatasetSource  # isort: skip
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "FrEIA",
+    "numpy",
+    "zarr",
+    "icechunk",
+    "mlflow",
+    "dask",
+    "prefect",
+)
+#: MLflow cuts digests longer than this off with an error.
+DIGEST_LENGTH = 36
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return tags ``version.PACKAGE`` of what decides a result, and of the code itself.
+
+    ``code`` is the git commit (with ``+changes`` where the working tree differs from it), or the
+    package's version where it is installed from a wheel.
+    """
+    tags = {"version.headwater": __version__}
+    for name in _PACKAGES:
+        try:
+            tags[f"version.{name}"] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _commit(Path(__file__).resolve().parents[2])
+    if commit:
+        tags["mlflow.source.git.commit"] = commit.split("+")[0]
+    tags["code"] = commit or f"headwater {__version__}"
+    return tags
+
+
+def _commit(root: Path) -> str:
+    if not (root / ".git").exists():
+        return ""
+    try:
+        ask = functools.partial(
+            subprocess.run, cwd=root, capture_output=True, text=True, timeout=10, check=True
+        )
+        commit = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changed = ask(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"{commit}+changes" if changed else commit
+
+
+def process_tags() -> dict[str, str]:
+    """Return tags that tell later whether the process that owns a run is still there."""
+    process = psutil.Process()
+    return {
+        "headwater.host": socket.gethostname(),
+        "headwater.pid": str(process.pid),
+        "headwater.pid_started": f"{process.create_time():.2f}",
+    }
+
+
+def is_alive(tags: Mapping[str, str]) -> bool | None:
+    """Return whether the process in `process_tags` runs; None where that cannot be known here."""
+    if tags.get("headwater.host") != socket.gethostname():
+        return None
+    try:
+        started = psutil.Process(int(tags["headwater.pid"])).create_time()
+        # A process id is given away again: the start time tells the two apart.
+        return abs(started - float(tags["headwater.pid_started"])) < 1.0
+    except (psutil.Error, KeyError, ValueError):
+        return False
+
+
+def user() -> str:
+    """Return the user's name, "unknown" where the system has none (a container, say)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return "unknown"
+
+
+class FeatureStoreSource(DatasetSource):
+    """Where a data set comes from: a feature store at one snapshot.
+
+    Parameters
+    ----------
+    store
+        Location of the store, folder or URL.
+    snapshot
+        Snapshot id.
+    """
+
+    def __init__(self, store: str, snapshot: str) -> None:
+        self.store, self.snapshot = store, snapshot
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "headwater_store"
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return False
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> FeatureStoreSource:
+        raise NotImplementedError(f"{raw_source!r} is no feature store")
+
+    def load(self, **_: Any) -> dict[str, str]:
+        """Return where the images and features are: `FeatureStore.open` reads them."""
+        return self.to_dict()
+
+    def to_dict(self) -> dict[str, str]:
+        """Return a JSON-ready mapping; `from_dict` reads it back."""
+        return {"store": self.store, "snapshot": self.snapshot}
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[str, str]) -> FeatureStoreSource:
+        """Rebuild a source from `to_dict`'s mapping."""
+        return cls(source_dict["store"], source_dict["snapshot"])
+
+
+class ImageSetDataset(Dataset):
+    """An image set at a snapshot, as MLflow shows data sets.
+
+    Parameters
+    ----------
+    image_set
+        Name of the set.
+    source
+        Store and snapshot; the snapshot is the digest.
+    profile
+        Figures to show: how many images of each split and kind.
+    """
+
+    def __init__(
+        self, image_set: str, source: FeatureStoreSource, profile: Mapping[str, Any]
+    ) -> None:
+        self._figures = dict(profile)
+        super().__init__(source, image_set, source.snapshot[:DIGEST_LENGTH] or None)
+
+    def _compute_digest(self) -> str:
+        return "none"
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        """How many images there are of what."""
+        return self._figures
+
+    @property
+    def schema(self) -> None:
+        """None: MLflow has no schema for images."""
+        return None
+
+    def to_dict(self) -> dict[str, str]:
+        """Return a JSON-ready mapping of strings."""
+        return {**super().to_dict(), "profile": json.dumps(self._figures, sort_keys=True)}
+
+
+def profile(images: Iterable[Any]) -> dict[str, int]:
+    """Count images by split and kind; each has attributes or keys ``split`` and ``kind``."""
+
+    def of(image: Any, name: str) -> str:
+        return str(image[name] if isinstance(image, Mapping) else getattr(image, name))
+
+    counts = Counter(f"{of(i, 'split')}/{of(i, 'kind')}" for i in images)
+    return {"images": sum(counts.values()), **dict(sorted(counts.items()))}

@@ -1,0 +1,323 @@
+"""Where the results are kept and how to read them; `storage.registry.registry` adds the writing."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
+from storage.registry.client import (
+    MlflowClient,
+    MlflowException,
+    database_uri,
+    mlflow,
+    prepare_database,
+)
+from storage.registry.runs import EPOCH
+
+# After the import that sets MLflow's environment.
+from mlflow.entities import Run as MlflowRun  # isort: skip
+
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
+#: Figures of a run that are columns of their own, not metrics of the detector.
+_COSTS = ("seconds", "peak_mb", "score_seconds_per_image")
+
+
+class RegistryReader:
+    """The reading half of `storage.registry.registry.Registry`, which see."""
+
+    def __init__(self, home: Path | str, tracking_url: str | None = None) -> None:
+        self.home = Path(home).absolute()
+        #: What a user calls it: the URL that was given, or the home.
+        self.place = tracking_url or str(self.home)
+        self.database = self.home / "mlflow.db"
+        self.uri = tracking_url or database_uri(self.database)
+        scheme = urlparse(self.uri).scheme.split("+")[0]
+        if scheme not in _SCHEMES:
+            raise ConfigError(
+                f"MLflow tracking URL {self.uri!r}",
+                expected="http(s)://HOST:PORT, sqlite:///FILE or postgresql://...",
+            )
+        self._server = scheme in ("http", "https")
+        if scheme == "sqlite":
+            self.database = Path(unquote(self.uri.removeprefix("sqlite:///"))).absolute()
+            self.uri = database_uri(self.database)
+        self._local = scheme == "sqlite"
+        #: Where new sets' artifacts go: below the home, or where HEADWATER_ARTIFACTS says (S3).
+        self.artifacts = os.environ.get("HEADWATER_ARTIFACTS", "").rstrip("/") or (
+            (self.home / "mlartifacts").as_uri()
+        )
+        self._cached: MlflowClient | None = None
+
+    @property
+    def client(self) -> MlflowClient:
+        """The MLflow client; the database is created or upgraded before it is first used.
+
+        Raises
+        ------
+        StoreError
+            Where the database cannot be used or no server answers.
+        """
+        if self._cached is None:
+            if self._local:
+                prepare_database(self.database)
+            elif self._server:
+                self._ask_server()
+            self._cached = MlflowClient(self.uri, self.uri)
+        return self._cached
+
+    def _ask_server(self) -> None:
+        """Fail in seconds where MLflow's own client would try for minutes."""
+        try:
+            with urllib.request.urlopen(self.uri.rstrip("/") + "/health", timeout=10) as answer:
+                answer.read(64)
+        except urllib.error.HTTPError:
+            return  # Something answers; whether it is MLflow, the first call will tell.
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"no MLflow server answers at {self.uri}: {error}",
+                expected="a running `mlflow server`",
+                remedy="start it, or leave the tracking URL out to use the home's own database",
+            ) from error
+
+    @property
+    def _empty(self) -> bool:
+        return self._local and not self.database.exists()
+
+    def _experiment(self, image_set: str, create: bool = True) -> str:
+        """Return the id of the set's experiment, made where there is none."""
+        found = self.client.get_experiment_by_name(image_set)
+        if found is None:
+            if not create:
+                return ""
+            # A server keeps artifacts in its own place.
+            place = None if self._server else f"{self.artifacts}/{image_set}"
+            try:
+                return str(self.client.create_experiment(image_set, place))
+            except MlflowException:
+                # Made by another process in between.
+                found = self.client.get_experiment_by_name(image_set)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _search(self, experiment: str, query: str) -> Iterator[MlflowRun]:
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [experiment], query, order_by=["attributes.start_time DESC"], page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def find_finished(self, image_set: str, head: str, key: str) -> dict[str, Any] | None:
+        """Return the newest finished training with this key, as a row of `leaderboard`, or None."""
+        if self._empty:
+            return None
+        with told():
+            place = self._experiment(image_set, create=False)
+            if not place:
+                return None
+            query = f"tags.`headwater.key` = '{key}' AND attributes.status = 'FINISHED'"
+            for run in self._search(place, query):
+                version = run.data.tags.get("headwater.version")
+                if version and run.data.tags.get("headwater.head") == head:
+                    try:
+                        found = self.client.get_model_version(model_name(image_set, head), version)
+                    except MlflowException:
+                        continue  # Somebody deleted the model: the training is to be done again.
+                    return _row(found, run, head)
+        return None
+
+    def leaderboard(self, image_set: str, *, newest_only: bool = False) -> list[dict[str, Any]]:
+        """Return the set's registered models, best image AUROC first.
+
+        Parameters
+        ----------
+        newest_only
+            Only the newest version of each head.
+
+        Returns
+        -------
+        list of dict
+            JSON-ready, each with ``head, version, model, run_id, snapshot, history_snapshot (of
+            pairs), extractor_id, backbone, weights, aliases, metrics, seconds, peak_mb, created``.
+            `metrics` holds the final figures alone; what was not measured is absent, `seconds` and
+            `peak_mb` None.
+        """
+        if self._empty:
+            return []
+        with told():
+            rows = []
+            for name, head in self._models(image_set):
+                found = self._versions(name)
+                for version in found[:1] if newest_only else found:
+                    rows.append(_row(version, self._run(version.run_id), head))
+        return sorted(rows, key=lambda r: -r["metrics"].get("image_auroc", -1.0))
+
+    def _models(self, image_set: str = "") -> list[tuple[str, str]]:
+        """Return ``(registered name, head)`` of the set's models, by name."""
+        token, found = None, []
+        while True:
+            page = self.client.search_registered_models(max_results=500, page_token=token)
+            for model in page:
+                head = model.tags.get("head")
+                if head and image_set in ("", model.tags.get("image_set")):
+                    found.append((model.name, head))
+            token = page.token
+            if not token:
+                return sorted(found)
+
+    def _versions(self, name: str) -> list[Any]:
+        """Return all versions of a registered model, newest first."""
+        found = list(self.client.search_model_versions(f"name = '{name}'", max_results=10000))
+        aliases = self.client.get_registered_model(name).aliases
+        for version in found:
+            # A search leaves the aliases out.
+            version._aliases = sorted(a for a, v in aliases.items() if v == version.version)
+        return sorted(found, key=lambda v: -int(v.version))
+
+    def _run(self, run_id: str) -> MlflowRun | None:
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException:
+            return None  # Deleted for good; the model itself still stands.
+
+    def get_model(
+        self, image_set: str, head: str, version: str | int | None = None
+    ) -> dict[str, Any]:
+        """Return one registered model as a row of `leaderboard`, with its ``uri``.
+
+        Parameters
+        ----------
+        version
+            Version number, alias, or ``latest``. None is the champion where one is set and the
+            newest otherwise.
+
+        Raises
+        ------
+        ModelError
+            Where there is none; it lists those there are.
+        """
+        with told():
+            models = [] if self._empty else self._models()
+            name = model_name(image_set, head)
+            found = self._versions(name) if (name, head) in models else []
+            if not found:
+                raise ModelError(
+                    f"no model of head {head!r} for image set {image_set!r}",
+                    expected="one of " + ", ".join(n for n, _ in models) if models else "",
+                    remedy=f"headwater run {image_set} --images DIR --heads {head}",
+                )
+            wanted = str(version).removeprefix("v") if version is not None else None
+            chosen = None
+            if wanted in (None, "latest"):
+                champion = [v for v in found if "champion" in v.aliases and wanted is None]
+                chosen = (champion or found)[0]
+            for one in found:
+                if wanted is not None and (wanted == str(one.version) or wanted in one.aliases):
+                    chosen = one
+            if chosen is None:
+                numbers = ", ".join(str(v.version) for v in found)
+                aliases = sorted({a for v in found for a in v.aliases})
+                raise ModelError(
+                    f"{name} has no version {version!r}",
+                    expected=f"one of {numbers}, {', '.join([*aliases, 'latest'])}",
+                )
+            return _row(chosen, self._run(chosen.run_id), head)
+
+    def download(self, uri: str) -> Path:
+        """Return the folder of a model ``models:/NAME/VERSION``, fetched where it is elsewhere.
+
+        Raises
+        ------
+        ModelError
+            Where there is none.
+        """
+        parts = uri.removeprefix("models:/").split("/")
+        if not uri.startswith("models:/") or len(parts) != 2:
+            raise ModelError(f"model URI {uri!r}", expected="models:/SET.HEAD/VERSION")
+        try:
+            source = self.client.get_model_version_download_uri(parts[0], parts[1])
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri=source, tracking_uri=self.uri, registry_uri=self.uri
+            )
+        except (MlflowException, OSError) as error:
+            raise ModelError(
+                f"model {uri} cannot be fetched: {str(error).splitlines()[0]}",
+                remedy="headwater compare SET lists what is registered",
+            ) from error
+        return Path(found)
+
+    def pictures(self, run_id: str) -> list[str]:
+        """Return local paths of a run's sheets of maps; fetched below the home from a server."""
+        with told():
+            paths = [a.path for a in self.client.list_artifacts(run_id, "figures")]
+            paths = [p for p in paths if Path(p).name.startswith(("heat-maps", "change-maps"))]
+            if not self._server:
+                root = urlparse(self.client.get_run(run_id).info.artifact_uri)
+                if root.scheme in ("", "file"):
+                    return [str(Path(unquote(root.path)) / p) for p in paths]
+            folder = self.home / "pictures" / run_id
+            folder.mkdir(parents=True, exist_ok=True)
+            return [self.client.download_artifacts(run_id, p, str(folder)) for p in paths]
+
+
+def model_name(image_set: str, head: str) -> str:
+    """Return the registered model's name, ``SET.HEAD``, with what MLflow allows in names."""
+    name = f"{image_set}.{head}"
+    if any(c in name for c in "/:'\"%") or not image_set or not head:
+        raise ConfigError(
+            f"model name {name!r}", expected="an image set and a head without / : quotes or %"
+        )
+    return name
+
+
+def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
+    """Return what is told of a registered model; tags of the version stand in for a lost run."""
+    figures = dict(run.data.metrics) if run else {}
+    costs = {k: figures.pop(k, None) for k in _COSTS}
+    params = run.data.params if run else {}
+    return {
+        "head": head,
+        "version": str(version.version),
+        "model": version.name,
+        "uri": f"models:/{version.name}/{version.version}",
+        "run_id": version.run_id,
+        "snapshot": version.tags.get("snapshot", ""),
+        "history_snapshot": version.tags.get("history_snapshot", ""),
+        "extractor_id": version.tags.get("extractor_id", ""),
+        "backbone": version.tags.get("backbone") or params.get("backbone", ""),
+        "weights": version.tags.get("weights", ""),
+        "aliases": sorted(version.aliases),
+        "metrics": {k: v for k, v in sorted(figures.items()) if not k.startswith(EPOCH)},
+        **costs,
+        "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(
+            timespec="seconds"
+        ),
+    }
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn MLflow's errors into one of ours with its first line."""
+    try:
+        yield
+    except HeadwaterError:
+        raise
+    except MlflowException as error:
+        raise StoreError(
+            f"MLflow: {str(error).splitlines()[0]}",
+            remedy="see to the MLflow server, or to the database and disk of the home",
+        ) from error

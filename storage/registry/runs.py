@@ -1,0 +1,292 @@
+"""One head's training as an MLflow run: figures, pictures, tables, the registered model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from headwater.errors import ModelError, StoreError
+from storage.registry.client import MlflowClient, MlflowException
+
+# After the import that sets MLflow's environment.
+from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag  # isort: skip
+from mlflow.models import Model  # isort: skip
+
+#: Per-epoch figures live under this prefix, so that final ones are told from them.
+EPOCH = "epoch/"
+_FLUSH_COUNT = 250
+_FLUSH_SECONDS = 5.0
+_BATCH = 100
+
+
+def metric_name(name: str) -> str:
+    """Return `name` with what MLflow allows in names: letters, digits and ``_-. /:``."""
+    return re.sub(r"[^A-Za-z0-9_\-. /:]", "_", name)
+
+
+class RunLog:
+    """What may be logged to a run that is open: tags, tables, files.
+
+    Parameters
+    ----------
+    client
+        MLflow client.
+    run_id
+        The run.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client, self.run_id = client, run_id
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters, JSON where they are not text."""
+        log_params(self._client, self.run_id, params)
+
+    def log_figures(self, figures: Mapping[str, float]) -> None:
+        """Log figures of the whole run; those that are not finite are left out."""
+        now = int(time.time() * 1000)
+        batch = [
+            Metric(metric_name(k), float(v), now, 0) for k, v in figures.items() if math.isfinite(v)
+        ]
+        self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+
+    def set_tag(self, name: str, value: str) -> None:
+        """Set one tag."""
+        self._client.set_tag(self.run_id, name, value[:5000])
+
+    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Log rows as ``tables/NAME.csv`` (for people) and ``tables/NAME.json`` (for programs)."""
+        text = io.StringIO()
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self._client.log_text(self.run_id, text.getvalue(), f"tables/{name}.csv")
+        whole = json.dumps([dict(r) for r in rows], indent=1, allow_nan=False, default=str)
+        self._client.log_text(self.run_id, whole, f"tables/{name}.json")
+
+    def log_json(self, value: Any, path: str) -> None:
+        """Log a JSON-ready value as the artifact `path`."""
+        text = json.dumps(value, indent=2, sort_keys=True, default=str)
+        self._client.log_text(self.run_id, text, path)
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Log a file as an artifact below `folder`."""
+        self._client.log_artifact(self.run_id, str(path), folder or None)
+
+
+class Run(RunLog):
+    """A run that `Registry.start` began; a context manager that ends it one way or the other.
+
+    Leaving the block by an error marks the run FAILED (KILLED for an interrupt) and keeps the
+    error's text as the tag ``headwater.error``.
+
+    Parameters
+    ----------
+    client
+        MLflow client.
+    run_id, model_id
+        Of the run and of the MLflow model that it makes.
+    model_name
+        Registered model that `register` adds a version to.
+    dataset
+        ``(name, digest)`` that final figures are tied to.
+    tags
+        Tags of the model version.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        model_id: str,
+        model_name: str,
+        dataset: tuple[str, str],
+        tags: Mapping[str, str],
+    ) -> None:
+        super().__init__(client, run_id)
+        self.model_id = model_id
+        self.model_name, self._dataset, self._tags = model_name, dataset, dict(tags)
+        self.version = ""
+        self._waiting: list[Metric] = []
+        self._flushed = time.monotonic()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def metric(self, name: str, value: float, epoch: int) -> None:
+        """Take a figure of one epoch; sent in batches. Shown as ``epoch/NAME``."""
+        metric = self._metric(EPOCH + name, value, epoch)
+        with self._lock:
+            self._waiting.append(metric)
+            due = len(self._waiting) >= _FLUSH_COUNT
+        if due or time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the figures that wait."""
+        with self._lock:
+            batch, self._waiting = self._waiting, []
+            self._flushed = time.monotonic()
+        if batch:
+            self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+
+    def finish(self, metrics: Mapping[str, float], **figures: float) -> None:
+        """Log the final figures, tied to the model and to the data set.
+
+        Parameters
+        ----------
+        metrics
+            ``image_auroc``, ``pixel_auroc``...; values that are not finite are left out.
+        figures
+            Beside them: ``seconds``, ``peak_mb``...
+        """
+        self.flush()
+        name, digest = self._dataset
+        every = {**metrics, **figures}
+        batch = [
+            self._metric(k, v, 0, model_id=self.model_id, dataset_name=name, dataset_digest=digest)
+            for k, v in every.items()
+            if math.isfinite(v)
+        ]
+        for start in range(0, len(batch), _BATCH):
+            self._client.log_batch(
+                self.run_id, metrics=batch[start : start + _BATCH], synchronous=True
+            )
+
+    def register(self, folder: Path) -> str:
+        """Upload an MLflow model that `storage.serving` wrote; return its version.
+
+        The new version gets the alias ``challenger``; ``champion`` is set by promotion alone.
+
+        Raises
+        ------
+        ModelError
+            Where `folder` holds no MLflow model.
+        StoreError
+            Where MLflow refuses.
+        """
+        if not (folder / "MLmodel").is_file():
+            raise ModelError(
+                f"{folder} holds no MLflow model",
+                expected="what storage.serving.detector.save_model wrote",
+            )
+        for cache in folder.rglob("__pycache__"):
+            shutil.rmtree(cache, ignore_errors=True)
+        model = Model.load(str(folder / "MLmodel"))
+        model.run_id, model.model_id, model.model_uuid = self.run_id, self.model_id, self.model_id
+        place = self._client.get_logged_model(self.model_id).artifact_location
+        model.artifact_path = place
+        model.save(str(folder / "MLmodel"))
+        try:
+            self._client.log_model_artifacts(self.model_id, str(folder))
+            self._client.finalize_logged_model(self.model_id, "READY")
+            self._client.log_outputs(self.run_id, [LoggedModelOutput(self.model_id, step=0)])
+            made = self._client.create_model_version(
+                self.model_name,
+                # Not models:/ID, which a database store looks up at MLflow's global tracking URI.
+                place,
+                self.run_id,
+                tags=self._tags,
+                model_id=self.model_id,
+                await_creation_for=60,
+            )
+            self.version = str(made.version)
+            linked = json.dumps([{"name": self.model_name, "version": self.version}])
+            self._client.set_logged_model_tags(self.model_id, {"mlflow.modelVersions": linked})
+            self._point_challenger()
+            # Last: with this tag the training counts as done.
+            self._client.set_tag(self.run_id, "headwater.version", self.version)
+        except (MlflowException, OSError) as error:
+            raise StoreError(
+                f"model {self.model_name} cannot be registered: {str(error).splitlines()[0]}",
+                remedy="see to the MLflow server or the disk; run again, the training is kept",
+            ) from error
+        return self.version
+
+    def _point_challenger(self) -> None:
+        """Give the newest version the alias, also where others register at the same moment."""
+
+        def point() -> None:
+            while True:
+                found = self._client.search_model_versions(f"name = '{self.model_name}'")
+                newest = str(max(int(v.version) for v in found))
+                aliases = self._client.get_registered_model(self.model_name).aliases
+                if str(aliases.get("challenger")) == newest:
+                    return
+                self._client.set_registered_model_alias(self.model_name, "challenger", newest)
+
+        ask_again(point)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.flush()
+            if error is None:
+                self._client.set_terminated(self.run_id, "FINISHED")
+                return
+            text = (str(error) or type(error).__name__).strip()
+            self._client.set_tag(self.run_id, "headwater.error", text[:5000])
+            stopped = not isinstance(error, Exception)
+            self._client.set_terminated(self.run_id, "KILLED" if stopped else "FAILED")
+            if not self.version:
+                self._client.finalize_logged_model(self.model_id, "FAILED")
+        except MlflowException as trouble:
+            if error is None:
+                raise StoreError(
+                    f"run {self.run_id} cannot be ended: {str(trouble).splitlines()[0]}",
+                    remedy="see to the MLflow server or the disk",
+                ) from trouble
+            # The error that ended the run is the one to tell; the run is reaped later.
+            error.add_note(f"and MLflow could not be told: {str(trouble).splitlines()[0]}")
+
+    @staticmethod
+    def _metric(key: str, value: float, step: int, **ties: str) -> Metric:
+        return Metric(metric_name(key), float(value), int(time.time() * 1000), step, **ties)
+
+
+def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    """Log parameters of a run in as few calls as MLflow allows."""
+    entries = [
+        Param(metric_name(k), v if isinstance(v, str) else json.dumps(v, default=str))
+        for k, v in params.items()
+    ]
+    entries = [p if len(p.value) <= 6000 else Param(p.key, p.value[:5997] + "...") for p in entries]
+    for start in range(0, len(entries), _BATCH):
+        client.log_batch(run_id, params=entries[start : start + _BATCH], synchronous=True)
+
+
+def ask_again(call: Callable[[], None], most: int = 8) -> None:
+    """Call what MLflow may refuse because another did the same at that moment.
+
+    It looks whether a row is there and makes it if not, in two steps: of several at once all find
+    none, and all but one are refused. When they ask again they find it.
+    """
+    for tries in range(1, most):
+        try:
+            return call()
+        except MlflowException:
+            time.sleep(0.05 * tries)
+    return call()
+
+
+def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run in as few calls as MLflow allows."""
+    entries = [RunTag(k, v[:5000]) for k, v in tags.items()]
+    for start in range(0, len(entries), _BATCH):
+        client.log_batch(run_id, tags=entries[start : start + _BATCH], synchronous=True)

@@ -1,0 +1,11 @@
+"""The code that MLflow copies into every model over pairs: as little as can be.
+
+What it names must stay importable, so that models saved once open with every later version.
+"""
+
+from mlflow.models import set_model
+
+import storage.registry.client  # noqa: F401  quiet before MLflow is used
+from storage.serving.pair_pyfunc import PairModel
+
+set_model(PairModel())

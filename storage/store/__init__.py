@@ -1,0 +1,1 @@
+"""The feature store on Icechunk. `feature_store.FeatureStore` is the way in."""

@@ -1,0 +1,400 @@
+"""The feature store of one image set: images and features in one transaction.
+
+Work is done in the order check, lock, look what is missing *now*, write, commit. Whatever
+another process did meanwhile is found at the third step, so nothing is doubled, and a conflict
+costs another try at the commit, never another pass of the backbone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import icechunk
+import numpy as np
+import zarr
+
+from headwater.errors import SnapshotError
+from headwater.spec import ExtractorSpec, LayerSpec
+from headwater.version import __version__
+from storage.store.checks import Key, prepare
+from storage.store.engine import (
+    LOCAL_PARALLEL,
+    PARALLEL,
+    commit_lock,
+    guard,
+    is_remote,
+    open_repository,
+    tip,
+)
+from storage.store.extractors import Extractor, Plan, Shape, make_plan
+from storage.store.fetch import PartRef
+from storage.store.layout import FEATURES, IMAGES, StoreOptions
+from storage.store.reader import FeatureReader
+from storage.store.sync import SyncReport, compare
+from storage.store.table import ImageRow, Selection, Table
+from storage.store.writing import (
+    NothingToDoError,
+    WriteReport,
+    check_format,
+    create_set,
+    describe,
+    put_block,
+    stored_format,
+    subgroup,
+    transact,
+    unique_keys,
+)
+
+
+class FeatureStore:
+    """One image set's store. Cheap to open; safe to use from several threads and processes.
+
+    Use `FeatureStore.open`.
+    """
+
+    def __init__(
+        self, repository: icechunk.Repository, location: str, image_set: str, options: StoreOptions
+    ) -> None:
+        self.repository, self.location, self.image_set = repository, location, image_set
+        self.options = options
+        self._tables: dict[str, Table] = {}
+        self._extractors: dict[tuple[str, str], Extractor | None] = {}
+        self._shapes: dict[str, dict[str, Shape]] = {}
+
+    @classmethod
+    def open(
+        cls,
+        location: str | Path,
+        image_set: str,
+        *,
+        create: bool = True,
+        options: StoreOptions | None = None,
+    ) -> FeatureStore:
+        """Open, or create, the store of an image set.
+
+        Parameters
+        ----------
+        location
+            A folder or ``s3://bucket/prefix``; the set's repository is one level below.
+        image_set
+            Name of the set.
+        create
+            Whether to create a missing one.
+        options
+            Compression and chunk size of layers created from now on.
+
+        Raises
+        ------
+        SnapshotError
+            There is no such set and `create` is false.
+        StoreError
+            It was written by a newer format, or cannot be reached.
+        """
+        where = str(location)
+        if not is_remote(where):
+            where = str(Path(where).expanduser().absolute())
+        repository = open_repository(where, image_set, create=create)
+        store = cls(repository, where, image_set, options or StoreOptions())
+        with guard(store.name):
+            found = stored_format(repository)
+        if found is None:
+            store.transact(lambda session: create_set(session, image_set))
+        else:
+            check_format(found, store.name)
+        return store
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({self.location!r}, {self.image_set!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopen, (self.location, self.image_set, self.options))
+
+    @property
+    def name(self) -> str:
+        """Location and set, for messages."""
+        return f"store {self.location}/{self.image_set}"
+
+    # --- snapshots -------------------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> str:
+        """Id of the newest snapshot."""
+        with guard(self.name):
+            return tip(self.repository)
+
+    def resolve(self, snapshot: str | None) -> str:
+        """Return the id of a snapshot given by id, by tag, or not at all (the newest).
+
+        Raises `SnapshotError` where there is none.
+        """
+        if snapshot is None:
+            return self.snapshot
+        with guard(self.name):
+            if snapshot in self.repository.list_tags():
+                return self.repository.lookup_tag(snapshot)
+            with contextlib.suppress(icechunk.IcechunkError, ValueError):
+                # An id's last letter has bits to spare: another id may be read as this one.
+                if self.repository.lookup_snapshot(snapshot).id == snapshot:
+                    return snapshot
+        raise SnapshotError(
+            f"{self.name}: snapshot {snapshot!r} does not exist",
+            expected="an id or a tag that `headwater store log` lists",
+            remedy="it may have expired: tag the snapshots that must stay",
+        )
+
+    def root(self, snapshot: str | None = None) -> zarr.Group:
+        """Return the root group, read-only, at a snapshot."""
+        snapshot = self.resolve(snapshot)
+        with guard(self.name):
+            session = self.repository.readonly_session(snapshot_id=snapshot)
+            try:
+                return zarr.open_group(session.store, mode="r")
+            except FileNotFoundError:
+                raise SnapshotError(
+                    f"{self.name}: snapshot {snapshot} is the empty one before the first commit",
+                    expected="a later one",
+                ) from None
+
+    def table(self, snapshot: str | None = None) -> Table:
+        """Return the image table at a snapshot."""
+        snapshot = self.resolve(snapshot)
+        if snapshot not in self._tables:
+            self._tables = {snapshot: Table(subgroup(self.root(snapshot), IMAGES))}
+        return self._tables[snapshot]
+
+    def extractor(self, spec: ExtractorSpec | str, snapshot: str | None = None) -> Extractor | None:
+        """Return an extractor's features at a snapshot, or None where there are none."""
+        snapshot = self.resolve(snapshot)
+        key = (snapshot, spec if isinstance(spec, str) else spec.id)
+        if key not in self._extractors:
+            kept = {k: v for k, v in self._extractors.items() if k[0] == snapshot}
+            self._extractors = {**kept, key: Extractor.open(self.root(snapshot), key[1])}
+        return self._extractors[key]
+
+    def extractors(self, snapshot: str | None = None) -> list[Extractor]:
+        """Return all extractors at a snapshot."""
+        root = self.root(snapshot)
+        return [Extractor(g) for _, g in sorted(subgroup(root, FEATURES).groups())]
+
+    # --- changing --------------------------------------------------------------------------------
+
+    def transact(
+        self,
+        work: Callable[[icechunk.Session], str],
+        *,
+        metadata: Callable[[], dict[str, Any]] | None = None,
+    ) -> tuple[str, int]:
+        """Run `work` on a writable session at the newest snapshot and commit it.
+
+        Parameters
+        ----------
+        work
+            Changes the session and returns the commit's message. It must look at the session's
+            own state, for it runs again from the start where another commit came first.
+        metadata
+            Called after `work` for the commit's metadata.
+
+        Returns
+        -------
+        The snapshot and the number of times the race was lost.
+        """
+        with guard(self.name):
+            return transact(
+                self.repository,
+                lambda: commit_lock(self.location, self.image_set),
+                work,
+                lambda: {"headwater": __version__, **(metadata() if metadata else {})},
+            )
+
+    def sync(self, images: Iterable[ImageRow], *, complete: bool = True) -> SyncReport:
+        """Compare scanned images with the table; commit removals, returns, renames and labels.
+
+        New contents are only reported: they enter the table with their features (`write`).
+
+        Parameters
+        ----------
+        images
+            What was scanned.
+        complete
+            False where `images` is only part of the set: nothing counts as removed then, but
+            for contents whose path has another content now.
+        """
+        scan = images if isinstance(images, list) else list(images)
+        table = self.table()
+        changes = compare(table, scan, complete=complete)
+        if not changes.any:
+            return SyncReport(**changes.report, snapshot=self.snapshot)
+
+        def work(session: icechunk.Session) -> str:
+            nonlocal changes
+            table = Table(subgroup(zarr.open_group(session.store), IMAGES))
+            changes = compare(table, scan, complete=complete)
+            if not changes.any:
+                raise NothingToDoError
+            table.update(changes.rows, **changes.values)
+            table.update(changes.restore, removed_at=np.zeros(len(changes.restore), np.int64))
+            now = np.full(len(changes.remove), time.time_ns(), np.int64)
+            table.update(changes.remove, removed_at=now)
+            counts = SyncReport(**changes.report).counts
+            said = [f"{v} {k}" for k, v in counts.items() if v and k not in ("unchanged", "added")]
+            return "sync: " + ", ".join(said)
+
+        snapshot, _ = self.transact(work)
+        return SyncReport(**changes.report, snapshot=snapshot)
+
+    def plan(
+        self,
+        spec: ExtractorSpec,
+        layers: Sequence[LayerSpec],
+        wanted: Sequence[Key] | None = None,
+    ) -> Plan:
+        """Find what of `wanted` is not stored yet.
+
+        Parameters
+        ----------
+        spec, layers
+            The extractor.
+        wanted
+            ``(sha256, view)`` keys; without it, every image that is there now, at view 0 or at the
+            specification's views.
+        """
+        snapshot = self.snapshot
+        table, extractor = self.table(snapshot), self.extractor(spec, snapshot)
+        if wanted is None:
+            views = [0] if spec.views is None else range(1, spec.views.count + 1)
+            wanted = [(i.sha256, v) for i in table.images() for v in views]
+        keys = list(wanted)
+        filled = {x.name: np.zeros(len(keys), bool) for x in layers}
+        if extractor is not None and keys:
+            rows = extractor.find(
+                table.find([k[0] for k in keys]), np.array([k[1] for k in keys], np.int64)
+            )
+            found = rows >= 0
+            for name in filled:
+                if extractor.has(name):
+                    filled[name][found] = extractor.block(name)[rows[found]] >= 0
+        return make_plan(layers, keys, filled)
+
+    def write(
+        self,
+        spec: ExtractorSpec,
+        keys: Sequence[Key],
+        maps: Mapping[str, Any],
+        images: Iterable[ImageRow] = (),
+        *,
+        message: str = "",
+    ) -> WriteReport:
+        """Check a block of features and commit it together with its images.
+
+        What is stored already, by whomever, is left alone.
+
+        Parameters
+        ----------
+        spec
+            How the features were made.
+        keys
+            ``(sha256, view)`` of each row of the block.
+        maps
+            ``{layer name: [n, C, H, W]}``, numpy or torch, in the stored dtype or float32.
+        images
+            The images of the block (all that are not in the table must be there).
+        message
+            Put before the commit's own message.
+
+        Raises
+        ------
+        FeatureRangeError
+            All maps that are not fit to be stored, together; nothing of the block is written.
+        DiskFullError
+            The last snapshot is intact.
+        """
+        rows = {i.sha256: i for i in images}
+        keys, pick = unique_keys(keys)
+        maps = {k: v[pick] if pick is not None else v for k, v in maps.items()}
+        shapes = self._known_shapes(spec, tuple(maps))
+        ready = prepare(maps, keys, spec.dtype, shapes, {k: v.path for k, v in rows.items()})
+        report: dict[str, Any] = {}
+        parallel = PARALLEL if is_remote(self.location) else LOCAL_PARALLEL
+
+        def work(session: icechunk.Session) -> str:
+            report.clear()
+            report.update(put_block(session, spec, keys, ready, rows, self.options, parallel))
+            if not report["rows"] and not any(report["maps"].values()):
+                raise NothingToDoError
+            return message + describe(spec, report)
+
+        def facts() -> dict[str, Any]:
+            return {k: report[k] for k in ("rows", "images")} | {"extractor": spec.id}
+
+        snapshot, retries = self.transact(work, metadata=facts)
+        shapes = {k: v.data.shape[1:] for k, v in ready.items()}  # type: ignore[misc]
+        self._shapes.setdefault(spec.id, {}).update(shapes)
+        return WriteReport(snapshot, retries=retries, **report)
+
+    def _known_shapes(self, spec: ExtractorSpec, layers: Sequence[str]) -> dict[str, Shape]:
+        """Return the shapes of those layers that are stored: once stored they never change."""
+        found = self._shapes.setdefault(spec.id, {})
+        if any(x not in found for x in layers) and (known := self.extractor(spec)):
+            found.update({x: known.shape(x) for x in layers if known.has(x)})
+        return found
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def reader(
+        self,
+        spec: ExtractorSpec,
+        layers: Sequence[LayerSpec],
+        select: Selection | None = None,
+        snapshot: str | None = None,
+        *,
+        views: Sequence[int] | None = None,
+        missing: str = "error",
+        memory: int | None = None,
+    ) -> FeatureReader:
+        """Return the features of a selection of images at a snapshot.
+
+        Parameters
+        ----------
+        spec, layers
+            The extractor; batches carry each layer under its name.
+        select
+            Which images; without it, all that are there at the snapshot.
+        snapshot
+            Id or tag; the newest without it. The reader stays at it whatever is written later.
+        views
+            View numbers; all without it.
+        missing
+            What to do about selected images that lack a layer: ``"error"`` or ``"skip"`` (they are
+            listed in the reader's `missing`).
+        memory
+            Bytes that the reader may keep resident; a quarter of free memory, at most 2 GiB,
+            without it.
+
+        Raises
+        ------
+        LayerError
+            A layer is not stored.
+        StoreError
+            Selected images lack a layer.
+        """
+        part = PartRef(
+            location=self.location,
+            image_set=self.image_set,
+            snapshot=self.resolve(snapshot),
+            spec_id=spec.id,
+            layers=tuple(x.name for x in layers),
+            select=select or Selection(),
+            views=None if views is None else tuple(views),
+            missing=missing,
+        )
+        reader = FeatureReader((part,), memory=memory)
+        reader.open()
+        return reader
+
+
+def _reopen(location: str, image_set: str, options: StoreOptions) -> FeatureStore:
+    return FeatureStore.open(location, image_set, create=False, options=options)

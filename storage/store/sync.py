@@ -1,0 +1,167 @@
+"""A scan compared with the table of images: what came, went, moved or was relabelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from storage.store.table import ImageRow, Table
+
+_TEXT = np.dtypes.StringDType()
+#: Images that are looked at together: bounds the memory of a comparison.
+_SLICE = 8192
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a scan changed against the table. Names are paths.
+
+    Parameters
+    ----------
+    added
+        New contents, whose features are yet to come; they enter the table with them.
+    returned
+        Contents that had been removed and are back; their features are still there.
+    removed, replaced, relabelled
+        Gone; another content under the same path; another split, kind or mask.
+    renamed
+        ``(old path, new path)`` of the same content.
+    unchanged
+        How many needed nothing.
+    snapshot
+        The snapshot after the changes.
+    """
+
+    added: tuple[str, ...] = ()
+    returned: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    replaced: tuple[str, ...] = ()
+    relabelled: tuple[str, ...] = ()
+    unchanged: int = 0
+    snapshot: str = ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return the numbers, for a short table."""
+        names = ("added", "returned", "removed", "renamed", "replaced", "relabelled")
+        return {**{n: len(getattr(self, n)) for n in names}, "unchanged": self.unchanged}
+
+
+@dataclass
+class Changes:
+    """A scan compared with a table: what to do and what to say."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+    remove: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    restore: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def any(self) -> bool:
+        """Whether the table must change."""
+        return bool(len(self.remove) or len(self.restore) or len(self.rows))
+
+
+def compare(table: Table, images: Iterable[ImageRow], *, complete: bool) -> Changes:
+    """Compare scanned images with the table, by columns.
+
+    Parameters
+    ----------
+    table
+        The table at the newest snapshot.
+    images
+        What was scanned; of several with one content the first counts.
+    complete
+        Whether `images` is all there is, so that what it lacks was removed.
+    """
+    scan = images if isinstance(images, list) else list(images)
+    rows, taken = _rows_of(table, scan)
+    if not taken.all():
+        scan, rows = [scan[i] for i in np.flatnonzero(taken).tolist()], rows[taken]
+    known = rows >= 0
+    gone = known.copy()
+    gone[known] = table.removed_at[rows[known]] != 0
+    moved, old_path = _differs(table, scan, rows, "path")
+    labelled = np.zeros(len(scan), bool)
+    for name in ("split", "kind", "mask"):
+        labelled |= _differs(table, scan, rows, name)[0]
+    change = np.flatnonzero(moved | labelled)
+    at = rows[known]
+    result = Changes(restore=rows[gone], rows=rows[change])
+    for name in ("path", "split", "kind", "mask"):
+        result.values[name] = _texts([scan[i] for i in change.tolist()], name)
+    removed = np.zeros(0, np.int64)
+    if complete:
+        seen = np.zeros(len(table), bool)
+        seen[at] = True
+        removed = np.flatnonzero((table.removed_at == 0) & ~seen)
+    added = _paths(scan, ~known)
+    returned = _paths(scan, gone)
+    fresh = [*added, *returned]
+    if not complete and len(fresh) and len(table):
+        # A path that has other content now has lost its old one, whatever else was not looked at.
+        names = set(fresh)
+        here = np.fromiter((p in names for p in table.path.tolist()), bool, len(table))
+        here[at] = False
+        removed = np.flatnonzero(here & (table.removed_at == 0))
+    result.remove = removed
+    gone_paths = table.values("path", removed).tolist()
+    # One path with another content is a replacement, neither an addition nor a removal.
+    replaced = set(gone_paths) & set(fresh)
+    renamed = np.flatnonzero(moved & ~gone)
+    before = [old_path[i] for i in renamed.tolist()]
+    result.report = {
+        "added": tuple(p for p in added if p not in replaced),
+        "returned": tuple(p for p in returned if p not in replaced),
+        "removed": tuple(p for p in gone_paths if p not in replaced),
+        "replaced": tuple(sorted(replaced)),
+        "renamed": tuple(zip(before, (scan[i].path for i in renamed.tolist()), strict=True)),
+        "relabelled": tuple(_paths(scan, labelled & ~gone)),
+        "unchanged": int((known & ~(moved | labelled | gone)).sum()),
+    }
+    return result
+
+
+def _texts(images: Sequence[ImageRow], name: str) -> np.ndarray:
+    return np.array([getattr(i, name) for i in images], _TEXT)
+
+
+def _paths(scan: Sequence[ImageRow], which: np.ndarray) -> list[str]:
+    return [scan[i].path for i in np.flatnonzero(which).tolist()]
+
+
+def _rows_of(table: Table, scan: Sequence[ImageRow]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the table's row of each image, -1 for a new one, and which are the first of theirs."""
+    rows = np.empty(len(scan), np.int64)
+    for a in range(0, len(scan), _SLICE):
+        rows[a : a + _SLICE] = table.find([i.sha256 for i in scan[a : a + _SLICE]])
+    first = np.zeros(len(scan), bool)
+    known = np.flatnonzero(rows >= 0)
+    first[known[np.unique(rows[known], return_index=True)[1]]] = True
+    new: set[str] = set()
+    for i in np.flatnonzero(rows < 0).tolist():
+        name = scan[i].sha256.lower()
+        first[i] = name not in new
+        new.add(name)
+    return rows, first
+
+
+def _differs(
+    table: Table, scan: Sequence[ImageRow], rows: np.ndarray, name: str
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Return which known images have another text in a column, and what they had."""
+    column, differs = table.column(name), np.zeros(len(scan), bool)
+    old: dict[int, str] = {}
+    for a in range(0, len(scan), _SLICE):
+        at = rows[a : a + _SLICE]
+        known = np.flatnonzero(at >= 0)
+        was = column[at[known]]
+        other = np.flatnonzero(was != _texts(scan[a : a + _SLICE], name)[known])
+        differs[a + known[other]] = True
+        old.update(zip((a + known[other]).tolist(), was[other].tolist(), strict=True))
+    return differs, old

@@ -1,0 +1,1 @@
+"""What keeps a store well: history and tags, contents, verify, purge, collection, drift, export."""

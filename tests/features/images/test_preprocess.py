@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from features.images.preprocess import make_view, mask_to_input, picture, preprocess
+from headwater.errors import ConfigError
+from headwater.spec import ExtractorSpec, ViewSpec
+
+
+def spec(**kw) -> ExtractorSpec:
+    return ExtractorSpec("resnet18", "untrained:0", **kw)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [(97, 131), (16, 24), (24, 16), (8, 300)])
+def test_resize_is_that_of_pillow(size):
+    image = noise(*size, 3)
+    got = picture(image, spec(resize=(24, 16))).astype(int)
+    want = Image.fromarray(image).resize((16, 24), Image.Resampling.BILINEAR)
+    assert abs(got - np.asarray(want, int)).max() <= 1
+
+
+def test_crop_and_normalisation():
+    image = noise(20, 30, 3)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    x = preprocess(image, spec(resize=(20, 30), crop=(10, 12), mean=mean, std=std))
+    want = (image[5:15, 9:21] / 255 - np.array(mean)) / np.array(std)
+    assert x.shape == (3, 10, 12)
+    assert x.dtype == torch.float32
+    assert torch.allclose(x, torch.from_numpy(want).permute(2, 0, 1).float(), atol=1e-5)
+    assert torch.equal(
+        x, preprocess(image, spec(resize=(20, 30), crop=(10, 12), mean=mean, std=std))
+    )
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ConfigError, match="crop 40x40"):
+        preprocess(noise(50, 50, 3), spec(resize=(32, 32), crop=(40, 40)))
+    with pytest.raises(ConfigError, match="lanczos"):
+        preprocess(noise(50, 50, 3), spec(interpolation="lanczos"))
+
+
+def test_a_mask_stays_on_its_defect():
+    image, mask = np.zeros((90, 120, 3), np.uint8), np.zeros((90, 120), bool)
+    mask[30:60, 45:90] = True
+    image[mask] = 255
+    s = spec(resize=(48, 48), crop=(40, 40))
+    bright = picture(image, s)[..., 0] > 127
+    got = mask_to_input(mask, s)
+    assert got.shape == (40, 40)
+    assert got.dtype == bool
+    assert (got ^ bright).sum() <= 0.05 * bright.sum()
+    assert mask_to_input(np.ones((9, 7), bool), s).all()
+
+
+def test_views_depend_on_image_seed_and_number_alone():
+    image, views = noise(40, 52, 3), ViewSpec(count=3, rotation=30)
+    made = [make_view(image, "ab" * 32, k, views) for k in range(4)]
+    assert made[0] is image
+    assert all(v.shape == image.shape and v.dtype == np.uint8 for v in made)
+    assert len({v.tobytes() for v in made}) == 4
+    np.random.default_rng(0).random()
+    assert np.array_equal(made[2], make_view(image, "ab" * 32, 2, ViewSpec(count=9, rotation=30)))
+    assert not np.array_equal(made[2], make_view(image, "cd" * 32, 2, views))
+    other = make_view(image, "ab" * 32, 2, ViewSpec(count=3, rotation=30, seed=1))
+    assert not np.array_equal(made[2], other)
+    with pytest.raises(ConfigError, match="view 4"):
+        make_view(image, "ab" * 32, 4, views)
+
+
+def test_a_rotation_reflects_at_the_border_and_keeps_the_centre():
+    yy, xx = np.mgrid[:61, :81]
+    smooth = (128 + 60 * np.sin(yy / 9) + 60 * np.cos(xx / 11)).astype(np.uint8)
+    image = np.repeat(smooth[:, :, None], 3, axis=2)
+    for k in (1, 2, 3):
+        view = make_view(image, "00" * 32, k, ViewSpec(count=3, rotation=180))
+        assert abs(int(view[30, 40, 0]) - int(image[30, 40, 0])) <= 8
+        assert view.min() >= image.min() - 1, "black corners: the outside was not reflected"
+        step = np.abs(np.diff(view[..., 0].astype(int), axis=1)).max()
+        assert step <= 16, "a seam"
+
+
+def test_flips_come_on_top_of_the_same_angles():
+    image = noise(30, 30, 3)
+    still = ViewSpec(count=16, rotation=0, flip=True)
+    seen = {make_view(image, "ab" * 32, k, still).tobytes() for k in range(1, 17)}
+    flips = {image.tobytes(), image[::-1].tobytes(), image[:, ::-1].tobytes()}
+    assert seen == flips | {image[::-1, ::-1].tobytes()}
+    turned = make_view(image, "ab" * 32, 1, ViewSpec(rotation=30))
+    both = make_view(image, "ab" * 32, 1, ViewSpec(rotation=30, flip=True))
+    assert any(
+        np.array_equal(both, t) for t in (turned, turned[::-1], turned[:, ::-1], turned[::-1, ::-1])
+    )

@@ -1,0 +1,94 @@
+"""Planning: what the heads need is merged, so that what two heads share is computed once."""
+
+import dataclasses
+
+import pytest
+
+from features.images.records import ImageRecord
+from flows.extraction.extract import wanted_rows
+from flows.extraction.plan import check_heads, plan_extraction, plan_heads, training_key
+from flows.runtime.settings import Settings
+from headwater.errors import ConfigError
+from headwater.spec import BackboneInfo, ExtractorSpec
+
+
+class PlannedBackbone:
+    """What planning asks of a backbone, without a net."""
+
+    info = BackboneInfo("net", ("a", "b", "c"), (64, 128, 256), (4, 8, 16))
+
+    def default_spec(self, resize, crop, precision, dtype):
+        return ExtractorSpec("net", "0" * 64, resize=resize, crop=crop, precision=precision,
+                             dtype=dtype)  # fmt: skip
+
+
+def plans_for(heads, **extraction):
+    settings = Settings.model_validate(
+        {"heads": heads, "extraction": extraction, "training": {"preset": "small"}}
+    )
+    return plan_heads(settings, PlannedBackbone(), "float32")
+
+
+def test_what_two_heads_share_is_planned_once():
+    plans = plans_for({"patchcore": {}, "padim": {}, "cs_flow": {}})
+    (merged,) = plan_extraction(plans)
+    asked = [layer for plan in plans for layer in plan.layers]
+    assert set(merged.layers) == set(asked)
+    assert len(merged.layers) == len(set(asked))
+    assert merged.heads == ("patchcore", "padim", "cs_flow")
+
+
+def test_views_are_an_extraction_of_their_own_over_normal_training_images():
+    plans = plans_for({"f2r": {"views": 2}, "patchcore": {}})
+    plain, views = plan_extraction(plans)
+    assert plain.spec.views is None
+    assert views.spec.views is not None
+    assert dataclasses.replace(views.spec, views=None) == plain.spec
+    records = {
+        name: ImageRecord(f"/{name}", name, split, kind, None, 1, 1, 1)
+        for name, split, kind in (("n", "train", "good"), ("t", "test", "good"), ("d", "test", "x"))
+    }
+    assert [sha for sha, _ in wanted_rows(plain, records)] == ["n", "t", "d"]
+    count = views.spec.views.count
+    assert wanted_rows(views, records) == [("n", k) for k in range(1, count + 1)]
+
+
+def test_another_size_or_views_seed_is_another_extractor():
+    base, other = (plans_for({"patchcore": {}}, size=s)[0] for s in (128, 256))
+    assert base.spec.id != other.spec.id
+    view = plans_for({"f2r": {"views": 2}})[0].view_spec
+    reseeded = dataclasses.replace(view, views=dataclasses.replace(view.views, seed=1))
+    assert reseeded.id != view.id
+
+
+def test_one_layer_more_changes_the_extractor_id_but_not_the_group():
+    one = plans_for({"patchcore": {"nodes": ["b", "c"]}})[0]
+    two = plans_for({"patchcore": {"nodes": ["a", "b", "c"]}})[0]
+    assert one.spec.id == two.spec.id
+    assert one.extractor_id != two.extractor_id
+
+
+def test_the_key_of_a_training_depends_on_what_changes_its_result():
+    plan = plans_for({"patchcore": {}})[0]
+    reference = training_key(plan, "images", {"held_out": 0.1})
+    assert reference == training_key(plan, "images", {"held_out": 0.1})
+    seeded = plans_for({"patchcore": {"seed": 1}})[0]
+    for other in (
+        training_key(seeded, "images", {"held_out": 0.1}),
+        training_key(plan, "other images", {"held_out": 0.1}),
+        training_key(plan, "images", {"held_out": 0.2}),
+    ):
+        assert other != reference
+
+
+@pytest.mark.parametrize(
+    ("heads", "said"),
+    [
+        ({"patchcor": {}}, "one of .*patchcore"),
+        ({"patchcore": {"rato": 1}}, "setting 'rato'"),
+        ({"patchcore": {"preset": "tiny"}}, "preset 'tiny'"),
+    ],
+)
+def test_a_wrong_head_setting_or_preset_is_named_with_the_choices(heads, said):
+    with pytest.raises(ConfigError, match=said):
+        check_heads(Settings.model_validate({"heads": heads}))

@@ -1,0 +1,183 @@
+"""The Dask runtime: progress reaches the driver, a lost worker's work is done by another."""
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from distributed import Client, LocalCluster
+
+from flows.runtime.dask import (
+    TOPIC,
+    PeakMemory,
+    WorkerProgress,
+    cores,
+    dask_client,
+    needs_gpu,
+    own_device,
+    training_workers,
+)
+from headwater.errors import ConfigError, HeadwaterError, TrainingError
+from tests.flows.commandkit import HEADWATER, draw_image, environment
+
+
+def die_once(folder: str) -> str:
+    """Kill this worker the first time; the count is on disk, as memory dies with the process."""
+    tries = len(list(Path(folder).iterdir()))
+    (Path(folder) / str(tries)).touch()
+    if tries == 0:
+        os._exit(9)
+    return f"done at try {tries + 1}"
+
+
+def report_and_fail(name: str) -> None:
+    progress = WorkerProgress(name, lambda *_: None)
+    for done in range(3):
+        progress.step(done, 3, "epoch")
+        time.sleep(0.12)
+    raise TrainingError("step 3: loss is nan", remedy="lower the learning rate")
+
+
+def device_of_two_gpus() -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.setattr("torch.cuda.device_count", lambda: 2)
+        return own_device("auto")
+
+
+@pytest.fixture(scope="module")
+def client():
+    with dask_client(2) as one:
+        yield one
+
+
+def test_a_lost_workers_task_is_done_again_by_another(client, tmp_path):
+    future = client.submit(die_once, str(tmp_path), pure=False)
+    assert future.result(timeout=60) == "done at try 2"
+
+
+def test_progress_and_errors_reach_the_driver_whole(client):
+    seen = []
+    client.subscribe_topic(TOPIC, lambda event: seen.append(event[1]))
+    future = client.submit(report_and_fail, "a-head", pure=False)
+    with pytest.raises(TrainingError, match=r"(?s)step 3.*remedy: lower the learning rate"):
+        future.result(timeout=60)
+    deadline = time.monotonic() + 10
+    while len(seen) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [m["done"] for m in seen] == [0, 1, 2]
+    assert seen[0]["name"] == "a-head"
+
+
+def test_workers_get_their_share_of_the_cores(client):
+    threads = client.submit(lambda: os.environ["OMP_NUM_THREADS"]).result(timeout=60)
+    assert int(threads) == max(1, cores() // 2)
+
+
+def test_no_more_trainings_at_a_time_than_gpus(client, monkeypatch):
+    assert training_workers(99, "cpu") == cores()
+    assert (training_workers(2, "cpu", 5), training_workers(9, "cpu", 5)) == (2, 5)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for count in (1, 2):
+        monkeypatch.setattr("torch.cuda.device_count", lambda n=count: n)
+        assert training_workers(9, "auto", 5) == count
+        assert training_workers(9, "cuda:0", 5) == 1
+        assert training_workers(9, "cpu", 5) == 5
+    assert own_device("auto") == "auto"  # outside a worker
+    workers = client.scheduler_info()["workers"]
+    asked = [client.submit(device_of_two_gpus, workers=w, pure=False) for w in workers]
+    assert {f.result(timeout=60) for f in asked} == {"cuda:0", "cuda:1"}
+
+
+def test_a_training_takes_a_gpu_of_a_cluster_that_offers_some(client):
+    assert needs_gpu(client, "auto") == {}
+    with (
+        LocalCluster(
+            n_workers=1, processes=False, resources={"GPU": 1}, dashboard_address=None
+        ) as one,
+        Client(one, set_as_default=False) as offering,
+    ):
+        assert needs_gpu(offering, "auto") == {"GPU": 1}
+        assert needs_gpu(offering, "cpu") == {}
+
+
+def test_no_scheduler_at_the_address_is_a_clear_error():
+    with (
+        pytest.raises(ConfigError, match="no Dask scheduler answers at tcp"),
+        dask_client(1, "tcp://127.0.0.1:1"),
+    ):
+        pass
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    # Pages asked of the system itself: an array may get memory that earlier tests freed and the
+    # allocator kept, which is resident already.
+    with PeakMemory() as memory, mmap.mmap(-1, 200_000_000) as pages:
+        np.frombuffer(pages, np.uint8)[:] = 1
+        time.sleep(0.15)
+    assert 150 < memory.peak_mb - memory.base_mb < 400
+
+
+def test_errors_survive_the_way_through_a_pickle():
+    import pickle
+
+    error = HeadwaterError("what", expected="else", remedy="do")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) == "what\n  expected: else\n  remedy: do"
+
+
+def test_a_killed_run_leaves_no_server_behind(tmp_path):
+    code = (
+        "import threading, time\n"
+        "from flows.runtime.server import watch_server\n"
+        "from prefect.server.api.server import SubprocessASGIServer\n"
+        "watch_server()\n"
+        "server = SubprocessASGIServer()\n"  # as Prefect's clients ask for it
+        "threading.Thread(target=server.start).start()\n"
+        "while not getattr(server, '_watch', None): time.sleep(0.01)\n"
+        "print(server.server_process.pid, server._watch.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(tmp_path), stdout=subprocess.PIPE, text=True
+    )
+    server, watch = (psutil.Process(int(n)) for n in child.stdout.readline().split())
+    child.kill()
+    child.wait()
+    _, left = psutil.wait_procs([server, watch], timeout=30)
+    for process in left:
+        process.kill()
+    assert not left
+
+
+def test_sigterm_to_a_runs_whole_group_ends_it_at_once_and_in_order(tmp_path, resnet_weights):
+    # As a service manager ends a run: Prefect's temporary server and the workers are told as well.
+    for i in range(12):
+        draw_image(tmp_path / "images", i)
+    command = [*HEADWATER, "run", "s", "--images", tmp_path / "images", "--size", "64"]
+    command += ["--weights", resnet_weights, "--heads", "ms_flow", "--epochs", "100000"]
+    said = tmp_path / "said.txt"
+    with said.open("w") as out:
+        child = subprocess.Popen(
+            [*map(str, command)], cwd=tmp_path, env=environment(tmp_path), stdout=out,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 200
+        while "ms_flow:" not in said.read_text() and time.monotonic() < deadline:
+            assert child.poll() is None, said.read_text()
+            time.sleep(0.1)
+        os.killpg(child.pid, signal.SIGTERM)
+        # Prefect would ask its dead server for 62 s.
+        assert child.wait(45) == 143, said.read_text()
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    assert "stopped; what was committed is kept" in said.read_text()
+    assert "Traceback" not in said.read_text()

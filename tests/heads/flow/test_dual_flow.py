@@ -1,0 +1,187 @@
+"""DNFAD: IDConv, DSAM, the two branches' losses, the ablations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from heads.flow.dual_flow import DualFlow, DualFlowConfig
+from heads.parts.coupling import affine
+from heads.parts.dsam import DynamicSpatialAttention, DynamicSubnet, InputDependentConv
+from headwater.errors import ConfigError
+from headwater.spec import BackboneInfo
+
+SHAPES = {"m": (4, 3, 3)}
+TINY = DualFlowConfig(layers=2)
+
+
+def build(**changes: object) -> DualFlow:
+    return DualFlow(dataclasses.replace(TINY, **changes), SHAPES, (6, 6))
+
+
+def shake(module: nn.Module, size: float = 0.3) -> nn.Module:
+    generator = torch.Generator().manual_seed(7)
+    for p in module.parameters():
+        p.data.add_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    return module
+
+
+def batch(n: int = 2, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {"m": torch.randn(n, 4, 3, 3, dtype=dtype)}
+
+
+def test_dynamic_kernel_is_the_softmax_mix_of_learned_kernels():
+    torch.manual_seed(0)
+    part = shake(InputDependentConv(2, kernel=3, groups=5))
+    x = torch.randn(2, 2, 7, 6)
+    for n in range(2):
+        pooled = F.adaptive_avg_pool2d(x[n : n + 1], 3)[0]
+        first, second = part.attend
+        hidden = torch.einsum("oc,cij->oij", first.weight[:, :, 0, 0], pooled)
+        hidden = hidden + first.bias[:, None, None]
+        logits = torch.einsum("oc,cij->oij", second.weight[:, :, 0, 0], hidden)
+        logits = (logits + second.bias[:, None, None]).view(5, 2, 3, 3)
+        mix = logits.exp() / logits.exp().sum(0)
+        kernel = (mix * part.kernels).sum(0)
+        assert torch.allclose(part.weights(x)[n], kernel, atol=1e-6)
+        want = F.conv2d(x[n : n + 1], kernel[:, None], padding=1, groups=2)
+        assert torch.allclose(part(x)[n], want[0], atol=1e-5)
+
+
+def test_kernel_depends_on_its_own_image_alone():
+    part = shake(InputDependentConv(2))
+    x = torch.randn(3, 2, 6, 6)
+    assert not torch.allclose(part.weights(x)[0], part.weights(x)[1])
+    assert torch.allclose(part(x)[1:2], part(x[1:2]), atol=1e-6)
+
+
+def test_gate_from_channel_mean_and_maximum():
+    part = shake(DynamicSpatialAttention())
+    x = torch.randn(2, 5, 4, 4)
+    pair = torch.stack((x.mean(1), x.max(1).values), 1)
+    want = torch.sigmoid(part.point(part.dynamic(pair)))
+    assert torch.allclose(part(x), x * want, atol=1e-6)
+
+
+def test_gate_is_not_normalised_away():
+    """A gate of one number per position must still matter behind the layer norm."""
+    subnet = shake(DynamicSubnet(6, 12))
+    x = torch.randn(2, 6, 5, 5)
+    before = subnet(x)
+    subnet.attention.point.weight.data.mul_(-3)
+    assert (subnet(x) - before).abs().max() > 0.05
+
+
+def test_final_relu_is_the_papers_text():
+    x = torch.randn(2, 4, 3, 3)
+    with_relu, without = shake(DynamicSubnet(4, 8, final_relu=True)), DynamicSubnet(4, 8)
+    without.load_state_dict(with_relu.state_dict())
+    assert torch.equal(with_relu(x), without(x).relu())
+    assert (without(x) < 0).any()
+
+
+def test_soft_clamp_of_equation_7():
+    raw = torch.randn(3, 8, 2, 2) * 9
+    log_scale = affine(torch.zeros(3, 4, 2, 2), raw, 2.0, False)[1]
+    assert torch.allclose(log_scale, 2 * 2.0 / math.pi * torch.arctan(raw[:, :4] / 2.0))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"dsam": False}, {"final_relu": True}, {"local_kernel": 1}, {"layers": 1}],
+)
+def test_each_branch_inverts_and_counts_its_volume_per_position(changes):
+    head = shake(build(**changes)).double()
+    x = batch()
+    z, _ = head.latent(x)
+    for back in head.reverse(z):
+        assert torch.allclose(back, x["m"], atol=1e-9)
+    for name, branch in head.branches.items():
+        log_det = branch(x["m"])[1]
+        assert log_det.shape == ((2,) if name == "global" else (2, 3, 3))
+        for row in range(2):
+            jacobian = torch.autograd.functional.jacobian(
+                lambda v, b=branch: b(v.view(1, 4, 3, 3))[0].flatten(), x["m"][row].flatten()
+            )
+            total = torch.linalg.slogdet(jacobian)[1]
+            assert torch.allclose(log_det[row].sum(), total, atol=1e-8)
+
+
+def test_losses_are_those_of_the_branches():
+    head = shake(build(standardise=True)).double()
+    head.scale[0].set(torch.arange(4.0), torch.tensor([0.5, 1.0, 2.0, 4.0]))
+    x = batch()
+    figures = head.loss(x)
+    y = (x["m"] - torch.arange(4.0)[:, None, None]) / head.scale[0].std[:, None, None].double()
+    volume = -head.scale[0].std.double().log().sum()
+    z, log_det = head.branches["global"](y)
+    whole = (0.5 * z.flatten(1).square().sum(1) - log_det - 9 * volume) / 36
+    assert torch.allclose(figures["nll_global"], whole)
+    z, log_det = head.branches["local"](y)
+    each = 0.5 * z.square().sum(1) - log_det - volume
+    assert torch.allclose(figures["nll_local"], each.mean((1, 2)) / 4)
+    assert torch.allclose(figures["loss"], figures["nll_global"] + figures["nll_local"])
+    assert torch.allclose(figures["nll"], head.nll(x))
+
+
+def test_variants_switch_off_one_part_and_nothing_else():
+    both = build().state_dict()
+    for one in ("global", "local"):
+        alone = build(branches=one).state_dict()
+        assert all(torch.equal(v, both[k]) for k, v in alone.items())
+        other = "local" if one == "global" else "global"
+        assert {k for k in both if k not in alone} == {k for k in both if f".{other}." in k}
+    plain = build(dsam=False).state_dict()
+    assert all(torch.equal(v, both[k]) for k, v in plain.items())
+    assert set(both) - set(plain) == {k for k in both if ".attention." in k} != set()
+
+
+@pytest.mark.parametrize("layers", [1, 10])
+def test_layers(layers):
+    head = build(layers=layers)
+    subnets = [m for m in head.modules() if isinstance(m, DynamicSubnet)]
+    assert len(subnets) == layers * 2 * 2  # both branches, both sides of a coupling
+
+
+def test_scores_add_the_branches_likelihoods():
+    head = build(top_k=1 / 36, normaliser="image").eval()
+    head.mark_fitted()
+    x = batch(dtype=torch.float32)
+    scores = head.score(x)
+    z, _ = head.latent(x)
+    total = torch.zeros(2, 6, 6)
+    for part in z:
+        log = -0.5 * part.square().mean(1, keepdim=True)
+        total += F.interpolate(log, (6, 6), mode="bilinear").exp()[:, 0]
+    want = total.amax((1, 2), keepdim=True) - total
+    assert torch.allclose(scores.maps, want, atol=1e-6)
+    assert torch.allclose(scores.image, want.amax((1, 2)), atol=1e-6)
+
+
+def test_what_it_reads():
+    vit = BackboneInfo("vit_base_patch8_224.dino", (), (), (), tokens=True, depth=12)
+    needs = DualFlow.needs(DualFlowConfig(), vit, (256, 256))
+    assert [x.name for x in needs.layers] == ["blocks.6+blocks.10~norm~sum"]
+    assert needs.resize == (224, 224)
+    net = BackboneInfo("resnet18", ("layer1", "layer2", "layer3"), (64, 128, 256), (4, 8, 16))
+    needs = DualFlow.needs(DualFlowConfig(), net, (256, 256))
+    assert [x.name for x in needs.layers] == ["layer2+layer3"]
+    pooled = DualFlowConfig(pool="avg3s2")
+    assert DualFlow.needs(pooled, net, (256, 256)).layers[0].name == "layer2+layer3~avg3s2"
+    assert DualFlow.needs(pooled, vit, (256, 256)).layers[0].pool == ""
+    with pytest.raises(ConfigError, match="1 transformer blocks"):
+        DualFlow.needs(DualFlowConfig(), dataclasses.replace(vit, depth=1), (224, 224))
+    with pytest.raises(ConfigError, match="no stage of stride 16"):
+        DualFlow.needs(DualFlowConfig(), dataclasses.replace(net, strides=(2, 4, 8)), (256, 256))
+
+
+def test_defaults_are_the_papers():
+    c = DualFlowConfig()
+    assert (c.layers, c.branches, c.dsam, c.final_relu, c.top_k) == (6, "both", True, False, 0.03)
+    assert (c.lr, c.betas, c.eps, c.epochs) == (5e-5, (0.8, 0.8), 1e-8, 200)

@@ -1,0 +1,101 @@
+"""The example of docs/adding-a-head.md: taken from the page, installed, tested, trained."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.flows.test_dags import RUN, work  # noqa: F401  a small image set and a weight file
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs/adding-a-head.md").read_text()
+
+CONTRACT = """
+import sys
+from pathlib import Path
+from tests.heads import tiny as heads_tiny
+from tests.heads.tiny import Tiny
+heads_tiny.TINY["nearest_mean"] = Tiny({}, {"m": (7, 4, 3)})
+from tests.heads import test_contract as test_heads_contract as contract
+assert "nearest_mean" in contract.HEADS, contract.HEADS
+contract.HEADS[:] = ["nearest_mean"]
+for test in (
+    contract.test_scores_have_the_promised_form,
+    contract.test_a_score_belongs_to_one_image,
+    contract.test_the_same_seed_gives_the_same_head,
+    contract.test_mistakes_end_in_a_clear_error,
+    contract.test_training_on_nan_or_other_shapes_is_refused,
+):
+    test("nearest_mean")
+contract.test_saved_heads_score_the_same_in_a_new_process(Path(sys.argv[1]))
+print("kept")
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The page's package, installed into a folder of its own."""
+    package = tmp_path_factory.mktemp("package")
+    files = re.findall(r"^```\w+ file=(\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in files] == ["nearest_mean.py", "pyproject.toml"]
+    for name, text in files:
+        (package / name).write_text(text)
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--disable-pip-version-check", "--target", target, package]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def run(site, *arguments, cwd=ROOT, **more):
+    path = os.pathsep.join([str(ROOT), str(site)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+
+
+def test_the_example_keeps_the_contract(site, tmp_path):
+    done = run(site, "-c", CONTRACT, tmp_path)
+    assert done.stdout.endswith("kept\n"), done.stdout + done.stderr
+
+
+@pytest.mark.slow  # the whole command, Prefect and Dask with it
+def test_the_example_is_trained_from_a_store_by_dask_workers(site, work):  # noqa: F811
+    home = {"HEADWATER_HOME": str(work / "plugin-home")}
+    command = ["-m", "flows.command.main", "run", "tiles", "--images", "images", *RUN]
+    command += ["--heads", "nearest_mean", "--set", "nearest_mean.top_k=0.05"]
+    done = run(site, *command, cwd=work, **home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    scored = run(
+        site,
+        "-m",
+        "flows.command.main",
+        "predict",
+        "tiles",
+        "images/test/blob",
+        "--json",
+        cwd=work,
+        **home,
+    )
+    assert scored.returncode == 0, scored.stderr
+    assert len(json.loads(scored.stdout)) == 4
+
+
+def test_a_broken_package_keeps_no_other_head_from_working(site, tmp_path):
+    (tmp_path / "nearest_mean.py").write_text("import nothing_of_this_name\n")
+    path = os.pathsep.join([str(ROOT), str(tmp_path), str(site)])
+    listed = run(site, "-m", "flows.command.main", "heads", PYTHONPATH=path)
+    assert listed.returncode == 0, listed.stderr
+    assert "patchcore" in listed.stdout
+    assert "nearest-mean (nearest_mean): ModuleNotFoundError" in " ".join(listed.stdout.split())
+    asked = run(
+        site, "-c", "from heads.contract import get_head; get_head('nearest_mean')", PYTHONPATH=path
+    )
+    assert "cannot be imported from nearest-mean" in asked.stderr

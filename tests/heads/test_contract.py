@@ -1,0 +1,300 @@
+"""What every head promises, over the registry: a new head is tested by being there."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from features.backbones.backbone import load_backbone
+from heads.catalogue import get_head, make_config, registry
+from heads.contract import Batch, FeatureSource, Head, NullProgress, Scores, TrainOptions
+from heads.flow.flow_head import FlowHead
+from heads.pairs.source import PairSource
+from heads.training.sources import TensorSource
+from headwater.errors import FeatureRangeError, NotFittedError, ShapeError
+from headwater.spec import LayerSpec
+from tests.heads.pairs.tiny import pair_source
+from tests.heads.tiny import TINY, build, structured
+
+OPTIONS = TrainOptions(device="cpu", precision="float32", threads=1)
+# A head without a tiny instance fails one test, which says what to do, and not all of them.
+HEADS = sorted(set(registry()) & set(TINY))
+FLOWS = [n for n in HEADS if issubclass(registry()[n], FlowHead)]
+
+
+class Recorder(NullProgress):
+    def __init__(self) -> None:
+        self.curves: dict[str, list[float]] = {}
+
+    def metric(self, name: str, value: float, epoch: int) -> None:
+        self.curves.setdefault(name, []).append(value)
+
+
+def fit(name: str, options: TrainOptions = OPTIONS, **settings) -> tuple[Head, Recorder]:
+    head, recorder = build(name, **settings), Recorder()
+    figures = head.fit(TINY[name].data(), TINY[name].data(seed=1, rows=5), options, recorder)
+    assert all(math.isfinite(v) for v in figures.values()), figures
+    return head.eval(), recorder
+
+
+@cache
+def fitted(name: str) -> tuple[Head, Recorder]:
+    return fit(name)
+
+
+def test_rows(name: str) -> Batch:
+    source = TINY[name].data(seed=2, rows=7)
+    batch = source.read(0, 7)
+    # One image far off: an image in bad company must keep its score.
+    return {k: torch.cat([v[:6], v[6:] * 20]) for k, v in batch.items()}
+
+
+test_rows.__test__ = False  # type: ignore[attr-defined]
+
+
+def pick(batch: Batch, rows: list[int]) -> Batch:
+    return {k: v[rows] for k, v in batch.items()}
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
+
+
+def test_every_head_has_a_tiny_instance() -> None:
+    missing = set(registry()) - set(TINY)
+    assert not missing, f"add {', '.join(sorted(missing))} to tests/heads_tiny.py"
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_scores_have_the_promised_form(name: str) -> None:
+    head, batch = fitted(name)[0], test_rows(name)
+    scores = head.score(batch)
+    assert isinstance(scores, Scores)
+    assert scores.image.shape == (7,)
+    assert scores.maps.shape == (7, *TINY[name].map_size)
+    assert scores.image.dtype == scores.maps.dtype == torch.float32
+    assert torch.isfinite(scores.image).all()
+    assert torch.isfinite(scores.maps).all()
+    assert not scores.image.requires_grad
+    assert len(set(scores.image.tolist())) == 7
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_score_belongs_to_one_image(name: str) -> None:
+    head, batch = fitted(name)[0], test_rows(name)
+    whole = head.score(batch)
+    for rows in ([0], [6], [2, 0, 1], [3, 6, 4], [6, 5, 4, 3, 2, 1, 0], [1, 1, 6]):
+        part = head.score(pick(batch, rows))
+        close(part.image, whole.image[rows])
+        close(part.maps, whole.maps[rows])
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_same_seed_gives_the_same_head(name: str) -> None:
+    first, second = fitted(name)[0], fit(name)[0]
+    for (key, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def test_saved_heads_score_the_same_in_a_new_process(tmp_path: Path) -> None:
+    script = (
+        "import json, sys, torch\n"
+        "from pathlib import Path\n"
+        "from safetensors.torch import load_file, save_file\n"
+        "from heads.contract import get_head, make_config\n"
+        "torch.set_num_threads(1)\n"
+        "for folder in sorted(p for p in Path(sys.argv[1]).iterdir() if p.is_dir()):\n"
+        "    about = json.loads((folder / 'about.json').read_text())\n"
+        "    config = make_config(about['name'], about['config'])\n"
+        "    shapes = {k: tuple(v) for k, v in about['shapes']}\n"
+        "    head = get_head(about['name'])(config, shapes, tuple(about['map_size']))\n"
+        "    head.load_state_dict(load_file(folder / 'state.safetensors'))\n"
+        "    scores = head.eval().score(load_file(folder / 'batch.safetensors'))\n"
+        "    out = {'image': scores.image, 'maps': scores.maps.contiguous()}\n"
+        "    save_file(out, folder / 'scores.safetensors')\n"
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = {name: fitted(name)[0].score(test_rows(name)) for name in HEADS}
+    finally:
+        torch.set_num_threads(threads)
+    for name in HEADS:
+        head, folder = fitted(name)[0], tmp_path / name
+        folder.mkdir()
+        about = {
+            "name": name,
+            "config": asdict(head.config),
+            "shapes": list(head.shapes.items()),
+            "map_size": head.map_size,
+        }
+        (folder / "about.json").write_text(json.dumps(about))
+        state = {k: v.detach().clone().contiguous() for k, v in head.state_dict().items()}
+        save_file(state, folder / "state.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in test_rows(name).items()}, folder / "batch.safetensors"
+        )
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=root, timeout=240)
+    for name in HEADS:
+        got = load_file(tmp_path / name / "scores.safetensors")
+        assert torch.equal(got["image"], expected[name].image), name
+        assert torch.equal(got["maps"], expected[name].maps), name
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_mistakes_end_in_a_clear_error(name: str) -> None:
+    batch = test_rows(name)
+    with pytest.raises(NotFittedError, match=name):
+        build(name).score(batch)
+    head = fitted(name)[0]
+    # The first layer; of pairs, that of the current images.
+    layer = next(iter(batch))
+    with pytest.raises(ShapeError, match="maps of shape"):
+        head.score({**batch, layer: batch[layer][..., :-1]})
+    with pytest.raises(ShapeError, match="not in the batch"):
+        head.score({k: v for k, v in batch.items() if k != layer})
+    poisoned = {k: v.clone() for k, v in batch.items()}
+    poisoned[layer][4, 0, 0, 0] = math.nan
+    with pytest.raises(FeatureRangeError, match="row 4"):
+        head.score(poisoned)
+
+
+def poisoned(name: str, seed: int, rows: int) -> FeatureSource:
+    """Return training features of which row 3's have a NaN."""
+    source = TINY[name].data(seed, rows)
+    inner = source._sources[0] if isinstance(source, PairSource) else source
+    assert isinstance(inner, TensorSource)
+    next(iter(inner._maps.values()))[3, 0, 0, 0] = math.nan
+    return source
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_training_on_nan_or_other_shapes_is_refused(name: str) -> None:
+    tiny = TINY[name]
+    held_out = tiny.data(seed=1, rows=5)
+    with pytest.raises(FeatureRangeError, match="NaN"):
+        build(name).fit(poisoned(name, 0, tiny.rows), held_out, OPTIONS, NullProgress())
+    wider = {k: (c, h, w + 1) for k, (c, h, w) in tiny.shapes.items()}
+    other = pair_source(wider, 6, 0) if tiny.source else structured(wider, 6, 0, tiny.views)
+    with pytest.raises(ShapeError):
+        build(name).fit(other, held_out, OPTIONS, NullProgress())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_nan_among_held_out_images_is_refused_or_not_looked_at(name: str) -> None:
+    head = build(name)
+    if any(p.requires_grad for p in head.parameters()):
+        with pytest.raises(FeatureRangeError, match="NaN"):
+            head.fit(TINY[name].data(), poisoned(name, 1, 5), OPTIONS, NullProgress())
+    else:
+        head.fit(TINY[name].data(), poisoned(name, 1, 5), OPTIONS, NullProgress())
+        assert all(
+            torch.equal(v, fitted(name)[0].state_dict()[k]) for k, v in head.state_dict().items()
+        )
+
+
+def test_a_training_leaves_the_backbone_alone() -> None:
+    backbone = load_backbone("resnet18", untrained_seed=0)
+    layers = tuple(LayerSpec((n,)) for n in ("layer1", "layer2", "layer3"))
+    before = backbone.export_state(layers)
+    maps = backbone.maps(torch.rand(4, 3, 32, 32), layers)
+    assert not any(x.requires_grad for x in maps.values())
+    shapes = {k: tuple(v.shape[1:]) for k, v in maps.items()}
+    head = get_head("fast_flow")(
+        make_config("fast_flow", {"steps": 1, "epochs": 1}), shapes, (32, 32)
+    )
+    head.fit(TensorSource(maps), TensorSource(maps), OPTIONS, NullProgress())
+    after = backbone.export_state(layers)
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+    assert not any(p.grad is not None for p in backbone._net.parameters())
+
+
+# --- flow heads ---------------------------------------------------------------------------------
+
+
+def shaken(name: str) -> FlowHead:
+    """Return a fitted float64 copy with every parameter moved: no gain is at its start any more."""
+    head = build(name)
+    head.load_state_dict(fitted(name)[0].state_dict())
+    generator = torch.Generator().manual_seed(0)
+    for parameter in head.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data.add_(0.05 * noise)
+    assert isinstance(head, FlowHead)
+    return head.double().eval()
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("when", ["fresh", "fitted", "shaken in float64"])
+def test_the_inverse_undoes_the_flow_head(name: str, when: str) -> None:
+    head = {"fresh": build, "fitted": lambda n: fitted(n)[0]}.get(when, shaken)(name).eval()
+    batch = TINY[name].data(seed=2, rows=3).read(0, 3)
+    tolerance = 1e-3
+    if "float64" in when:
+        batch, tolerance = {k: v.double() for k, v in batch.items()}, 1e-9
+    with torch.no_grad():
+        z, logdet = head.latent(batch)
+        back = head.reverse(z)
+    assert logdet.shape == (3,)
+    for x, y in zip(head.inputs(batch), back, strict=True):
+        assert float((x - y).abs().max()) < tolerance * max(1.0, float(x.abs().max()))
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_log_determinant_is_the_jacobians_per_sample(name: str) -> None:
+    head = shaken(name)
+    batch = {k: v.double() for k, v in TINY[name].data(seed=2, rows=3).read(0, 3).items()}
+    _, claimed = head.latent(batch)
+    for row in (0, 2):
+        parts = [x[row : row + 1] for x in head.inputs(batch)]
+        sizes = [p.numel() for p in parts]
+
+        def latent(flat: Tensor, parts: list[Tensor] = parts, sizes: list[int] = sizes) -> Tensor:
+            maps = [f.view(p.shape) for f, p in zip(flat.split(sizes), parts, strict=True)]
+            z, _ = head.latent_of(maps)
+            return torch.cat([part.flatten() for part in z])
+
+        flat = torch.cat([p.flatten() for p in parts])
+        jacobian = torch.autograd.functional.jacobian(latent, flat, vectorize=True)
+        assert jacobian.shape == (len(flat), len(flat))
+        truth = torch.linalg.slogdet(jacobian)[1]
+        torch.testing.assert_close(claimed[row], truth, rtol=1e-8, atol=1e-8)
+    assert len(set(claimed.tolist())) > 1
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_gradients_reach_every_parameter(name: str) -> None:
+    head = shaken(name).train()
+    batch = {k: v.double() for k, v in TINY[name].data(rows=4).read(0, 4).items()}
+    head.nll(batch).mean().backward()
+    dead = [
+        k
+        for k, p in head.named_parameters()
+        if p.requires_grad and (p.grad is None or float(p.grad.abs().max()) == 0)
+    ]
+    assert not dead
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_likelihood_of_training_data_rises(name: str) -> None:
+    curves = fitted(name)[1].curves
+    nll = curves["train_nll"]
+    assert nll[-1] < nll[0] - 0.01
+    assert min(curves["held_out_nll"]) < curves["held_out_nll"][0]
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_one_image_is_enough_to_train_on(name: str) -> None:
+    head = build(name)
+    one = TINY[name].data(rows=1)
+    head.fit(one, TINY[name].data(seed=1, rows=1), TrainOptions(epochs=2), NullProgress())
+    assert torch.isfinite(head.eval().score(one.read(0, 1)).image).all()
