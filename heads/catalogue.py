@@ -12,6 +12,16 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+# ruff: noqa: F401
+import heads.flow.cs_flow
+import heads.flow.dual_flow
+import heads.flow.fast_flow
+import heads.flow.gca_flow
+import heads.gallery.f2r
+import heads.gallery.padim
+import heads.gallery.patchcore
+import heads.pairs.pair_diff
+import heads.pairs.pair_flow
 from heads.contract import REGISTERED, Head, HeadConfig
 from headwater.errors import ConfigError
 

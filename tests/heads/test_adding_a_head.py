@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.heads import tiny as heads_tiny
 from tests.heads.tiny import Tiny
 heads_tiny.TINY["nearest_mean"] = Tiny({}, {"m": (7, 4, 3)})
-from tests.heads import test_contract as test_heads_contract as contract
+from tests.heads import test_contract as contract
 assert "nearest_mean" in contract.HEADS, contract.HEADS
 contract.HEADS[:] = ["nearest_mean"]
 for test in (
@@ -96,6 +96,6 @@ def test_a_broken_package_keeps_no_other_head_from_working(site, tmp_path):
     assert "patchcore" in listed.stdout
     assert "nearest-mean (nearest_mean): ModuleNotFoundError" in " ".join(listed.stdout.split())
     asked = run(
-        site, "-c", "from heads.contract import get_head; get_head('nearest_mean')", PYTHONPATH=path
+        site, "-c", "from heads.catalogue import get_head; get_head('nearest_mean')", PYTHONPATH=path
     )
     assert "cannot be imported from nearest-mean" in asked.stderr

@@ -109,7 +109,7 @@ def test_saved_heads_score_the_same_in_a_new_process(tmp_path: Path) -> None:
         "import json, sys, torch\n"
         "from pathlib import Path\n"
         "from safetensors.torch import load_file, save_file\n"
-        "from heads.contract import get_head, make_config\n"
+        "from heads.catalogue import get_head, make_config\n"
         "torch.set_num_threads(1)\n"
         "for folder in sorted(p for p in Path(sys.argv[1]).iterdir() if p.is_dir()):\n"
         "    about = json.loads((folder / 'about.json').read_text())\n"
