@@ -105,32 +105,36 @@ def box(axes: Axes, x: float, y: float, width: float, text: str, colour: str) ->
 
 
 def draw_rooms(target: Path) -> None:
-    """Draw the rooms, each above what it imports."""
+    """Draw the rooms, each above what it imports, every package in a column of its own."""
     rooms = read_rooms()
     height = levels(rooms)
-    rows: dict[int, list[str]] = {}
-    for room in sorted(rooms, key=lambda r: (PACKAGES.index(r.split(".")[0]), r)):
-        rows.setdefault(height[room], []).append(room)
-    widest = max(len(row) for row in rows.values())
-    figure, axes = plt.subplots(figsize=(2.1 * widest, 1.05 * len(rows)), layout="constrained")
+    columns: dict[str, dict[int, list[str]]] = {p: {} for p in PACKAGES}
+    for room in sorted(rooms):
+        columns[room.split(".")[0]].setdefault(height[room], []).append(room)
     place: dict[str, tuple[float, float]] = {}
-    for level, names in rows.items():
-        start = (widest - len(names)) * 1.05
-        for i, room in enumerate(names):
-            place[room] = (start + 2.1 * i, 1.05 * level)
+    left = 0.0
+    for package in ("features", "storage", "heads", "flows"):
+        rows = columns[package]
+        widest = max(len(row) for row in rows.values())
+        for level, names in rows.items():
+            start = left + (widest - len(names)) * 1.05
+            for i, room in enumerate(names):
+                place[room] = (start + 2.1 * i, 1.05 * level)
+        left += 2.1 * widest + 0.4
+    place["headwater"] = (left / 2 - 1.2, 0.0)
+    top = 1 + max(height.values())
+    figure, axes = plt.subplots(figsize=(left, 1.05 * top), layout="constrained")
     for room, targets in reduced(rooms).items():
-        for target_room in targets:
-            (x0, y0), (x1, y1) = place[room], place[target_room]
+        for other in targets:
+            (x0, y0), (x1, y1) = place[room], place[other]
+            style = {"arrowstyle": "-|>", "color": "#999999", "lw": 0.8}
             axes.annotate(
-                "",
-                (x1 + 0.9, y1 + 0.58),
-                (x0 + 0.9, y0 - 0.02),
-                arrowprops={"arrowstyle": "-|>", "color": "#999999", "lw": 0.8},
+                "", (x1 + 0.9, y1 + 0.58), (x0 + 0.9, y0 - 0.02), arrowprops=style, zorder=0
             )
     for room, (x, y) in place.items():
         box(axes, x, y, 1.8, room.replace(".", "/"), COLOURS[room.split(".")[0]])
-    axes.set_xlim(-0.2, 2.1 * widest)
-    axes.set_ylim(-0.2, 1.05 * len(rows) - 0.2)
+    axes.set_xlim(-0.2, left)
+    axes.set_ylim(-0.2, 1.05 * top - 0.2)
     axes.axis("off")
     figure.savefig(target, dpi=110)
     plt.close(figure)
