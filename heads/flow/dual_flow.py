@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from heads.contract import Batch, HeadConfig, Reference, Shape, register
 from heads.flow.map_head import MapFlowConfig, MapFlowHead, stage_nodes, token_nodes
@@ -19,6 +20,7 @@ from heads.parts.coupling import AffineCoupling
 from heads.parts.dsam import DynamicSubnet
 from heads.parts.elementary import Permute
 from heads.parts.seeds import seeded
+from heads.training.trainer import adam
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
 
@@ -172,17 +174,9 @@ class DualFlow(MapFlowHead):
         (x,) = super().inputs(batch)
         return [x] * len(self.branches)
 
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return AdamW with the paper's settings."""
-        c = self.config
-        return torch.optim.AdamW(
-            parameters,
-            lr=c.lr,
-            betas=c.betas,
-            eps=c.eps,
-            weight_decay=c.weight_decay,
-            fused=True,
-        )
+        return adam(parameters, self.config, decoupled=True)
 
     def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the latents of the branches and their log-determinants' sum, ``[B]``."""

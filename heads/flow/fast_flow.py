@@ -134,16 +134,6 @@ class FastFlow(MapFlowHead):
 
         return build
 
-    def optimizer(self, parameters: object) -> torch.optim.Optimizer:
-        """Return Adam with the paper's weight decay."""
-        config = self.config
-        return torch.optim.Adam(
-            parameters,  # type: ignore[arg-type]
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-
     def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the latents of all layers and the log-determinant, ``[B]``."""
         pairs = [stack(x) for stack, x in zip(self.stacks, maps, strict=True)]

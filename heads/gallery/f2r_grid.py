@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,15 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from torch import Tensor
 
-from heads.contract import FeatureSource
+from heads.contract import FeatureSource, Progress
+from heads.gallery.f2r import F2R
+from heads.gallery.f2r_select import VALUES
+from heads.gallery.gallery_head import vectors_of
 from heads.judging import metrics
 from headwater.errors import DataError
 
-if TYPE_CHECKING:
-    from heads.contract import Progress
-    from heads.gallery.f2r import F2R
-
-VALUES = tuple(round(0.1 * k, 1) for k in range(13))
 POINTS = tuple((a, b) for a in VALUES for b in VALUES)
 #: Latents of the scored images are kept from point to point where they are no larger than this.
 KEPT_BYTES = 2 * 2**30
@@ -194,8 +192,9 @@ class _Latents:
             return
         known: list[Tensor] = []
         for batch in self.source.batches(16):
-            for one in self.head.ready(batch):
-                z = self.head.latents(one.permute(1, 2, 0).reshape(-1, one.shape[0]))
+            self.head.check_ready(batch)
+            for one in batch[self.head.layer]:
+                z = self.head.latents(vectors_of(one))
                 if self.keep:
                     known.append(z)
                 yield z

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,7 +45,22 @@ def collect_vectors(
     return out
 
 
-class Gallery(nn.Module):
+class Growing(nn.Module):
+    """A module that is loaded with as many rows of the buffers `growing` as were saved."""
+
+    growing: ClassVar[tuple[str, ...]] = ()
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in self.growing:
+            found, own = state_dict.get(prefix + name), self.get_buffer(name)
+            if found is not None and found.shape[1:] == own.shape[1:]:
+                setattr(self, name, torch.empty_like(found, device=own.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+
+
+class Gallery(Growing):
     """Vectors to compare with; saved and loaded whatever their number.
 
     Distances are found as |a|² + |b|² − 2ab by matrix products, and the winner's is worked out
@@ -56,6 +71,7 @@ class Gallery(nn.Module):
     another shape. So a call is one image: its positions against the gallery in chunks of one size.
     """
 
+    growing = ("vectors",)
     vectors: Tensor
 
     def __init__(self, dim: int) -> None:
@@ -71,14 +87,9 @@ class Gallery(nn.Module):
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        found = state_dict.get(prefix + "vectors")
-        if found is not None and found.shape[1:] == self.vectors.shape[1:]:
-            self.vectors = torch.empty_like(found, device=self.vectors.device)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._ready = None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gallery:
         self._ready = None

@@ -19,11 +19,10 @@ from heads.contract import (
     Batch,
     FeatureSource,
     HeadConfig,
-    Progress,
     Reference,
     Scores,
     Shape,
-    TrainOptions,
+    Training,
     register,
 )
 from heads.judging.scores import top_k_mean
@@ -33,8 +32,7 @@ from heads.pairs.transformer import MapTransformer
 from heads.pairs.unet import PairEncoder, SkipDecoder
 from heads.parts.elementary import channel_statistics
 from heads.parts.seeds import seeded
-from heads.training.sources import to_device
-from heads.training.trainer import Schedule, train_module
+from heads.training.trainer import Schedule, adam, train_module
 from headwater.errors import ConfigError, DataError, ShapeError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
 
@@ -265,22 +263,17 @@ class PairDiff(PairHead):
         losses = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
         return {"loss": losses.mean((1, 2, 3))}
 
-    def fit(
-        self,
-        train: FeatureSource,
-        held_out: FeatureSource,
-        options: TrainOptions,
-        progress: Progress,
-    ) -> dict[str, float]:
-        """Learn from labelled pairs; `train` and `held_out` are `PairSource`s with masks.
+    def learn(self, training: Training) -> dict[str, float]:
+        """Learn from labelled pairs: the sources are `PairSource`s with masks.
 
         Raises
         ------
         DataError
             Pairs without masks, or masks without any changed pixel.
         ShapeError
-            Maps or masks of another size.
+            Masks of another size.
         """
+        train, held_out = training.train, training.held_out
         digest = self._check_labels(train, held_out)
         config = self.config
         if config.standardise and self.encoder is None:
@@ -297,15 +290,13 @@ class PairDiff(PairHead):
             self.loss,
             train,
             held_out,
-            optimizer=lambda parameters: torch.optim.Adam(
-                parameters, lr=config.lr, betas=config.betas
-            ),
+            optimizer=lambda parameters: adam(parameters, config, fused=False),
             schedule=Schedule(config.schedule),
             epochs=config.epochs,
             batch_size=config.batch_size,
             seed=config.seed,
-            options=options,
-            progress=progress,
+            options=training.options,
+            progress=training.progress,
             identity={
                 "head": self.name,
                 "config": dataclasses.asdict(config),
@@ -313,13 +304,12 @@ class PairDiff(PairHead):
                 "labels": digest,
             },
         )
-        self.fitted.fill_(True)
+        self.mark_fitted()
         return {**result.figures(), **self._held_out_figures(held_out)}
 
     def _check_labels(self, train: FeatureSource, held_out: FeatureSource) -> list[str]:
         digests = []
         for what, source in (("training", train), ("held-out", held_out)):
-            self.check(source)
             if not isinstance(source, PairSource) or not source.labelled:
                 raise DataError(
                     f"{self.name}: {what} pairs without change masks",
@@ -355,14 +345,9 @@ class PairDiff(PairHead):
             return {}
         return {"held_out_f1": 2 * tp / (called + bad), "held_out_iou": tp / (called + bad - tp)}
 
-    @torch.no_grad()
-    def score(self, batch: Batch) -> Scores:
+    def scored(self, batch: Batch) -> Scores:
         """Return change probabilities per pixel, and per pair the mean of its `top_k` largest."""
-        self.check_ready(batch)
-        device = self.fitted.device
-        names = [prefix + layer for prefix in (CURRENT, HISTORY) for layer in self.shapes]
-        logits = self.logits(to_device({k: batch[k] for k in names}, device))
-        maps = torch.sigmoid(logits.float())[:, 0]
+        maps = torch.sigmoid(self.logits(batch).float())[:, 0]
         return Scores(image=top_k_mean(maps, self.config.top_k), maps=maps)
 
 

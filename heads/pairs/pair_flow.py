@@ -6,6 +6,7 @@ one place when nothing is wrong (light, viewpoint, noise), and finds differences
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -14,16 +15,7 @@ import torch
 from FrEIA.framework import SequenceINN
 from torch import Tensor
 
-from heads.contract import (
-    Batch,
-    FeatureSource,
-    HeadConfig,
-    Progress,
-    Scores,
-    Shape,
-    TrainOptions,
-    register,
-)
+from heads.contract import Batch, HeadConfig, Scores, Shape, Training, register
 from heads.flow.fast_flow import FastFlow, FastFlowConfig
 from heads.flow.flow_head import nll_per_dimension
 from heads.flow.map_head import stage_nodes, token_nodes
@@ -33,7 +25,6 @@ from heads.pairs.source import CURRENT
 from heads.parts.coupling import AffineCoupling
 from heads.parts.elementary import ActNorm, Permute
 from heads.parts.seeds import seeded
-from heads.training.sources import to_device
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
 
@@ -170,45 +161,23 @@ class PairFlow(PairHead, FastFlow):
                 maps[i] = x + self.config.noise * std * noise
         return {"nll": nll_per_dimension(*self.latent_of(maps))}
 
-    def fit(
-        self,
-        train: FeatureSource,
-        held_out: FeatureSource,
-        options: TrainOptions,
-        progress: Progress,
-    ) -> dict[str, float]:
-        """Learn the density of normal pairs' differences; `train`, `held_out`: `PairSource`s."""
-        self.check(train)
-        self.check(held_out)
-        return FastFlow.fit(
-            self,
-            DifferenceSource(train, self.config.root),
-            DifferenceSource(held_out, self.config.root),
-            options,
-            progress,
-        )
-
-    def check(self, batch: Mapping[str, Tensor] | FeatureSource) -> None:
-        """Raise `ShapeError` where the pairs' maps are not those this head was built for."""
-        if isinstance(batch, DifferenceSource):
-            batch = batch.source
-        PairHead.check(self, batch)
+    def learn(self, training: Training) -> dict[str, float]:
+        """Learn the density of normal pairs' differences."""
+        given, root = training, self.config.root
+        train, held_out = (DifferenceSource(s, root) for s in (given.train, given.held_out))
+        return super().learn(dataclasses.replace(given, train=train, held_out=held_out))
 
     @property
     def score_limit(self) -> float | None:
         """The stored maximum, where that is what scores are taken from."""
         return super().score_limit if self.config.scoring == "likelihood" else None
 
-    @torch.no_grad()
-    def score(self, batch: Batch) -> Scores:
+    def scored(self, batch: Batch) -> Scores:
         """Score pairs by how unlikely their differences are; see `PairFlowConfig.scoring`."""
-        self.check_ready(batch)
-        pairs = {k: v for k, v in batch.items() if not k.startswith("_")}
-        pairs = to_device(pairs, self.fitted.device)
         if self.config.scoring == "likelihood":
-            return self.scorer(self.log_maps(pairs), self.map_size)
+            return super().scored(batch)
         maps = []
-        for z, log_det in self.positions(self.standardised(self.inputs(pairs))[0]):
+        for z, log_det in self.positions(self.standardised(self.inputs(batch))[0]):
             energy = 0.5 * z.float().square().mean(1)
             if self.config.scoring == "density":
                 energy = energy - log_det.float() / z.shape[1]
