@@ -19,7 +19,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,13 @@ from torch import Tensor, nn
 from headwater.errors import ConfigError, FeatureRangeError, NotFittedError, ShapeError
 from headwater.spec import BackboneInfo, Needs
 
+#: ``(channels, height, width)``.
 Shape = tuple[int, int, int]
+#: ``{layer name: shape}``, in the order in which `Head.needs` names them.
+Shapes = Mapping[str, Shape]
+#: ``(height, width)``.
+Size = tuple[int, int]
+#: ``{layer name: [row, C, H, W]}`` and, behind names that begin with ``_``, what belongs to rows.
 Batch = dict[str, Tensor]
 
 
@@ -119,6 +125,26 @@ class Scores:
     maps: Tensor
 
 
+class Progress(Protocol):
+    """Receives what a training has to tell."""
+
+    def metric(self, name: str, value: float, epoch: int) -> None:
+        """Take a figure of an epoch (1-based). After a resume, earlier epochs are told again."""
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Take the number of steps done; time left is the receiver's business."""
+
+
+class NullProgress:
+    """Drops everything."""
+
+    def metric(self, name: str, value: float, epoch: int) -> None:
+        """Drop it."""
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Drop it."""
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """How a training is run; nothing here says what is learnt (but `epochs`).
@@ -152,28 +178,7 @@ class TrainOptions:
     checkpoint_every: float = 30.0
 
 
-class Progress(Protocol):
-    """Receives what a training has to tell."""
-
-    def metric(self, name: str, value: float, epoch: int) -> None:
-        """Take a figure of an epoch (1-based). After a resume, earlier epochs are told again."""
-
-    def step(self, done: int, total: int, text: str) -> None:
-        """Take the number of steps done; time left is the receiver's business."""
-
-
-class NullProgress:
-    """Drops everything."""
-
-    def metric(self, name: str, value: float, epoch: int) -> None:
-        """Drop it."""
-
-    def step(self, done: int, total: int, text: str) -> None:
-        """Drop it."""
-
-
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """All that one training is given.
 
     Parameters
@@ -226,15 +231,13 @@ class Head(nn.Module):
     #: Learns from masks and scores with probabilities; otherwise from what is normal alone.
     labelled: ClassVar[bool] = False
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__()
         self.config, self.shapes, self.map_size = config, dict(shapes), map_size
 
     @classmethod
     @abstractmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return what the head reads of this backbone where the run's image size is `resize`.
 
         Raises `ConfigError` where the backbone has no fitting maps.

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from FrEIA.framework import InputNode, Node, OutputNode
 from torch import Tensor, nn
 
-from heads.contract import Batch, HeadConfig, Reference, Scores, Shape, register
+from heads.contract import Batch, HeadConfig, Reference, Scores, Shape, Shapes, Size, register
 from heads.flow.flow_head import DensityConfig, DensityHead
 from heads.judging.scores import upsample
 from heads.parts.cross_attention import ChannelGate, PublishedGate
 from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet
 from heads.parts.elementary import Permute, Standardise
-from heads.parts.graph import OrderedGraphINN
+from heads.parts.invertible import OrderedGraphINN
 from heads.parts.seeds import seeded
 from heads.training.trainer import Schedule
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, LayerSpec, Needs, digest
 
 ATTENTIONS = ("none", "ca", "sa", "ca+sa", "as_published")
-PAPER_SIZE = 768
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class CSFlowConfig(DensityConfig):
     attention: str = "none"
     reduction: int = 16
     epochs: int = 240
-    batch_size: int = 16
     lr: float = 2e-4
     betas: tuple[float, float] = (0.8, 0.8)
     eps: float = 1e-4
@@ -88,6 +86,7 @@ class CSAFlowConfig(CSFlowConfig):
     attention: str = "ca+sa"
 
 
+PAPER_SIZE = 768
 # Found on held-out normals' likelihood and on synthetic defects.
 SMALL: dict[str, Any] = {
     "image_size": "run",
@@ -121,11 +120,9 @@ class CSFlow(DensityHead):
         PAPER_SIZE,
         {f"blocks.5{s}": (304, n, n) for s, n in (("", 24), ("@0.5", 12), ("@0.25", 6))},
     )
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
+    presets = {"small": SMALL}
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         dims = list(self.shapes.values())
         if len({d[0] for d in dims}) != 1 or len(dims) != self.config.scales or dims[0][0] < 2:
@@ -141,7 +138,7 @@ class CSFlow(DensityHead):
         self.couplings.to(memory_format=torch.channels_last)
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return one node's maps at every image scale.
 
         EfficientNets give ``blocks.5``, the paper's; other backbones the deepest stage whose
@@ -166,9 +163,7 @@ class CSFlow(DensityHead):
         return Needs(tuple(LayerSpec(nodes, scale) for scale in scales), resize=size)
 
     @classmethod
-    def _whole_patches(
-        cls, config: CSFlowConfig, backbone: BackboneInfo, size: tuple[int, int]
-    ) -> None:
+    def _whole_patches(cls, config: CSFlowConfig, backbone: BackboneInfo, size: Size) -> None:
         """Raise where a transformer's patches do not fill the smallest image."""
         unit = max(backbone.strides) * 2 ** (config.scales - 1)
         if any(side % unit for side in size):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from heads.contract import Batch, Head, HeadConfig, Shape, Training
+from heads.contract import Batch, Head, HeadConfig, Shapes, Size, Training
 from heads.parts.elementary import Standardise, channel_statistics
 from heads.parts.seeds import draw_channels
 from heads.training.trainer import Schedule, adam, train_module
@@ -41,9 +41,7 @@ class FlowHead(Head):
 
     fitted: Tensor
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         self.register_buffer("fitted", torch.tensor(False))
         #: Shapes of what `inputs` gives.
@@ -126,7 +124,7 @@ class DensityConfig(HeadConfig):
             raise ConfigError(f"clamp {self.clamp}", expected="a positive number")
         check_channels(self.channels)
 
-    def resize(self, paper_size: int | None) -> tuple[int, int] | None:
+    def resize(self, paper_size: int | None) -> Size | None:
         """Return the size for `Needs`; `paper_size` is the paper's on this backbone, if any."""
         size = {"auto": paper_size, "run": None}.get(str(self.image_size), self.image_size)
         return None if size is None else (int(size), int(size))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from heads.contract import Batch, HeadConfig, Scores, Shape, Training
+from heads.contract import Batch, HeadConfig, Scores, Shape, Shapes, Size, Training
 from heads.flow.flow_head import DensityConfig, DensityHead
 from heads.judging.scores import Fusion, LikelihoodScores, Normaliser, log_likelihood
 from heads.parts.elementary import ActNorm, Standardise
@@ -50,9 +50,7 @@ class MapFlowHead(DensityHead):
     fusion: ClassVar[tuple[Fusion, Fusion]] = ("sum", "sum")
     config: MapFlowConfig
 
-    def __init__(
-        self, config: MapFlowConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: MapFlowConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         self.draw_channels(config.channels, config.seed)
         self.scale = nn.ModuleList(Standardise([shape]) for shape in self.dims)
@@ -132,15 +130,30 @@ class MapFlowHead(DensityHead):
         return self.scorer(self.log_maps(batch), self.map_size)
 
 
-def global_affine(dims: Sequence[Shape]) -> ActNorm:
+def global_affine(dims: Sequence[Shape], per_position: bool = False) -> ActNorm:
     """Return a learnt affine map per channel that starts as the identity.
 
     The maps are standardised already, on all training images and with a floor for channels that
     hardly move; setting it anew from the first batch would blow such channels up.
     """
-    part = ActNorm(dims)
+    part = ActNorm(dims, per_position)
     part.ready.fill_(True)
     return part
+
+
+def nodes_of(
+    head: str,
+    config: HeadConfig,
+    backbone: BackboneInfo,
+    blocks: Sequence[int],
+    strides: Sequence[int],
+) -> tuple[str, ...]:
+    """Return the nodes that are configured, else of a transformer `blocks`, else of `strides`."""
+    if config.nodes:
+        return config.nodes
+    if backbone.tokens:
+        return token_nodes(head, backbone, blocks)
+    return stage_nodes(head, backbone, strides)
 
 
 def stage_nodes(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.contract import Batch, HeadConfig, Reference, Shape, Training, register
+from heads.contract import Batch, HeadConfig, Reference, Shapes, Size, Training, register
 from heads.flow.flow_head import FlowHead
 from heads.gallery.f2r_select import select_synthetic
 from heads.gallery.gallery_head import GalleryConfig, GalleryHead, fused_layer
@@ -186,7 +186,7 @@ class F2R(Growing, GalleryHead, FlowHead):
     summary = "gallery of features with scaled local and global parts"
     reads = GalleryHead.reads + ", and rotated views for training"
     reference = Reference(PAPER_BACKBONE, 224, {"layer2+layer3~avg3s1": (1536, 28, 28)})
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets = {
         "small": {
             "views": 0,
             "positions": 256,
@@ -202,9 +202,7 @@ class F2R(Growing, GalleryHead, FlowHead):
     preference: Tensor
     members: Tensor
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         if self.channels < 4:
             raise ConfigError(f"f2r on {self.channels} channels", expected="at least 4")
@@ -228,7 +226,7 @@ class F2R(Growing, GalleryHead, FlowHead):
         )
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return the gallery's fused layer and the rotated views."""
         config = cast("F2RConfig", config)
         paper = config.image_size == "paper" or (

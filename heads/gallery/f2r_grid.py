@@ -33,6 +33,30 @@ class Correlation:
     p_value: float
 
 
+def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Correlation:
+    """Return Spearman's correlation of x and y, with the ranks of `given` held fixed.
+
+    The p-value is two-sided, from Student's t with n − 2 (n − 3) degrees of freedom. A constant
+    has no correlation: 0 with p-value 1.
+    """
+    ranks = [stats.rankdata(np.asarray(v)) for v in (x, y)]
+    freedom = len(ranks[0]) - 2
+    if given is not None:
+        third = stats.rankdata(np.asarray(given))
+        design = np.stack((np.ones_like(third), third), 1)
+        ranks = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks]
+        freedom -= 1
+    a, b = (r - r.mean() for r in ranks)
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    if scale < 1e-9 * len(a) or freedom < 1:
+        return Correlation(0.0, 1.0)
+    rho = float(np.clip(a @ b / scale, -1, 1))
+    if abs(rho) >= 1:
+        return Correlation(rho, 0.0)
+    t = rho * math.sqrt(freedom / (1 - rho * rho))
+    return Correlation(rho, float(2 * stats.t.sf(abs(t), freedom)))
+
+
 @dataclass(frozen=True)
 class GridResult:
     """What `grid` found.
@@ -84,30 +108,6 @@ class GridResult:
             "beta": partial_spearman(beta, value, alpha),
             "-|alpha-beta|": partial_spearman(-np.abs(np.round(alpha - beta, 6)), value),
         }
-
-
-def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Correlation:
-    """Return Spearman's correlation of x and y, with the ranks of `given` held fixed.
-
-    The p-value is two-sided, from Student's t with n − 2 (n − 3) degrees of freedom. A constant
-    has no correlation: 0 with p-value 1.
-    """
-    ranks = [stats.rankdata(np.asarray(v)) for v in (x, y)]
-    freedom = len(ranks[0]) - 2
-    if given is not None:
-        third = stats.rankdata(np.asarray(given))
-        design = np.stack((np.ones_like(third), third), 1)
-        ranks = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks]
-        freedom -= 1
-    a, b = (r - r.mean() for r in ranks)
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    if scale < 1e-9 * len(a) or freedom < 1:
-        return Correlation(0.0, 1.0)
-    rho = float(np.clip(a @ b / scale, -1, 1))
-    if abs(rho) >= 1:
-        return Correlation(rho, 0.0)
-    t = rho * math.sqrt(freedom / (1 - rho * rho))
-    return Correlation(rho, float(2 * stats.t.sf(abs(t), freedom)))
 
 
 def grid(

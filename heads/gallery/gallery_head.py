@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from heads.contract import Batch, Head, HeadConfig, Progress, Scores, Shape
+from heads.contract import Batch, Head, HeadConfig, Progress, Scores, Shapes, Size
 from heads.gallery.coreset import coreset_size, k_center, project
 from heads.gallery.neighbours import Gallery, MapMaker
 from headwater.errors import ConfigError, DataError
@@ -88,9 +88,7 @@ class OneMapHead(Head):
 
     config: OneMapConfig
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         if len(self.shapes) != 1:
             raise ConfigError(
@@ -153,9 +151,7 @@ class GalleryHead(OneMapHead):
     reads = "the stages nearest to strides 8 and 16, or two blocks of a transformer, fused"
     config: GalleryConfig
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         self.gallery = Gallery(self.channels)
 
@@ -165,7 +161,7 @@ class GalleryHead(OneMapHead):
         return len(self.gallery) > 0
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return one layer: the stages at strides 8 and 16, averaged 3x3 and fused."""
         return Needs((fused_layer(config, backbone, cls.name),))
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heads.contract import FeatureSource, check_finite
+from heads.contract import FeatureSource, Size, check_finite
 from headwater.errors import NotFittedError
 
 _CHUNK = 4096
@@ -165,7 +165,7 @@ class MapMaker(nn.Module):
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, source: tuple[int, int], target: tuple[int, int], sigma: float) -> None:
+    def __init__(self, source: Size, target: Size, sigma: float) -> None:
         super().__init__()
         self.register_buffer("rows", _resampling(source[0], target[0], sigma), persistent=False)
         self.register_buffer("columns", _resampling(source[1], target[1], sigma), persistent=False)

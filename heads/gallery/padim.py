@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from heads.contract import HeadConfig, Reference, Shape, Training, check_finite, register
+from heads.contract import (
+    HeadConfig,
+    Reference,
+    Shapes,
+    Size,
+    Training,
+    check_finite,
+    register,
+)
 from heads.gallery.gallery_head import OneMapConfig, OneMapHead, nearest_stages
 from heads.parts.seeds import draw_channels
 from heads.training.arithmetic import device_of, running
 from headwater.errors import ConfigError, DataError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
-
-#: Positions worked on at a time on a processor: what they take stays in its caches.
-_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,15 @@ class PaDiM(OneMapHead):
     summary = "one Gaussian of the features per position"
     reads = "the stages nearest to strides 4, 8 and 16, or three blocks of a transformer, fused"
     reference = Reference("wide_resnet50_2", 224, {"layer1+layer2+layer3": (1792, 56, 56)})
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {"channels": 50}}
+    presets = {"small": {"channels": 50}}
 
+    #: Positions worked on at a time on a processor: what they take stays in its caches.
+    block: ClassVar[int] = 64
     drawn: Tensor
     mean: Tensor
     factor: Tensor
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         places = math.prod(self.feature_size)
         kept = min(self.config.channels, self.channels)
@@ -86,7 +90,7 @@ class PaDiM(OneMapHead):
         self.register_buffer("fitted", torch.tensor(False))
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return the stages at strides 4, 8 and 16, fused at the finest; of a transformer, blocks.
 
         Raises
@@ -119,7 +123,7 @@ class PaDiM(OneMapHead):
             # the covariance, its factor and the inverse: three float64 matrices a position
             step = max(1, self.config.memory * 2**20 // (threads * 3 * 8 * kept * kept))
             if device.type == "cpu":
-                step = min(step, _BLOCK)
+                step = min(step, self.block)
             blocks = [slice(low, min(low + step, places)) for low in range(0, places, step)]
             # Plain threads, each alone with a block: sharing out small matrices costs more.
             with running(torch.device("cpu"), 1), ThreadPoolExecutor(threads) as pool:

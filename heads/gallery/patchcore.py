@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class PatchCore(GalleryHead):
     paper = "PatchCore (Roth et al. 2022); the gallery of F²R without the factorization"
     summary = "nearest distance to a coreset of normal positions"
     reference = Reference("wide_resnet50_2", 224, {"layer2+layer3~avg3s1": (1536, 28, 28)})
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {"ratio": 0.01}}
+    presets = {"small": {"ratio": 0.01}}
 
     def learn(self, training: Training) -> dict[str, float]:
         """Collect all normal positions and keep their coreset; nothing is trained."""

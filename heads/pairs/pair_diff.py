@@ -7,9 +7,8 @@ Wang et al., "AnoDFDNet: A Deep Feature Difference Network for Anomaly Detection
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,8 @@ from heads.contract import (
     HeadConfig,
     Reference,
     Scores,
-    Shape,
+    Shapes,
+    Size,
     Training,
     register,
 )
@@ -126,15 +126,13 @@ class PairDiff(PairHead):
     cross-entropy (eq. 6, whose sum lacks a pair of brackets).
     """
 
-    name: ClassVar[str] = "pair_diff"
-    Config: ClassVar[type[HeadConfig]] = PairDiffConfig
-    paper: ClassVar[str] = "AnoDFDNet: deep feature difference network"
-    summary: ClassVar[str] = "paired images with change masks: differences, transformer, decoder"
-    reads: ClassVar[str] = (
-        "stages of strides 2 to 16, or four blocks of a transformer, of both images"
-    )
-    reference: ClassVar = Reference("", 256, {IMAGE: (3, 256, 256)}, {"encoder": "trained"})
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    name = "pair_diff"
+    Config = PairDiffConfig
+    paper = "AnoDFDNet: deep feature difference network"
+    summary = "paired images with change masks: differences, transformer, decoder"
+    reads = "stages of strides 2 to 16, or four blocks of a transformer, of both images"
+    reference = Reference("", 256, {IMAGE: (3, 256, 256)}, {"encoder": "trained"})
+    presets = {
         "small": {
             "embedding": 256,
             "mlp": 512,
@@ -148,13 +146,11 @@ class PairDiff(PairHead):
         },
         "published": {"encoder": "trained"},
     }
-    labelled: ClassVar[bool] = True
+    labelled = True
     config: PairDiffConfig
     scale: Tensor
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         config = self.config
         levels = list(self.shapes.values())
@@ -197,7 +193,7 @@ class PairDiff(PairHead):
         return cast("PairDiffConfig", config).encoder == "trained"
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return the stages of the strides asked for, or four blocks of a transformer.
 
         With the trained encoder: the one layer ``image``, which no backbone has; see

@@ -6,25 +6,20 @@ one place when nothing is wrong (light, viewpoint, noise), and finds differences
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
-from FrEIA.framework import SequenceINN
 from torch import Tensor
 
-from heads.contract import Batch, HeadConfig, Scores, Shape, Training, register
+from heads.contract import Batch, HeadConfig, Scores, Size, Training, register
 from heads.flow.fast_flow import FastFlow, FastFlowConfig
 from heads.flow.flow_head import nll_per_dimension
-from heads.flow.map_head import stage_nodes, token_nodes
+from heads.flow.map_head import nodes_of
 from heads.judging.scores import top_k_mean, upsample
 from heads.pairs.pair_head import DifferenceSource, PairHead, differences
 from heads.pairs.source import CURRENT
-from heads.parts.coupling import AffineCoupling
-from heads.parts.elementary import ActNorm, Permute
-from heads.parts.seeds import seeded
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
 
@@ -84,31 +79,27 @@ class PairFlow(PairHead, FastFlow):
     (`features.images.crops.cut_normal_pairs`), at the scale at which pairs will be tested.
     """
 
-    name: ClassVar[str] = "pair_flow"
-    Config: ClassVar[type[HeadConfig]] = PairFlowConfig
-    paper: ClassVar[str] = "ours, on AnoDFDNet's feature differences and FastFlow's couplings"
-    summary: ClassVar[str] = "paired images without labels: flow head over feature differences"
-    reads: ClassVar[str] = FastFlow.reads + ", of both images"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    name = "pair_flow"
+    Config = PairFlowConfig
+    paper = "ours, on AnoDFDNet's feature differences and FastFlow's couplings"
+    summary = "paired images without labels: flow head over feature differences"
+    reads = FastFlow.reads + ", of both images"
+    presets = {
         "vit": {"steps": 20, "hidden_ratio": 0.16},
         "small": {"steps": 4, "epochs": 10, "strides": (2, 4), "root": True, "noise": 1.0},
     }
+    per_position = True
     config: PairFlowConfig
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return the stages of the strides asked for, or one block of a transformer.
 
         The image size is the run's own, but where the configuration names one.
         """
         assert isinstance(config, PairFlowConfig)
-        if config.nodes:
-            nodes = config.nodes
-        elif backbone.tokens:
-            nodes = token_nodes(cls.name, backbone, (7,))
-        else:
-            there = [s for s in sorted(config.strides) if s in backbone.strides]
-            nodes = stage_nodes(cls.name, backbone, there or config.strides)
+        there = [s for s in sorted(config.strides) if s in backbone.strides]
+        nodes = nodes_of(cls.name, config, backbone, (7,), there or config.strides)
         return Needs(tuple(LayerSpec((n,)) for n in nodes), config.resize(None))
 
     def inputs(self, batch: Batch) -> list[Tensor]:
@@ -122,23 +113,6 @@ class PairFlow(PairHead, FastFlow):
         if not self.config.root:
             return mean, std
         return torch.zeros_like(mean), (mean.square() + std.square()).sqrt()
-
-    def _stack(self, shape: Shape, index: int) -> SequenceINN:
-        """Return FastFlow's stack with log-determinants per position."""
-        stack = SequenceINN(*shape)
-        for step in range(self.config.steps):
-            seed = (self.config.seed * 1009 + index) * 1009 + step
-            with seeded(seed):
-                stack.append(
-                    AffineCoupling,
-                    subnet=self._subnet(self.config.kernels[step % len(self.config.kernels)]),
-                    clamp=self.config.clamp,
-                    two_sided=False,
-                    per_position=True,
-                )
-            stack.append(_affine)
-            stack.append(Permute, seed=seed, per_position=True)
-        return stack
 
     def positions(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return per layer the latents and the log-determinant per position, ``[B, H, W]``."""
@@ -163,9 +137,8 @@ class PairFlow(PairHead, FastFlow):
 
     def learn(self, training: Training) -> dict[str, float]:
         """Learn the density of normal pairs' differences."""
-        given, root = training, self.config.root
-        train, held_out = (DifferenceSource(s, root) for s in (given.train, given.held_out))
-        return super().learn(dataclasses.replace(given, train=train, held_out=held_out))
+        train, held_out = (DifferenceSource(pairs, self.config.root) for pairs in training[:2])
+        return super().learn(training._replace(train=train, held_out=held_out))
 
     @property
     def score_limit(self) -> float | None:
@@ -184,10 +157,3 @@ class PairFlow(PairHead, FastFlow):
             maps.append(upsample(energy, self.map_size))
         joint = torch.stack(maps).mean(0)
         return Scores(image=top_k_mean(joint, self.config.top_k), maps=joint)
-
-
-def _affine(dims: Sequence[Shape]) -> ActNorm:
-    """Return a learnt affine map per channel that starts as the identity."""
-    part = ActNorm(dims, per_position=True)
-    part.ready.fill_(True)
-    return part

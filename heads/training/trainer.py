@@ -81,16 +81,9 @@ def adam(
 ) -> Optimizer:
     """Return Adam with those of its settings that the configuration has.
 
-    Parameters
-    ----------
-    parameters
-        What is trained.
-    config
-        With `lr` and, where the head leaves them open, `betas`, `eps` and `weight_decay`.
-    decoupled
-        Whether weight decay is decoupled: AdamW.
-    fused
-        One kernel for all parameters. It leaves their version as it was.
+    These are ``lr``, ``betas``, ``eps`` and ``weight_decay``; the last is AdamW's where
+    `decoupled`. Where `fused` all parameters are one kernel, which leaves their versions as they
+    were.
     """
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
     names = ("lr", "betas", "eps", "weight_decay")
