@@ -79,20 +79,13 @@ class InvertibleLinear(Elementary):
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_kept": {}}
 
-    def forward(
-        self,
-        x_or_z: Sequence[Tensor],
-        c: Sequence[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor], Tensor]:
+    def transform(self, x: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
         """Mix the channels, or undo it where `rev`."""
-        x = x_or_z[0]
         # bfloat16 here would make the inverse wrong in the third digit
         with torch.autocast(x.device.type, enabled=False):
             y = linear(x, self.weight(x.dtype, rev))
         log_det = self.log_s.to(x.dtype).sum() + self.log_rotation.to(x.dtype)
-        return (y,), self.spread(log_det, x, rev)
+        return y, self.spread(log_det, x, rev)
 
 
 def _rotation(channels: int, seed: int) -> tuple[Tensor, Tensor]:
