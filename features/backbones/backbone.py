@@ -16,13 +16,11 @@ from features.backbones.inventory import Inventory
 from features.backbones.lanes import in_lane, in_one, lanes
 from features.backbones.network import build_net, channel_triple, fill_net
 from features.backbones.nodes import Nodes, combine
-from features.backbones.precision import best_precision
+from features.backbones.precision import faster_precision
 from features.backbones.weights import find_weights, read_weights
 from features.images.pixels import sha256_of
 from headwater.errors import ConfigError, LayerError
 from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, StoredDtype
-
-__all__ = ["Backbone", "best_precision", "find_weights", "load_backbone", "restore_backbone"]
 
 #: Pixels of the batches that the net really sees: four images of 256 px on a CPU, beyond which the
 #: caches lose more than the operators gain.
@@ -105,7 +103,7 @@ class Backbone:
         resize, crop
             ``(height, width)`` or the side of a square, in pixels.
         precision
-            None takes `best_precision`.
+            None takes `best_precision`'s.
         dtype
             Stored dtype.
         settings
@@ -117,10 +115,26 @@ class Backbone:
             options=self.options,
             resize=(resize, resize) if isinstance(resize, int) else resize,
             crop=(crop, crop) if isinstance(crop, int) else crop,
-            precision=precision or best_precision(self),
+            precision=precision or self.best_precision(),
             dtype=dtype,
             **{"mean": self.mean, "std": self.std, **settings},
         )
+
+    def best_precision(self) -> Precision:
+        """Return the faster arithmetic of this net here, as `faster_precision` finds it."""
+        calls = self.calls
+        try:
+            return faster_precision(self.name, self.device.type, self._try)
+        finally:
+            self.calls = calls
+
+    def _try(self, precision: Precision) -> bool:
+        """Run a blank batch up to the last stage; False where there is no stage."""
+        last = self.info.stages[-1:]
+        if last:
+            blank = torch.zeros(self.batch_size(self.native_size), 3, *self.native_size)
+            self.maps(blank, (LayerSpec(last),), precision)
+        return bool(last)
 
     def check_weights(self, layers: Iterable[LayerSpec]) -> None:
         """Raise unless every parameter that `layers` depend on came from the weight file.

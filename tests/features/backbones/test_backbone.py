@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 from features.backbones import precision as precision_module
 from features.backbones.backbone import load_backbone, restore_backbone
-from features.backbones.precision import best_precision
 from headwater.errors import ConfigError, LayerError
 from tests.features.nets import NET, layers, state_of
 
@@ -239,9 +238,9 @@ def test_the_precision_is_what_the_hardware_and_a_measurement_say(backbone, monk
     monkeypatch.setattr(precision_module, "_BEST", {})
     monkeypatch.setattr(precision_module, "_cpu_has_bfloat16", lambda: False)
     calls = backbone.calls
-    assert best_precision(backbone) == "float32"
+    assert backbone.best_precision() == "float32"
     monkeypatch.setattr(precision_module, "_cpu_has_bfloat16", lambda: True)
-    assert best_precision(backbone) == "float32", "remembered for the process"
+    assert backbone.best_precision() == "float32", "remembered for the process"
     for slower in ("float32", "bfloat16"):
         monkeypatch.setattr(precision_module, "_BEST", {})
         maps = type(backbone).maps
@@ -253,7 +252,7 @@ def test_the_precision_is_what_the_hardware_and_a_measurement_say(backbone, monk
 
         with monkeypatch.context() as patch:
             patch.setattr(type(backbone), "maps", slow)
-            assert best_precision(backbone) == ({"float32", "bfloat16"} - {slower}).pop()
+            assert backbone.best_precision() == ({"float32", "bfloat16"} - {slower}).pop()
     assert backbone.calls == calls
 
 
