@@ -18,6 +18,9 @@ from headwater.errors import ConfigError
 Precision = Literal["float32", "bfloat16"]
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 
+#: Sides of a pair of images: a place now, and before. In the store each is an image set of its own.
+SIDES = ("current", "history")
+
 _POOL = re.compile(r"^(mean|avg)(\d+)(?:s(\d+))?$")
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from features.backbones.inventory import Inventory
-from features.backbones.lanes import in_lane, in_one, lanes
+from features.backbones.lanes import in_lane, in_one, lane_count, lanes
 from features.backbones.network import build_net, channel_triple, fill_net
 from features.backbones.nodes import Nodes, combine
 from features.backbones.precision import faster_precision
@@ -223,13 +223,13 @@ class Backbone:
         # Joined in a lane too: outside, torch's threads would spin beside the lanes of others.
         return pool.submit(join, list(pool.map(run, parts))).result()
 
-    def lanes(self, count: int | None = None) -> ThreadPoolExecutor:
-        """Return the threads that run this net, as many as torch would use; kept from call to call.
+    def lanes(self) -> ThreadPoolExecutor:
+        """Return the threads that run this net (see `lane_count`), kept from call to call.
 
         New threads would first have to be given the memory that the net works in.
         """
         with self._lock:
-            count = count or min(torch.get_num_threads(), 32)
+            count = lane_count()
             if count not in self._pools:
                 self._pools[count] = lanes(count)
             return self._pools[count]
@@ -239,9 +239,9 @@ class Backbone:
     ) -> dict[str, Tensor]:
         """Run one batch, filled up to the fixed shape."""
         count = len(part)
-        size = self.batch_size((part.shape[-2], part.shape[-1]))
-        if count < size:
-            part = torch.cat([part, part.new_zeros(size - count, *part.shape[1:])])
+        full = self.batch_size((part.shape[-2], part.shape[-1]))
+        if count < full:
+            part = torch.cat([part, part.new_zeros(full - count, *part.shape[1:])])
         part = part.to(self.device)
         if self.device.type == "cpu":
             maps = self._forward(part, layers, precision)
@@ -261,11 +261,11 @@ class Backbone:
         with torch.no_grad():
             for scale in sorted({x.scale for x in layers}, reverse=True):
                 here = [x for x in layers if x.scale == scale]
-                size = (round(height * scale), round(width * scale))
+                input_size = (round(height * scale), round(width * scale))
                 x = batch
-                if size != (height, width):
+                if input_size != (height, width):
                     x = F.interpolate(
-                        x, size=size, mode="bilinear", align_corners=False, antialias=True
+                        x, size=input_size, mode="bilinear", align_corners=False, antialias=True
                     )
                 x = x.contiguous(memory_format=torch.channels_last)
                 nodes = {n for layer in here for n in layer.nodes}
@@ -276,22 +276,24 @@ class Backbone:
                 except (AssertionError, ValueError, RuntimeError) as error:
                     if isinstance(error, (torch.OutOfMemoryError, LayerError)):
                         raise
-                    raise self._inventory.size_error(size, error) from error
+                    raise self._inventory.size_error(input_size, error) from error
                 for layer in here:
-                    maps[layer.name] = self._layer(layer, raw, size)
+                    maps[layer.name] = self._layer(layer, raw, input_size)
         return maps
 
-    def _layer(self, layer: LayerSpec, raw: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+    def _layer(
+        self, layer: LayerSpec, raw: dict[str, Tensor], input_size: tuple[int, int]
+    ) -> Tensor:
         maps = []
         for node in layer.nodes:
             output = raw[node]
             if layer.norm and node == layer.nodes[-1]:
                 output = self._net.norm(output)  # type: ignore[operator]
-            made = self._inventory.to_map(output, size)
+            made = self._inventory.to_map(output, input_size)
             if made is None:
                 raise LayerError(
                     f"node {node} of {self.name} gives {tuple(output.shape)} for an input of"
-                    f" {size[0]}x{size[1]} px, which is no map",
+                    f" {input_size[0]}x{input_size[1]} px, which is no map",
                     expected="a node such as " + ", ".join(self.info.stages),
                 )
             maps.append(made)

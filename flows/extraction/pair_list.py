@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from features.images.crops import source_of
-from features.images.pairs import CHANGED, SIDES, PairScan
+from features.images.pairs import CHANGED, PairScan
 from flows.runtime.home import Home
 from heads.contract import Head
 from headwater.errors import DataError, SnapshotError
 from headwater.files import write_text
-from headwater.spec import digest
+from headwater.spec import SIDES, digest
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
 from storage.store.table import Selection, Table, sha_names

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import zarr
 import zarr.api.asynchronous
+from numcodecs import Blosc
 
 from headwater.errors import StoreError
-from storage.store.engine import PARALLEL, fetch_chunks, put_chunks, submit
+from storage.store.engine import PARALLEL, fetch_chunks, put_chunk, submit
 from storage.store.layout import column_codec
 
 
@@ -184,8 +185,6 @@ class Maps:
         for item in array.metadata.codecs:
             kind = item.to_dict()["name"]
             if kind == "blosc":
-                from numcodecs import Blosc
-
                 settings = item.to_dict()["configuration"]
                 shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[settings["shuffle"]]
                 codec = Blosc(settings["cname"], settings["clevel"], shuffle)
@@ -263,7 +262,7 @@ class Maps:
                 # Compressing takes long enough for another thread.
                 plain = self.codec is None
                 raw = self.encode(block) if plain else await asyncio.to_thread(self.encode, block)
-                await put_chunks(store, {self.key(chunk): raw})
+                await put_chunk(store, self.key(chunk), raw)
                 return len(raw)
 
         return sum(await asyncio.gather(*(one(a, b) for a, b in runs(rows // self.rows))))

@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -264,16 +264,9 @@ async def fetch_chunks(store: Any, keys: Sequence[str], *, errors: bool = False)
     return list(await asyncio.gather(*(one(k) for k in keys), return_exceptions=errors))
 
 
-async def put_chunks(store: Any, chunks: Mapping[str, Any], parallel: int = PARALLEL) -> None:
-    """Store raw bytes under each key."""
-    make = default_buffer_prototype().buffer.from_bytes
-    gate = asyncio.Semaphore(parallel)
-
-    async def one(key: str, data: Any) -> None:
-        async with gate:
-            await store.set(key, make(data))
-
-    await asyncio.gather(*(one(k, v) for k, v in chunks.items()))
+async def put_chunk(store: Any, key: str, data: Any) -> None:
+    """Store raw bytes under a key."""
+    await store.set(key, default_buffer_prototype().buffer.from_bytes(data))
 
 
 def tip(repository: icechunk.Repository) -> str:

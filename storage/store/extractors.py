@@ -227,18 +227,16 @@ class Extractor:
         store: Any,
         layer: str,
         rows: np.ndarray,
-        part: Prepared,
-        pick: np.ndarray,
+        ready: Prepared,
         later: Later,
         parallel: int = PARALLEL,
     ) -> None:
-        """Write ``part``'s rows `pick` to feature rows `rows` when `later` runs.
+        """Write maps to feature rows `rows` when `later` runs.
 
         Of what `later` returns, the numbers are the bytes stored.
         """
-        data = part.data if len(pick) == len(part.data) else part.data[pick]
-        later.add(self.maps(layer).put, store, rows, data, parallel)
-        self.record(layer, rows, part.crc32[pick], part.statistics.block(pick), later)
+        later.add(self.maps(layer).put, store, rows, ready.data, parallel)
+        self.record(layer, rows, ready.crc32, ready.statistics.block(), later)
 
     def record(
         self,

@@ -19,9 +19,9 @@ from storage.store.arrays import Later, append, create_column, open_arrays, runs
 from storage.store.engine import fetch_chunks, read_whole, submit
 from storage.store.layout import COLUMN_ROWS, COLUMNS, IMAGES
 
-_TEXT = np.dtypes.StringDType()
+TEXT = np.dtypes.StringDType()
 #: Images of a scan that are looked at together: bounds the memory of a comparison.
-_SLICE = 8192
+TOGETHER = 8192
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Table:
         """Return a whole column."""
         array = self.array(name)
         text = COLUMNS[name][0] == "string"
-        values = np.empty(array.shape, _TEXT if text else array.dtype)
+        values = np.empty(array.shape, TEXT if text else array.dtype)
         # A few chunks at a time: decoding makes a Python object of every string.
         for a in range(0, len(values), 4 * COLUMN_ROWS):
             part = slice(a, a + 4 * COLUMN_ROWS)
@@ -226,7 +226,7 @@ class Table:
     def values(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return a column at ascending `rows`, reading only the chunks that hold them."""
         array = self.array(name)
-        found = np.empty(len(rows), _TEXT if COLUMNS[name][0] == "string" else array.dtype)
+        found = np.empty(len(rows), TEXT if COLUMNS[name][0] == "string" else array.dtype)
         for start, stop in runs(rows // COLUMN_ROWS):
             first = int(rows[start]) // COLUMN_ROWS * COLUMN_ROWS
             chunk = read_whole(array, slice(first, first + COLUMN_ROWS))
@@ -253,8 +253,8 @@ class Table:
     def find(self, names: Sequence[str]) -> np.ndarray:
         """Return the row of each SHA-256, -1 where unknown."""
         found = np.empty(len(names), np.int64)
-        for a in range(0, len(names), _SLICE):
-            found[a : a + _SLICE] = self.index.find(sha_array(names[a : a + _SLICE]))
+        for a in range(0, len(names), TOGETHER):
+            found[a : a + TOGETHER] = self.index.find(sha_array(names[a : a + TOGETHER]))
         return found
 
     def rows(self, select: Selection | None = None) -> np.ndarray:
@@ -282,7 +282,7 @@ class Table:
             "removed_at": np.zeros(len(images), np.int64),
         }
         for name in ("path", "split", "kind", "mask"):
-            values[name] = np.array([getattr(i, name) for i in images], _TEXT)
+            values[name] = np.array([getattr(i, name) for i in images], TEXT)
         for name in ("width", "height"):
             values[name] = np.array([getattr(i, name) for i in images], np.int32)
         self.load(tuple(COLUMNS))

@@ -216,7 +216,7 @@ def put_block(
         todo[pick] = True
         count[layer] = len(pick)
         if len(pick):
-            extractor.fill(session.store, layer, at[pick], part, pick, later, parallel)
+            extractor.fill(session.store, layer, at[pick], part.take(pick), later, parallel)
     written = sum(n for n in later.run() if n)
     return {
         "rows": len(fresh),

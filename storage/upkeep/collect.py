@@ -143,6 +143,3 @@ def _rehearse(
         shutil.copytree(source, copy, copy_function=os.link)
         storage = icechunk.local_filesystem_storage(str(copy))
         return _collect(icechunk.Repository.open(storage), limit, objects, protect)
-
-
-# --- export --------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,7 @@ def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
     kinds = collections.Counter(zip(split.tolist(), kind.tolist(), strict=True))
     with guard(store.name):
         written = store.repository.lookup_snapshot(snapshot).written_at
-    extractors = [_describe(e, table, here) for e in store.extractors(snapshot)]
+    extractors = [_describe(e, here) for e in store.extractors(snapshot)]
     return {
         "image_set": store.image_set,
         "location": store.location,
@@ -48,7 +47,7 @@ def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
     }
 
 
-def _describe(extractor: Extractor, table: Table, here: np.ndarray) -> dict[str, Any]:
+def _describe(extractor: Extractor, here: np.ndarray) -> dict[str, Any]:
     spec = extractor.spec
     assigned = extractor.image >= 0
     present = assigned.copy()
@@ -64,7 +63,8 @@ def _describe(extractor: Extractor, table: Table, here: np.ndarray) -> dict[str,
         array = extractor.array(f"{name}/maps")
         compression = str(array.attrs.get("compression", "none"))
         full = chunks * maps.rows * maps.row_bytes
-        stored = full if maps.codec is None else _stored(array)
+        # Of compressed chunks the sizes are looked at, not the bytes.
+        stored = full if maps.codec is None else int(array.nbytes_stored())
         layers.append(
             {
                 "name": name,
@@ -90,11 +90,6 @@ def _describe(extractor: Extractor, table: Table, here: np.ndarray) -> dict[str,
     }
 
 
-def _stored(array: Any) -> int:
-    """Return the bytes of an array's chunks as stored (they are looked at, not read)."""
-    return int(array.nbytes_stored())
-
-
 @dataclass(frozen=True)
 class StoreDiff:
     """What changed from one snapshot to another. Images are named by path.
@@ -112,10 +107,6 @@ class StoreDiff:
     layers_added: list[str]
     layers_removed: list[str]
     rows: dict[str, int]
-
-    def to_json(self) -> str:
-        """Return it as JSON."""
-        return json.dumps(self.__dict__, indent=2)
 
 
 def diff(store: FeatureStore, old: str, new: str | None = None) -> StoreDiff:

@@ -1,10 +1,9 @@
-"""What a data engineer asks of a store: history, contents, differences, tags."""
+"""A set's past: its commits, and the tags that give some of them a name and keep them."""
 
 from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,13 +95,4 @@ def log(store: FeatureStore, limit: int | None = None) -> list[LogEntry]:
     return [
         LogEntry(i.id, i.written_at, i.message, tuple(named.get(i.id, ())), dict(i.metadata))
         for i in newest
-    ]
-
-
-def summary(entries: Sequence[LogEntry]) -> list[str]:
-    """Return the log as lines of text."""
-    return [
-        f"{e.snapshot}  {e.written_at:%Y-%m-%d %H:%M:%S}  {e.message}"
-        + (f"  [{', '.join(e.tags)}]" if e.tags else "")
-        for e in entries
     ]
