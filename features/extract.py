@@ -89,6 +89,16 @@ def extract(
     ------
     ConfigError
         A specification that is not this backbone's, or views asked of a specification without.
+
+    Examples
+    --------
+    >>> from features.backbones.backbone import load_backbone
+    >>> from features.images.scan import scan_mvtec
+    >>> backbone = load_backbone("resnet10t", untrained_seed=0)
+    >>> jobs = [Job(r.sha256, r.path) for r in scan_mvtec(Path("leather")).records]
+    >>> spec, layers = backbone.default_spec(64, precision="float32"), [LayerSpec(("layer2",))]
+    >>> [block.maps["layer2"].shape for block in extract(jobs, backbone, spec, layers)]
+    [(13, 128, 8, 8)]
     """
     layers = tuple(layers)
     _check(jobs, backbone, spec)

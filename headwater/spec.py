@@ -37,7 +37,11 @@ def _plain(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of `canonical(value)`."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of `canonical(value)`.
+
+    >>> digest({"b": 1, "a": (2, 3)}) == digest({"a": [2, 3], "b": 1})
+    True
+    """
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
 
 
@@ -100,7 +104,14 @@ class LayerSpec:
 
     @classmethod
     def parse(cls, text: str) -> LayerSpec:
-        """Read the text form; raises `ConfigError` where it is none."""
+        """Read the text form; raises `ConfigError` where it is none.
+
+        >>> layer = LayerSpec.parse("layer2+layer3@0.5~mean3")
+        >>> layer.nodes, layer.scale, layer.pooling
+        (('layer2', 'layer3'), 0.5, ('mean', 3, 1))
+        >>> layer.name
+        'layer2+layer3@0.5~mean3'
+        """
         head, *ops = text.strip().split("~")
         nodes, _, scale = head.partition("@")
         try:
@@ -179,6 +190,14 @@ class ExtractorSpec:
         Stored dtype.
     views
         None for the plain images; otherwise the rows are the views 1..count.
+
+    Examples
+    --------
+    >>> spec = ExtractorSpec("resnet18", "untrained:0", resize=(256, 256), crop=(224, 224))
+    >>> spec.input_size, spec.id
+    ((224, 224), 'aa344f100e93296b')
+    >>> ExtractorSpec.from_json(spec.to_json()) == spec
+    True
     """
 
     backbone: str

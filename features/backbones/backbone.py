@@ -340,6 +340,14 @@ def load_backbone(
         An unknown model or option.
     WeightsError
         A missing, damaged or mismatching file.
+
+    Examples
+    --------
+    >>> backbone = load_backbone("resnet10t", untrained_seed=0)
+    >>> backbone.info.stages, backbone.info.strides
+    (('act1', 'layer1', 'layer2', 'layer3', 'layer4'), (2, 4, 8, 16, 32))
+    >>> backbone.shapes([LayerSpec(("layer2",))], (64, 64))
+    {'layer2': (128, 8, 8)}
     """
     options = dict(options or {})
     if untrained_seed is not None:

@@ -70,6 +70,13 @@ def cut_normal_pairs(
         A size, number or margin that cannot be.
     DataError
         Where no pair has room for a crop.
+
+    Examples
+    --------
+    >>> from features.images.pairs import scan_pairs
+    >>> crops = cut_normal_pairs(scan_pairs(Path("boards")).pairs, Path("crops"), 16, per_pair=1)
+    >>> crops[0].parent.name, source_of(f"train/{crops[0].stem}")
+    ('current', 'train/train_a')
     """
     if edge < 8 or per_pair < 1 or margin < 0:
         raise ConfigError(

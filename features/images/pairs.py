@@ -98,6 +98,12 @@ def scan_pairs(
     ------
     DataError
         The folder does not exist, has not the layout, or no usable pair.
+
+    Examples
+    --------
+    >>> found = scan_pairs(Path("boards"))
+    >>> [(p.key, p.is_normal) for p in found.pairs]
+    [('train/a', False), ('train/b', True), ('train/c', False), ('test/d', False)]
     """
     root = folder(Path(root), "pairs")
     result, walker = PairScan(root), Walker(root)

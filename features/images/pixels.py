@@ -61,6 +61,11 @@ def read_image(path: Path) -> np.ndarray:
     ImageError
         Not an image, truncated, more than `PIXEL_LIMIT` pixels, a side under `SMALLEST_SIDE`
         pixels, or pixels that are neither 8- nor 16-bit.
+
+    Examples
+    --------
+    >>> read_image(Path("leather/train/good/000.png")).shape
+    (32, 40, 3)
     """
     with _opened(path) as file:
         return decode_image(file, str(path))
@@ -108,6 +113,11 @@ def read_mask(path: Path) -> np.ndarray:
     ------
     ImageError
         The file cannot be read.
+
+    Examples
+    --------
+    >>> int(read_mask(Path("leather/ground_truth/spot/000_mask.png")).sum())
+    80
     """
     with _opened(path) as file:
         image = _load(file, str(path))

@@ -24,6 +24,9 @@ def list_images(path: Path) -> list[Path]:
     """Return one image file, or all below a folder in order of path.
 
     Raises `DataError` where there are none.
+
+    >>> [p.name for p in list_images(Path("leather/test/dent"))]
+    ['000.png', '001.png']
     """
     path = Path(path)
     if path.is_file():
@@ -68,6 +71,14 @@ def scan_mvtec(
     ------
     DataError
         The folder does not exist or has no normal training image.
+
+    Examples
+    --------
+    >>> found = scan_mvtec(Path("leather"))
+    >>> [(r.split, r.kind, r.path.name, r.mask) for r in found.records[:2]]
+    [('train', 'good', '000.png', None), ('train', 'good', '001.png', None)]
+    >>> found.broken, found.problems
+    ([], [])
     """
     root = folder(Path(root), "images")
     result, walker = ScanResult(root), Walker(root)
@@ -126,6 +137,12 @@ def scan_folders(
     masks
         Folder of masks named as their image or with ``_mask`` after the name, in the same
         subfolders or in none.
+
+    Examples
+    --------
+    >>> found = scan_folders(Path("leather/train/good"), Path("leather/test/dent"))
+    >>> sorted({(r.split, r.kind) for r in found.records})
+    [('test', 'defective'), ('test', 'good'), ('train', 'good')]
     """
     root = folder(Path(normal), "normal images")
     result, walkers = ScanResult(root), [Walker(root)]

@@ -54,6 +54,24 @@ class FeatureStore:
     """One image set's store. Cheap to open; safe to use from several threads and processes.
 
     Use `FeatureStore.open`.
+
+    Examples
+    --------
+    >>> store = FeatureStore.open("store", "screws")
+    >>> spec, layers = ExtractorSpec("resnet18", "untrained:0"), [LayerSpec.parse("layer2")]
+    >>> images = [ImageRow(c * 64, f"train/good/{c}.png") for c in "abc"]
+    >>> store.sync(images).counts["added"]  # they enter with their features
+    3
+    >>> store.plan(spec, layers, [(i.sha256, 0) for i in images]).todo
+    3
+    >>> maps = {"layer2": np.random.default_rng(0).random((3, 8, 4, 4), np.float32)}
+    >>> store.write(spec, [(i.sha256, 0) for i in images], maps, images).images
+    3
+    >>> [i.path for i in store.table().images()]
+    ['train/good/a.png', 'train/good/b.png', 'train/good/c.png']
+    >>> reader = store.reader(spec, layers, Selection(normal=True))
+    >>> [tuple(b["layer2"].shape) for b in reader.batches(2, seed=1)]
+    [(2, 8, 4, 4), (1, 8, 4, 4)]
     """
 
     def __init__(

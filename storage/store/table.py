@@ -131,6 +131,14 @@ class Selection:
         Images that arrived after this point in time.
     sha256
         Only these.
+
+    Examples
+    --------
+    >>> table = store.table()
+    >>> [i.path for i in table.images(table.rows(Selection(normal=False)))]
+    ['test/dent/8.png', 'test/dent/9.png']
+    >>> len(table.rows(Selection(split="train", known_by="2001-01-01")))
+    0
     """
 
     split: str | None = None

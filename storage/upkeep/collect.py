@@ -77,6 +77,12 @@ def gc(
     ------
     ConfigError
         `grace` is too short for S3.
+
+    Examples
+    --------
+    >>> report = gc(store, older_than=dt.timedelta(days=30))
+    >>> report.dry_run, report.expired
+    (True, [])
     """
     check_grace(store, grace)
     now = dt.datetime.now(dt.UTC)

@@ -23,6 +23,10 @@ def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
     layer shape, dtype, rows, coverage of the present images, bytes of their maps, what the
     snapshot's chunks take on the disk (``stored_bytes``), and the ratio of the two: below 1 where
     uncompressed chunks are not full.
+
+    >>> facts = inspect(store)
+    >>> facts["kinds"], [x["name"] for x in facts["extractors"][0]["layers"]]
+    ({'test/dent': 2, 'train/good': 8}, ['layer1+layer2@0.5~mean3', 'layer2'])
     """
     snapshot = store.resolve(snapshot)
     table = store.table(snapshot)
@@ -114,6 +118,9 @@ def diff(store: FeatureStore, old: str, new: str | None = None) -> StoreDiff:
 
     Rows of the table never move, so the tables are compared column by column, and of a column
     only the chunks whose stored bytes differ are decoded.
+
+    >>> diff(store, "before").added
+    ['test/dent/8.png', 'test/dent/9.png']
     """
     before, after = store.resolve(old), store.resolve(new)
     one, two = Table(_images(store, before)), Table(_images(store, after))

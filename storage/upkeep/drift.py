@@ -119,6 +119,12 @@ def drift(
     ------
     DataError
         Fewer than two images on either side.
+
+    Examples
+    --------
+    >>> found = drift(store, "before", select=Selection(), splits=19)
+    >>> [(x.layer, x.reference, x.new, x.drifted) for x in found]
+    [('layer1+layer2@0.5~mean3', 8, 2, False), ('layer2', 8, 2, False)]
     """
     now, then = store.snapshot, store.resolve(since)
     select = select or Selection(normal=True)

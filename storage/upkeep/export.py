@@ -41,6 +41,12 @@ def export(
     ------
     ConfigError
         The target exists.
+
+    Examples
+    --------
+    >>> size = export(store, "plain")
+    >>> zarr.open_group("plain")["images/path"][:2].tolist()
+    ['train/good/0.png', 'train/good/1.png']
     """
     source = store.root(snapshot).store
     if not plain:

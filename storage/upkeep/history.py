@@ -42,6 +42,11 @@ def tag(store: FeatureStore, name: str, snapshot: str | None = None) -> str:
     ------
     ConfigError
         The name belongs to another snapshot, or did.
+
+    Examples
+    --------
+    >>> tag(store, "release-1") == store.snapshot == store.resolve("release-1")
+    True
     """
     target = store.resolve(snapshot)
     if not name or "/" in name:
@@ -80,6 +85,9 @@ def log(store: FeatureStore, limit: int | None = None) -> list[LogEntry]:
     """Return commits, newest first.
 
     Tagged ones are among them even where a garbage collection took them out of the branch's line.
+
+    >>> [entry.message for entry in log(store)][-2:]
+    ['create the image set', 'Repository initialized']
     """
     named: dict[str, list[str]] = {}
     for name, snapshot in tags(store).items():

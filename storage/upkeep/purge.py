@@ -65,6 +65,11 @@ def purge(
         Images removed before it, or longer ago than it, lose their features.
     dry_run
         Only say what would happen.
+
+    Examples
+    --------
+    >>> purge(store, older_than=dt.timedelta(days=30)).images
+    0
     """
     now = dt.datetime.now(dt.UTC)
     limit = nanoseconds(now - older_than if isinstance(older_than, dt.timedelta) else older_than)

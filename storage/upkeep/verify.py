@@ -93,6 +93,11 @@ def verify(
         Id or tag; the newest without it.
     progress
         Called with bytes read and bytes in all.
+
+    Examples
+    --------
+    >>> verify(store).ok
+    True
     """
     report = VerifyReport(store.resolve(snapshot))
     try:

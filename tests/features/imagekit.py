@@ -32,3 +32,20 @@ def bomb(path: Path, side: int) -> None:
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99))
     )
+
+
+def save_pairs(folder: Path) -> Path:
+    """Save four pairs, of which b's images are the same and the others show a change."""
+    rng = np.random.default_rng(0)
+    template = rng.integers(0, 255, (40, 50), dtype=np.uint8)
+    for split, names in (("train", "abc"), ("test", "d")):
+        for name in names:
+            mask = np.zeros((40, 50), np.uint8)
+            current = template.copy()
+            if name != "b":
+                mask[3:6, 4:9] = 255
+                current[3:6, 4:9] = rng.integers(0, 255, (3, 5))
+            save(folder / split / "current" / f"{name}.png", current)
+            save(folder / split / "history" / f"{name}.png", template)
+            save(folder / split / "mask" / f"{name}.png", mask)
+    return folder
