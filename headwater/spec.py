@@ -247,6 +247,8 @@ class ExtractorSpec:
 class BackboneInfo:
     """What a head may ask of a backbone before anything is extracted.
 
+    All of it is read from the running net, never from a table.
+
     Parameters
     ----------
     name
@@ -254,7 +256,7 @@ class BackboneInfo:
     stages
         Module names of the stage outputs whose weights are at hand, shallow to deep.
     channels, strides
-        Per stage, read from the running net, never from a table.
+        Per stage.
     tokens
         Whether nodes give patch tokens (a vision transformer), reshaped to maps when stored.
     depth

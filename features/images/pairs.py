@@ -83,11 +83,7 @@ class PairScan(Scan):
 
 
 def scan_pairs(
-    root: Path,
-    *,
-    cache: Path | None = None,
-    rehash: bool = False,
-    progress: Progress | None = None,
+    root: Path, *, cache: Path | None = None, rehash: bool = False, progress: Progress | None = None
 ) -> PairScan:
     """Scan a folder of pairs; pairs directly in the root are for training.
 

@@ -43,11 +43,7 @@ def list_images(path: Path) -> list[Path]:
 
 
 def scan_mvtec(
-    root: Path,
-    *,
-    cache: Path | None = None,
-    rehash: bool = False,
-    progress: Progress | None = None,
+    root: Path, *, cache: Path | None = None, rehash: bool = False, progress: Progress | None = None
 ) -> ScanResult:
     """Scan a folder in MVTec layout.
 

@@ -89,29 +89,16 @@ class ImageSource:
         prepare: Callable[[np.ndarray], Tensor],
         input_size: tuple[int, int],
     ) -> None:
-        self.records, self.prepare, self.input_size = list(records), prepare, input_size
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """``{"image": (3, h, w)}``."""
-        return {"image": (3, *self.input_size)}
-
-    @property
-    def ids(self) -> list[str]:
-        """SHA-256 of each image."""
-        return [r.sha256 for r in self.records]
-
-    @property
-    def views(self) -> list[int]:
-        """Zeros."""
-        return [0] * len(self.records)
+        self.records, self.prepare = list(records), prepare
+        self.shapes = {"image": (3, *input_size)}
+        self.ids, self.views = [r.sha256 for r in self.records], [0] * len(self.records)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def _read(self, rows: Sequence[int]) -> dict[str, Tensor]:
         images = [self.prepare(read_image(self.records[r].path)).float() for r in rows]
-        return {"image": torch.stack(images) if images else torch.zeros(0, 3, *self.input_size)}
+        return {"image": torch.stack(images) if images else torch.zeros(0, *self.shapes["image"])}
 
     def read(self, start: int, stop: int) -> dict[str, Tensor]:
         """Return rows ``start:stop`` in order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,17 +73,31 @@ class Later:
         return results
 
 
-def open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, Any]:
-    """Open arrays below a group, all at once."""
-    base, store = group.path, group.store
+class Arrays:
+    """The arrays below a group, each opened once."""
 
-    async def every() -> list[Any]:
-        paths = [f"{base}/{n}" if base else n for n in names]
-        work = (zarr.api.asynchronous.open_array(store=store, path=p) for p in paths)
-        return list(await asyncio.gather(*work))
+    def __init__(self, group: zarr.Group) -> None:
+        self.group = group
+        self._arrays: dict[str, Any] = {}
 
-    opened = submit(every()).result() if names else []
-    return {n: zarr.Array(a) for n, a in zip(names, opened, strict=True)}
+    def array(self, name: str) -> Any:
+        """Return an array by its path below the group."""
+        if name not in self._arrays:
+            self._arrays[name] = self.group[name]
+        return self._arrays[name]
+
+    def open_all(self, names: Iterable[str]) -> None:
+        """Open several arrays at once."""
+        new = [n for n in names if n not in self._arrays]
+        base, store = self.group.path, self.group.store
+
+        async def every() -> list[Any]:
+            paths = [f"{base}/{n}" if base else n for n in new]
+            work = (zarr.api.asynchronous.open_array(store=store, path=p) for p in paths)
+            return list(await asyncio.gather(*work))
+
+        opened = submit(every()).result() if new else []
+        self._arrays.update({n: zarr.Array(a) for n, a in zip(new, opened, strict=True)})
 
 
 async def append(array: Any, values: Any) -> None:

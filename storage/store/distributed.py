@@ -100,8 +100,6 @@ def allocate(
 
     Parameters
     ----------
-    store
-        The store.
     spec
         The extractor.
     shapes

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 
 from headwater.errors import ConfigError, DataError
-from storage.store.arrays import Later, append, create_column, open_arrays, runs, set_rows
+from storage.store.arrays import Arrays, Later, append, create_column, runs, set_rows
 from storage.store.engine import fetch_chunks, read_whole, submit
 from storage.store.layout import COLUMN_ROWS, COLUMNS, IMAGES
 
@@ -193,32 +193,11 @@ def nanoseconds(moment: dt.datetime | str | int) -> int:
     return (delta.days * 86_400 + delta.seconds) * 10**9 + delta.microseconds * 1000
 
 
-class Table:
-    """The image table at one snapshot. Columns are read when first asked for.
-
-    Parameters
-    ----------
-    group
-        The opened ``images`` group.
-    """
-
-    def __init__(self, group: zarr.Group) -> None:
-        self._group = group
-        self._arrays: dict[str, Any] = {}
+class Table(Arrays):
+    """The image table, the group ``images``, at one snapshot; columns are read when asked for."""
 
     def __len__(self) -> int:
         return int(self.array("sha256").shape[0])
-
-    def array(self, name: str) -> Any:
-        """Return the Zarr array behind a column."""
-        if name not in self._arrays:
-            self._arrays[name] = self._group[name]
-        return self._arrays[name]
-
-    def load(self, names: Sequence[str]) -> None:
-        """Open the arrays behind several columns at once."""
-        new = [n for n in names if n not in self._arrays]
-        self._arrays.update(open_arrays(self._group, new))
 
     def column(self, name: str) -> np.ndarray:
         """Return a whole column."""
@@ -293,7 +272,7 @@ class Table:
             values[name] = np.array([getattr(i, name) for i in images], TEXT)
         for name in ("width", "height"):
             values[name] = np.array([getattr(i, name) for i in images], np.int32)
-        self.load(tuple(COLUMNS))
+        self.open_all(COLUMNS)
         for name in COLUMNS:
             later.add(append, self.array(name), values[name])
         return np.arange(start, start + len(images), dtype=np.int64)

@@ -33,18 +33,14 @@ class NothingToDoError(Exception):
 
 @dataclass(frozen=True)
 class WriteReport:
-    """What a `write` stored.
+    """What a `write` stored, and the `snapshot` that holds it.
 
     Parameters
     ----------
-    snapshot
-        The snapshot that holds the block.
-    rows
-        New feature rows.
+    rows, images
+        New feature rows, and images that entered the table.
     maps
         Per layer, rows written (new or filled in).
-    images
-        Images that entered the table.
     known
         Keys that were there completely.
     bytes

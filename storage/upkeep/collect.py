@@ -23,12 +23,10 @@ _DAY = dt.timedelta(days=1)
 
 @dataclass(frozen=True)
 class GcReport:
-    """What a garbage collection removed, or would.
+    """What a garbage collection removed or, as a `dry_run` that changes nothing, would remove.
 
     Parameters
     ----------
-    dry_run
-        Nothing was changed.
     expired
         Snapshots that are (would be) gone.
     kept
@@ -57,8 +55,6 @@ def gc(
 
     Parameters
     ----------
-    store
-        The store.
     older_than
         Snapshots older than this (or written before it) expire, but never the newest, tagged
         ones and those in `protect`.

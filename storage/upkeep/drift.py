@@ -22,20 +22,13 @@ from storage.store.reader import FeatureReader
 from storage.store.table import Selection, Table
 from storage.store.writing import subgroup
 
-#: Images of either side beyond this many are sampled.
-_MOST = 20_000
-
 
 @dataclass(frozen=True)
 class LayerDrift:
-    """Distances of one layer.
+    """Distances of one layer of an extractor, of `reference` images and `new` ones.
 
     Parameters
     ----------
-    extractor, layer
-        Which.
-    reference, new
-        Number of images.
     channels, dimensions
         Channels of the layer, and dimensions after the projection.
     mean_distance
@@ -103,8 +96,6 @@ def drift(
 
     Parameters
     ----------
-    store
-        The store.
     since
         Snapshot or tag: what was present there is the reference, also if it was removed since, but
         not what is known by now to be no part of `select`.
@@ -135,7 +126,7 @@ def drift(
         for layer in extractor.layers:
             rng = np.random.default_rng(0)
             sides = [
-                side.subset(_sample(np.arange(len(side)), rng))
+                side.subset(_sample(len(side), rng))
                 for side in _sides(store, extractor, layer, select, then, now)
             ]
             if min(len(s) for s in sides) < 2:
@@ -173,8 +164,9 @@ def _sides(
     return reference, new
 
 
-def _sample(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return rows if len(rows) <= _MOST else np.sort(rng.choice(rows, _MOST, replace=False))
+def _sample(count: int, rng: np.random.Generator, most: int = 20_000) -> np.ndarray:
+    """Return the numbers of at most so many of `count` rows, ascending."""
+    return np.arange(count) if count <= most else np.sort(rng.choice(count, most, replace=False))
 
 
 def pooled(reader: FeatureReader) -> np.ndarray:

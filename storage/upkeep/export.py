@@ -27,8 +27,6 @@ def export(
 
     Parameters
     ----------
-    store
-        The store.
     target
         With `plain` a folder that becomes an ordinary Zarr v3 group; otherwise a location (folder
         or ``s3://bucket/prefix``) that gets a Headwater store of the set with this one snapshot.

@@ -87,8 +87,6 @@ def verify(
 
     Parameters
     ----------
-    store
-        The store.
     snapshot
         Id or tag; the newest without it.
     progress
