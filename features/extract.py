@@ -111,9 +111,9 @@ def extract(
     batch = max(1, min(batch or backbone.batch_size(spec.input_size), rows))
     ahead = max(2 * lane_count(), -(-rows // batch))
 
-    def run(part: Sequence[Job]) -> _Part:
+    def run(some: Sequence[Job]) -> _Done:
         good, images, failed = [], [], []
-        for job in part:
+        for job in some:
             try:
                 images.append(_load(job, spec))
                 good.append(job)
@@ -143,7 +143,7 @@ def extract(
         wait(queue)
 
 
-_Part = tuple[list[Job], dict[str, np.ndarray], list[tuple[Job, str]]]
+_Done = tuple[list[Job], dict[str, np.ndarray], list[tuple[Job, str]]]
 
 
 class _Collector:

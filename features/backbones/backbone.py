@@ -205,12 +205,12 @@ class Backbone:
         """
         layers = tuple(layers)
         self._inventory.check_layers(layers)
-        parts = batch.split(self.batch_size((batch.shape[-2], batch.shape[-1])))
+        batches = batch.split(self.batch_size((batch.shape[-2], batch.shape[-1])))
         with self._lock:
-            self.calls += len(parts) * len({x.scale for x in layers})
+            self.calls += len(batches) * len({x.scale for x in layers})
 
-        def run(part: Tensor) -> dict[str, Tensor]:
-            return self._run_part(part, layers, precision)
+        def run(batch: Tensor) -> dict[str, Tensor]:
+            return self._run_batch(batch, layers, precision)
 
         def join(done: list[dict[str, Tensor]]) -> dict[str, Tensor]:
             if len(done) == 1:
@@ -218,10 +218,10 @@ class Backbone:
             return {x.name: torch.cat([d[x.name] for d in done]) for x in layers}
 
         if self.device.type != "cpu" or in_lane():
-            return join([run(p) for p in parts])
+            return join([run(b) for b in batches])
         pool = self.lanes()
         # Joined in a lane too: outside, torch's threads would spin beside the lanes of others.
-        return pool.submit(join, list(pool.map(run, parts))).result()
+        return pool.submit(join, list(pool.map(run, batches))).result()
 
     def lanes(self) -> ThreadPoolExecutor:
         """Return the threads that run this net (see `lane_count`), kept from call to call.
@@ -234,22 +234,22 @@ class Backbone:
                 self._pools[count] = lanes(count)
             return self._pools[count]
 
-    def _run_part(
-        self, part: Tensor, layers: tuple[LayerSpec, ...], precision: Precision
+    def _run_batch(
+        self, batch: Tensor, layers: tuple[LayerSpec, ...], precision: Precision
     ) -> dict[str, Tensor]:
         """Run one batch, filled up to the fixed shape."""
-        count = len(part)
-        full = self.batch_size((part.shape[-2], part.shape[-1]))
+        count = len(batch)
+        full = self.batch_size((batch.shape[-2], batch.shape[-1]))
         if count < full:
-            part = torch.cat([part, part.new_zeros(full - count, *part.shape[1:])])
-        part = part.to(self.device)
+            batch = torch.cat([batch, batch.new_zeros(full - count, *batch.shape[1:])])
+        batch = batch.to(self.device)
         if self.device.type == "cpu":
-            maps = self._forward(part, layers, precision)
+            maps = self._forward(batch, layers, precision)
         else:
             with self._lock, torch.backends.cudnn.flags(
                 enabled=True, benchmark=False, deterministic=True, allow_tf32=False
             ):  # fmt: skip
-                maps = self._forward(part, layers, precision)
+                maps = self._forward(batch, layers, precision)
         return {k: v[:count] for k, v in maps.items()}
 
     def _forward(

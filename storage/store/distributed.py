@@ -180,8 +180,8 @@ def write_block(ticket: Ticket, keys: Sequence[Key], maps: Mapping[str, Any]) ->
     named = {k[0]: n for k, n in zip(ticket.keys, ticket.names, strict=False)}
     ready = prepare(maps, keys, ticket.spec.dtype, shapes, named)
     written = 0
-    for layer, part in ready.items():
-        written += extractor.maps(layer).write(fork.store, rows, part.data)
+    for layer, block in ready.items():
+        written += extractor.maps(layer).write(fork.store, rows, block.data)
     return Written(
         number=ticket.number,
         spec=ticket.spec,
