@@ -8,7 +8,6 @@ named by its content, and every extraction notes which snapshots of the sides it
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from features.images.crops import source_of
-from features.images.pairs import CHANGED, SIDES, PairScan
+from features.images.pairs import CHANGED, PairScan
 from flows.runtime.home import Home
 from heads.contract import Head
 from headwater.errors import DataError, SnapshotError
-from headwater.spec import digest
+from headwater.files import write_text
+from headwater.spec import SIDES, digest
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
 from storage.store.table import Selection, Table, sha_names
@@ -157,7 +157,7 @@ def save_pairs(home: Home, image_set: str, pairs: PairList) -> str:
     name = digest(pairs.to_json())
     path = _folder(home, image_set) / f"{name}.json"
     if not path.exists():
-        _write(path, json.dumps(pairs.to_json(), indent=0))
+        write_text(path, json.dumps(pairs.to_json(), indent=0))
     return name
 
 
@@ -189,7 +189,7 @@ def note_version(home: Home, image_set: str, version: PairVersion) -> None:
     ):
         return
     path = _folder(home, image_set) / "versions.json"
-    _write(path, json.dumps([vars(v) for v in [*known, new]], indent=1))
+    write_text(path, json.dumps([vars(v) for v in [*known, new]], indent=1))
 
 
 def versions(home: Home, image_set: str) -> list[PairVersion]:
@@ -251,13 +251,6 @@ def version_at(home: Home, image_set: str, snapshot: str | None = None) -> PairV
 
 def _folder(home: Home, image_set: str) -> Path:
     return home.root / "pairs" / image_set
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _now() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from features.images.pairs import CHANGED, SIDES, scan_pairs
+from features.images.pairs import CHANGED, scan_pairs
 from features.images.records import ScanResult
 from flows.extraction.extract import ExtractionReport, fill_store, image_rows, open_store, plan_all
 from flows.extraction.pair_list import (
@@ -22,6 +22,7 @@ from flows.extraction.pair_list import (
 from flows.extraction.plan import ExtractionPlan, HeadPlan, plan_extraction
 from flows.runtime.resolve import remember, require_set
 from heads.catalogue import get_head
+from headwater.spec import SIDES
 from storage.store.layout import side_name
 from storage.store.table import Selection
 

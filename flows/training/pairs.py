@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from features.images.pairs import CHANGED, SIDES, ImageSource, PairMasks
+from features.images.pairs import CHANGED
 from features.images.pixels import read_image, read_mask, sha256_of
 from features.images.preprocess import mask_to_input, preprocess
 from features.images.records import ImageRecord
+from features.images.sources import ImageSource, PairMasks
 from flows.extraction.pair_list import (
     UNLABELLED,
     PairRow,
@@ -35,6 +36,7 @@ from heads.judging.metrics import Metrics, auroc
 from heads.judging.pair_metrics import pair_metrics
 from heads.pairs.source import Pair, PairSource
 from headwater.errors import ConfigError, DataError
+from headwater.spec import SIDES
 from storage.registry.runs import Run
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name

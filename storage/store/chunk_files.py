@@ -40,7 +40,7 @@ _scratch = threading.local()
 #: Where a chunk is: file name, offset, length.
 Place = tuple[str, int, int]
 #: Arguments of `read_rows`.
-Job = tuple[Place, Tensor, np.ndarray, np.ndarray, torch.dtype]
+Reading = tuple[Place, Tensor, np.ndarray, np.ndarray, torch.dtype]
 #: Threads that read: more would only take the processors from each other.
 READERS = min(4, os.cpu_count() or 1)
 
