@@ -180,7 +180,7 @@ class Run(RunLog):
         if not (folder / "MLmodel").is_file():
             raise ModelError(
                 f"{folder} holds no MLflow model",
-                expected="what storage.serving.detector.save_model wrote",
+                expected="what storage.serving.save.save_model wrote",
             )
         for cache in folder.rglob("__pycache__"):
             shutil.rmtree(cache, ignore_errors=True)
