@@ -10,9 +10,10 @@ import numpy as np
 from features.images.pixels import read_image, read_mask
 from features.images.preprocess import mask_to_input, picture
 from flows.pictures import charts as figures
-from flows.pictures import maps as figures_maps
+from flows.pictures.maps import Cell, map_sheet, outcome
 from flows.runtime.home import working_folder
 from heads.judging.calibration import Calibration
+from headwater.samples import IMAGE
 
 if TYPE_CHECKING:
     from flows.training.evaluation import ScoredImages
@@ -57,18 +58,19 @@ def write_artifacts(
         cells = [c for row in rows[:SHEET] if (c := _cell(job, scored, row)) is not None]
         if cells:
             made.append(folder / "heat-maps.png")
-            figures_maps.heat_map_sheet(
+            map_sheet(
+                IMAGE,
                 cells,
-                calibration.threshold,
                 made[-1],
                 f"{job.image_set} / {job.plan.head}: worst mistakes first{untrained}",
-                pixel_threshold=calibration.pixel_threshold,
+                threshold=calibration.threshold,
+                cut=calibration.pixel_threshold,
             )
         for path in made:
             run.log_file(path, "figures")
 
 
-def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> figures_maps.Cell | None:
+def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> Cell | None:
     """Return one image of the sheet, or None where its file is not at hand any more."""
     known = scored.table[row["index"]]
     try:
@@ -78,12 +80,12 @@ def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> figures_m
             mask = mask_to_input(read_mask(Path(job.root) / known["mask"]), job.plan.spec)
     except (OSError, ValueError):
         return None
-    return figures_maps.Cell(
-        image=image,
+    flagged, defective = row["verdict"] == IMAGE.verdicts[1], known["kind"] != "good"
+    return Cell(
+        images=(image,),
         heat=scored.maps[row["index"]],
-        mask=mask,
         caption=f"{known['kind']}/{Path(known['path']).stem}",
-        score=row["score"],
-        defective=known["kind"] != "good",
-        flagged=row["verdict"] == "anomalous",
+        said=f"{outcome(flagged, defective)}, score {row['score']:.4g}",
+        mask=mask,
+        mistaken=flagged != defective,
     )

@@ -12,9 +12,10 @@ from features.images.pairs import CHANGED
 from features.images.pixels import read_image
 from features.images.preprocess import picture
 from flows.pictures import charts as figures
-from flows.pictures.pairs import PairCell, change_map_sheet
+from flows.pictures.maps import Cell, map_sheet
 from flows.runtime.home import working_folder
 from heads.judging.calibration import Calibration
+from headwater.samples import PAIR
 
 if TYPE_CHECKING:
     from flows.extraction.pair_list import PairRow
@@ -60,11 +61,13 @@ def write_pair_artifacts(
         cells = [c for entry in table[:SHEET] if (c := _cell(job, rows, maps, masks, entry))]
         if cells:
             made.append(folder / "change-maps.png")
-            change_map_sheet(
+            map_sheet(
+                PAIR,
                 cells,
-                cut,
                 made[-1],
                 f"{job.image_set} / {job.plan.head}: worst mistakes first",
+                threshold=calibration.threshold,
+                cut=cut,
                 probabilities=probabilities,
             )
         if held_scores is not None and len(rows):
@@ -81,7 +84,7 @@ def _cell(
     maps: np.ndarray,
     masks: Sequence[np.ndarray | None],
     entry: dict[str, Any],
-) -> PairCell | None:
+) -> Cell | None:
     """Return one pair of the sheet, or None where its files are not at hand any more."""
     row, at = rows[entry["index"]], entry["index"]
     try:
@@ -95,9 +98,8 @@ def _cell(
     if entry["wrong_pixels"] is not None:
         said = f"{entry['wrong_pixels']} of {maps[at].size} pixels wrong, {said}"
     correct = entry["correct"]
-    return PairCell(
-        current,
-        history,
+    return Cell(
+        (current, history),
         maps[at],
         row.key,
         said,

@@ -31,7 +31,8 @@ from headwater.errors import ConfigError, DataError, LayerError, WeightsError
 from headwater.spec import digest
 from storage.registry.registry import Registry
 from storage.registry.runs import Run
-from storage.serving.detector import save_model
+from storage.serving.detector import Detector
+from storage.serving.save import save_model
 from storage.store.feature_store import FeatureStore
 from storage.store.table import Selection
 from storage.upkeep.history import tag
@@ -307,11 +308,7 @@ def register(job: TrainJob, run: Run, head: Head, judged: Judgement, key: str) -
     with working_folder(Path(job.home) / "tmp", "model-") as folder:
         save_model(
             folder / "model",
-            head=head.to("cpu"),
-            backbone=backbone,
-            spec=plan.spec,
-            layers=plan.layers,
-            calibration=judged.calibration,
+            Detector(backbone, head.to("cpu"), plan.spec, plan.layers, judged.calibration),
             example=judged.example,
             about={"image_set": job.image_set, "snapshot": job.snapshot, "key": key},
         )

@@ -23,8 +23,8 @@ from flows.training.train import find_trained, train_head, work_of
 from headwater.errors import ConfigError, DataError, SnapshotError
 from storage.registry.client import mlflow
 from storage.registry.registry import Registry
-from storage.serving.pair_detector import PairDetector
-from storage.serving.pyfunc import decode_map, encode_image
+from storage.serving.detector import Detector
+from storage.serving.encoding import decode_map, encode_image
 from storage.store.feature_store import FeatureStore
 from storage.upkeep.history import tags
 from tests.flows.commandkit import run_command, save_weights
@@ -187,7 +187,7 @@ def test_the_served_model_gives_what_the_evaluation_gave(work, rows):
         got = model.predict(pd.DataFrame(given), params={"map": "npy"})
         assert got["score"].tolist() == pytest.approx([e["score"] for e in table], rel=1e-5)
         assert got["verdict"].tolist() == [e["verdict"] for e in table]
-        cut = PairDetector.load(registry.download(row["uri"])).cut
+        cut = Detector.load(registry.download(row["uri"])).cut
         called = [int((decode_map(one) > cut).sum()) for _, one in got.iterrows()]
         assert called == pytest.approx([e["called_pixels"] for e in table], abs=2)
         broken = model.predict(pd.DataFrame([{"current": "no", "history": given[0]["history"]}]))
@@ -226,7 +226,7 @@ def test_an_encoder_of_its_own_reads_images_and_needs_no_store(work, tmp_path):
     registry = Registry(home.root)
     assert find_trained(job, work_of(job, home).key(), registry).version == outcome.version
     row = registry.get_model("boards", "pair_diff")
-    detector = PairDetector.load(row["uri"], registry)
+    detector = Detector.load(row["uri"], registry)
     client = registry.client
     table = json.loads(
         Path(client.download_artifacts(row["run_id"], "tables/pairs.json")).read_text()
