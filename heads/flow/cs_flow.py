@@ -249,11 +249,6 @@ class CSFlow(DensityHead):
 
         return make
 
-    @property
-    def exact(self) -> bool:
-        """Whether the likelihood is exact, and the whole model invertible."""
-        return self.config.attention != "as_published"
-
     def latent_of(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return one latent per scale, ``[B, C, h_k, w_k]``, and the log-determinant ``[B]``."""
         z, logdet = self.couplings(list(maps))

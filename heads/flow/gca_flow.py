@@ -202,10 +202,10 @@ class GCAFlow(MapFlowHead):
 
     def invert(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the standardised maps of the latents of all scales."""
-        parts = list(z)
+        maps = list(z)
         if self.fuse is not None:
-            parts = list(self.fuse(parts, rev=True)[0])
-        return [stack(x, rev=True)[0] for stack, x in zip(self.scales, parts, strict=True)]
+            maps = list(self.fuse(maps, rev=True)[0])
+        return [stack(x, rev=True)[0] for stack, x in zip(self.scales, maps, strict=True)]
 
 
 @register

@@ -77,7 +77,7 @@ class MapFlowHead(DensityHead):
         out = [x.contiguous(memory_format=torch.channels_last) for x in maps]
         total = out[0].new_zeros(len(out[0]))
         # One part per layer; where branches read the same layer they share it.
-        for i, part in enumerate(self.parts_of(len(out))):
+        for i, part in enumerate(self.standards_of(len(out))):
             (out[i],), log_det = part((out[i],))
             total = total + log_det
         return out, total
@@ -86,7 +86,7 @@ class MapFlowHead(DensityHead):
         """Return the standardising part of each layer."""
         return cast("list[Standardise]", list(self.scale))
 
-    def parts_of(self, count: int) -> list[Standardise]:
+    def standards_of(self, count: int) -> list[Standardise]:
         """Return the standardising part of each of `count` maps; none where it is off."""
         return self.standards() * (count // len(self.scale)) if self.config.standardise else []
 
@@ -99,7 +99,7 @@ class MapFlowHead(DensityHead):
     def reverse(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the maps whose latents are `z`."""
         maps = self.invert(z)
-        for i, part in enumerate(self.parts_of(len(maps))):
+        for i, part in enumerate(self.standards_of(len(maps))):
             maps[i] = part((maps[i],), rev=True)[0][0]
         return maps
 

@@ -71,16 +71,16 @@ class _Trial:
         vectors = made.maps.flatten(2).transpose(1, 2)
         places = vectors.shape[1]
         drawn = [torch.randperm(places, generator=generator)[:PICK_POSITIONS] for _ in normal]
-        parts = [head.members[:PICK_GALLERY].cpu()]
-        parts += [vectors[i, rows] for i, rows in enumerate(drawn)]
+        looked_at = [head.members[:PICK_GALLERY].cpu()]
+        looked_at += [vectors[i, rows] for i, rows in enumerate(drawn)]
         #: Per defect: its normal, its kind, and which drawn positions it leaves alone.
         self.defects: list[tuple[int, int, Tensor]] = []
         for k, mask in enumerate(made.masks[self.normals :].flatten(1)):
-            parts.append(vectors[self.normals + k, mask])
+            looked_at.append(vectors[self.normals + k, mask])
             image, kind = divmod(k, len(KINDS))
             self.defects.append((image, kind, ~mask[drawn[image]]))
-        self.sizes = [len(p) for p in parts]
-        self.latents = head.latents(torch.cat(parts))
+        self.sizes = [len(p) for p in looked_at]
+        self.latents = head.latents(torch.cat(looked_at))
         self.gallery = Gallery(normal.shape[1]).to(self.latents.device)
 
     def distances(self, alpha: float, beta: float) -> tuple[list[Tensor], list[Tensor]]:

@@ -61,8 +61,8 @@ def fused_layer(config: HeadConfig, backbone: BackboneInfo, head: str) -> LayerS
     if config.nodes:
         return LayerSpec(config.nodes, pool=_POOL)
     if backbone.tokens and backbone.depth:
-        pair = sorted({backbone.depth // 2, max(0, backbone.depth - 2)})
-        return LayerSpec(tuple(f"blocks.{k}" for k in pair), pool=_POOL)
+        two = sorted({backbone.depth // 2, max(0, backbone.depth - 2)})
+        return LayerSpec(tuple(f"blocks.{k}" for k in two), pool=_POOL)
     return LayerSpec(nearest_stages(head, backbone, (8, 16)), pool=_POOL)
 
 

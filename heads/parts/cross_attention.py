@@ -118,8 +118,8 @@ class CrossScaleSelfAttention(nn.Module):
         query, key = self.query_key(tokens).chunk(2, dim=2)
         seen = F.scaled_dot_product_attention(query, key, self.value(tokens))
         out = tokens + self.gain.to(seen.dtype) * seen
-        parts = out.split([m.shape[2] * m.shape[3] for m in maps], dim=1)
+        of_scales = out.split([m.shape[2] * m.shape[3] for m in maps], dim=1)
         return [
             p.unflatten(1, m.shape[2:]).permute(0, 3, 1, 2)
-            for p, m in zip(parts, maps, strict=True)
+            for p, m in zip(of_scales, maps, strict=True)
         ]

@@ -190,4 +190,4 @@ class CrossScaleCoupling(Invertible):
         else:
             a, logdet1 = self._side(a, b, self.subnet1, rev)
             b, logdet2 = self._side(b, a, self.subnet2, rev)
-        return [torch.cat(pair, 1) for pair in zip(a, b, strict=True)], logdet1 + logdet2
+        return [torch.cat(halves, 1) for halves in zip(a, b, strict=True)], logdet1 + logdet2

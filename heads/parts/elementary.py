@@ -166,9 +166,9 @@ def channel_statistics(
         check_finite({k: v for k, v in batch.items() if k in (*layers, "_rows")}, "training", ids)
         for layer in layers:
             x = batch[layer].double()
-            pair = [x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]
+            found = [x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]
             sums[layer] = (
-                [a + b for a, b in zip(sums[layer], pair, strict=True)] if layer in sums else pair
+                [a + b for a, b in zip(sums[layer], found, strict=True)] if layer in sums else found
             )
     out = {}
     for layer, (first, second) in sums.items():

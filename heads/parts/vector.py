@@ -130,7 +130,7 @@ def vector_glow(channels: int, steps: int, hidden: int, clamp: float, seed: int)
 def perceptron(channels_in: int, hidden: int, channels_out: int, layers: int = 4) -> nn.Sequential:
     """Return `layers` linear layers with batch norm and leaky ReLU between them."""
     widths = [channels_in, *[hidden] * (layers - 1)]
-    parts: list[nn.Module] = []
+    built: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
-        parts += [Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU()]
-    return nn.Sequential(*parts, Linear(widths[-1], channels_out))
+        built += [Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU()]
+    return nn.Sequential(*built, Linear(widths[-1], channels_out))
