@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from features.images.pixels import decode_image, read_mask
 from headwater.errors import HeadwaterError
@@ -104,12 +103,7 @@ class FileCache:
     def __enter__(self) -> FileCache:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._db.close()
 
     def facts(self, paths: Sequence[str], *, mask: bool = False) -> Iterator[FileFacts]:

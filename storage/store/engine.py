@@ -53,16 +53,22 @@ def is_remote(location: str | Path) -> bool:
     return str(location).startswith("s3://")
 
 
+def _address(location: str) -> tuple[str, str, str | None]:
+    """Return bucket and prefix of an S3 address, and the endpoint that the environment names."""
+    bucket, _, prefix = location.removeprefix("s3://").strip("/").partition("/")
+    env = os.environ
+    return bucket, prefix, env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
+
+
 def storage_for(location: str, image_set: str) -> icechunk.Storage:
     """Return Icechunk's storage for one image set below `location`."""
     check_set_name(image_set, sides=True)
     if not is_remote(location):
         return icechunk.local_filesystem_storage(str(Path(location) / image_set))
-    bucket, _, prefix = location[len("s3://") :].strip("/").partition("/")
+    bucket, prefix, endpoint = _address(location)
     if not bucket:
         raise StoreError(f"store location {location!r}", expected="s3://bucket/prefix")
     env = os.environ
-    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
     return icechunk.s3_storage(
         bucket=bucket,
         prefix=f"{prefix}/{image_set}" if prefix else image_set,
@@ -110,9 +116,8 @@ def list_sets(location: str | Path) -> list[str]:
             expected="boto3 for listing a bucket",
             remedy="name the set, or pip install boto3",
         ) from None
-    bucket, _, prefix = str(location)[len("s3://") :].strip("/").partition("/")
+    bucket, prefix, endpoint = _address(str(location))
     base_key = f"{prefix}/" if prefix else ""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     try:
         pages = boto3.client("s3", endpoint_url=endpoint).get_paginator("list_objects_v2")
         names = {

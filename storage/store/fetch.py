@@ -19,7 +19,7 @@ from torch import Tensor
 from headwater.errors import StoreError
 from storage.store.arrays import Maps, runs
 from storage.store.checks import as_float
-from storage.store.chunk_files import READERS, Place, Reading, locate, read_rows, readers
+from storage.store.chunk_files import READERS, Place, Reading, in_a_row, locate, read_rows, readers
 from storage.store.engine import LOCAL_PARALLEL, PARALLEL, guard, is_remote, shared_repository
 from storage.store.extractors import Extractor
 from storage.store.layout import IMAGES
@@ -204,15 +204,14 @@ async def gather(
 
 def place_rows(out: Tensor, place: np.ndarray, source: Tensor, rows: np.ndarray) -> None:
     """``out[place[i]] = source[rows[i]]``, with conversion where the dtypes differ."""
-    if place[-1] - place[0] + 1 == len(place) and not np.any(np.diff(place) != 1):
+    if in_a_row(place):
         copy_rows(out[int(place[0]) : int(place[-1]) + 1], source, rows)
     elif out.dtype != source.dtype:
         out[torch.from_numpy(place)] = source[torch.from_numpy(rows)].to(out.dtype)
     else:
         # numpy's assignment is several times faster here than torch's index_copy_.
-        whole = len(rows) == len(source) and not np.any(np.diff(rows) != 1)
         data = _bits(source)
-        _bits(out)[place] = data if whole else data[rows]
+        _bits(out)[place] = data if len(rows) == len(source) and in_a_row(rows) else data[rows]
 
 
 def copy_rows(out: Tensor, source: Tensor, rows: np.ndarray) -> None:
