@@ -20,7 +20,7 @@ from flows.pictures.panels import (
     side_by_side,
     truth_picture,
 )
-from flows.pictures.style import BLUE, GREEN, MUTED, VERMILION, Board
+from flows.pictures.style import BLUE, GREEN, MUTED, VERMILION, Board, text_width
 from headwater.errors import DataError
 from headwater.samples import IMAGE, PAIR, SampleKind
 
@@ -126,9 +126,9 @@ def map_sheet(
     ]
     tall, wide = max(s.shape[0] for s in strips), max(s.shape[1] for s in strips)
     caption, margin, head = 40, 16, 52 if title else 14
-    lines = math.ceil(len(cells) / columns)
-    width = margin + columns * (wide + margin)
-    pitch = tall + caption + layout.below
+    lines, pitch = math.ceil(len(cells) / columns), tall + caption + layout.below
+    legend = _legend(kind, threshold, cut)
+    width = max(margin + columns * (wide + margin), margin + text_width(legend))
     board = Board(width, head + lines * pitch + layout.foot)
     board.text(margin, 17, title, 12, va="top", weight="bold")
     for at, (cell, strip) in enumerate(zip(cells, strips, strict=True)):
@@ -143,7 +143,7 @@ def map_sheet(
         top = y + caption - 14
         board.pixels(strip, x, top)
         board.bar(x, top - 4, strip.shape[1], 2.5, colour)
-    board.text(margin, board.height - 12, _legend(kind, threshold, cut), colour=MUTED)
+    board.text(margin, board.height - 12, legend, colour=MUTED)
     return board.save(path)
 
 
@@ -218,7 +218,8 @@ def prediction_overlay(
             over = contour_over(over, changed, width=1)
     both = side_by_side([*shown, over], 5 if kind.paired else 8, framed=kind.paired)
     margin, head, foot = 12, 44, 34 if legend else 12
-    board = Board(max(both.shape[1] + 2 * margin, 420), both.shape[0] + head + foot)
+    width = max(both.shape[1] + 2 * margin, 420, margin + text_width(legend))
+    board = Board(width, both.shape[0] + head + foot)
     colour = VERMILION if verdict == kind.verdicts[1] else GREEN
     board.bar(margin, 12, 7, 22, colour)
     board.text(margin + 15, 24, verdict, 12, colour, weight="bold", va="center")

@@ -39,6 +39,11 @@ def figure(width: float, height: float) -> Figure:
     return made
 
 
+def text_width(text: str) -> int:
+    """Return the room, in pixels, that a line of a board's usual text needs."""
+    return round(7.2 * len(text))
+
+
 class Board:
     """A picture laid out by hand, in pixels from the upper left.
 

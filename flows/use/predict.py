@@ -94,12 +94,14 @@ def join_paths(current: Path, history: Path) -> list[tuple[Path, ...]]:
         raise DataError(
             f"--pair {current} {history}: a file and a folder", expected="two files, or two folders"
         )
-    sides = []
-    for place in (current, history):
-        files = list_images(place)
-        sides.append({_name(f, place): f for f in files})
+    found = [list_images(place) for place in (current, history)]
     if not current.is_dir():
         return [(current, history)]
+    # Files are listed with their whole path, however the folder was named.
+    sides = [
+        {str(file.relative_to(place.resolve()).with_suffix("")): file for file in files}
+        for place, files in zip((current, history), found, strict=True)
+    ]
     both = sorted(sides[0].keys() & sides[1].keys())
     if not both:
         raise DataError(
@@ -107,10 +109,6 @@ def join_paths(current: Path, history: Path) -> list[tuple[Path, ...]]:
             expected="the same name for the two images of a place",
         )
     return [(sides[0][n], sides[1][n]) for n in both]
-
-
-def _name(file: Path, place: Path) -> str:
-    return str(file.relative_to(place).with_suffix("")) if place.is_dir() else file.stem
 
 
 def predict(

@@ -247,7 +247,7 @@ class Detector:
         limit = self.threshold if threshold is None else float(threshold)
         found: list[Prediction] = []
         for start in range(0, len(given), batch):
-            got = head.score(self._features(given[start : start + batch]))
+            got = head.score(self.features(given[start : start + batch]))
             for score, heat in zip(got.image.float().tolist(), got.maps.float().cpu(), strict=True):
                 verdict = self.kind.verdicts[score > limit]
                 pixel = self.calibration.pixel_threshold
@@ -261,12 +261,10 @@ class Detector:
         Float32 ``[B, C, H, W]`` by layer, of pairs by ``current:LAYER`` and ``history:LAYER``.
         Without a backbone: the preprocessed images themselves, under the one layer's name.
         """
-        return self._features(self._images(samples))
-
-    def _features(self, given: Sequence[Sequence[Image]]) -> dict[str, torch.Tensor]:
         made: dict[str, torch.Tensor] = {}
         tensors = *self.head.buffers(), *self.head.parameters(), torch.empty(0)
-        for name, images in zip(self.kind.images, zip(*given, strict=True), strict=True):
+        sides = zip(*self._images(samples), strict=True)
+        for name, images in zip(self.kind.images, sides, strict=True):
             pixels = torch.stack([preprocess(x, self.spec) for x in images]).to(tensors[0].device)
             if self.backbone is None:
                 maps = {self.layers[0].name: pixels}
