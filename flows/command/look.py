@@ -11,7 +11,6 @@ import typer
 from flows.command.options import Given, JsonOption, SetArgument, command_group, takes
 from flows.runtime.console import Reporter, err, out, table
 from headwater.errors import DataError
-from headwater.spec import seed_of_untrained
 
 commands = command_group("Look.")
 
@@ -22,6 +21,7 @@ def compare(image_set: SetArgument, given: Given, json_: JsonOption = False) -> 
     """Print the leaderboard of a set's registered models, from MLflow."""
     _, home = given.open(write=False)
     from flows.command.report import leaderboard_table
+    from headwater.spec import seed_of_untrained
     from storage.registry.registry import Registry
 
     registry = Registry(home.root, home.tracking_url)

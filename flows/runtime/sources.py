@@ -15,6 +15,7 @@ import contextlib
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class _Layer:
     """What one source gives, in nested mappings.
 
     `place` names where a key is given, and `form` a mistake there: ``{place}``, ``{key}``,
-    ``{value}``.
+    ``{value}``, or ``{word}`` as a shell quotes it.
     """
 
     data: dict[str, Any]
@@ -87,10 +88,10 @@ def load_settings(
 
     old, new = _variables()
     layers = [
-        _Layer(_nested(old), _variable, "{place}={value}"),
+        _Layer(_nested(old), _variable, "{place}={word}"),
         _file_layer(file),
-        _Layer(_nested(new), _variable, "{place}={value}"),
-        _Layer(_nested(given or {}), lambda keys: called(_at(keys)), "{place} {value}"),
+        _Layer(_nested(new), _variable, "{place}={word}"),
+        _Layer(_nested(given or {}), lambda keys: called(_at(keys)), "{place} {word}"),
     ]
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -194,7 +195,7 @@ def _file_layer(file: Path | None) -> _Layer:
         if setting.type is Path and isinstance(node, dict) and isinstance(node.get(key), str):
             node[key] = str(path.absolute().parent / Path(node[key]).expanduser())
     place = f"{path}, line "
-    return _Layer(data, lambda keys: f"{place}{_line(root, keys)}", "{place}: {key} = {value!r}")
+    return _Layer(data, lambda keys: f"{place}{_line(root, keys)}", "{place}: {key} = {value}")
 
 
 def _line(node: yaml.Node | None, keys: Keys) -> int:
@@ -224,7 +225,10 @@ def _explain(error: ValidationError, layers: list[_Layer]) -> ConfigError:
             text = f"{place}: unknown key {key!r}"
             hint = (f"{close[0]!r}? " if close else "") + "one of " + ", ".join(fields)
         else:
-            text = layer.form.format(place=place, key=key, value=problem["input"])
+            value = problem["input"]
+            text = layer.form.format(
+                place=place, key=key, value=repr(value), word=shlex.quote(str(value))
+            )
             hint = expectation(problem["msg"])
         found.setdefault(text, []).append(hint)
     # Of what may be one thing or another, pydantic says of each that it is not that.
