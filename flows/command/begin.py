@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from flows.command.options import Given, command_group, takes
-from flows.command.settings_page import file_template, settings_page
+from flows.command.settings_page import file_template, settings_tables
 from flows.runtime.console import out, table
 from flows.runtime.settings import every_setting
 from headwater.errors import ConfigError
@@ -50,12 +50,12 @@ def init(
 def settings(
     context: typer.Context,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="As the page docs/settings.md has it.")
+        bool, typer.Option("--markdown", help="As docs/settings.md has them.")
     ] = False,
 ) -> None:
     """List every setting: option, key of the file, environment variable, limits, default."""
     if markdown:
-        print(settings_page(context.find_root().command), end="")
+        print(settings_tables(context.find_root().command), end="")
         return
     rows = [
         [s.path, s.option, s.kind, s.default, escape(str(s.field.description))]

@@ -14,6 +14,8 @@ from flows.command.options import (
     JsonOption,
     RehashOption,
     SetArgument,
+    SnapshotOption,
+    VersionOption,
     command_group,
     takes,
 )
@@ -61,10 +63,7 @@ def extract(
 def train(
     image_set: SetArgument,
     given: Given,
-    snapshot: Annotated[
-        str | None,
-        typer.Option(help=r"Train on this snapshot or tag. \[default: the newest]"),
-    ] = None,
+    snapshot: SnapshotOption = None,
     known_by: Annotated[
         str | None,
         typer.Option(metavar="DATE", help="Only images that had arrived by then (ISO 8601)."),
@@ -99,9 +98,7 @@ def predict(
     head: Annotated[
         str | None, typer.Option(help=r"Which head's model. \[default: the set's only one]")
     ] = None,
-    version: Annotated[
-        str | None, typer.Option(help=r"Model version or alias. \[default: the newest]")
-    ] = None,
+    version: VersionOption = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help=r"Folder for heat maps. \[default: in home]")
     ] = None,

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from flows.command.options import Given, JsonOption, SetArgument, command_group, takes
+from flows.command.options import (
+    Given,
+    JsonOption,
+    SetArgument,
+    VersionOption,
+    command_group,
+    takes,
+)
 from flows.runtime.console import Reporter, err, out, table
 from headwater.errors import DataError
 
@@ -65,10 +72,7 @@ class CoresetChoice(StrEnum):
 def grid(
     image_set: SetArgument,
     given: Given,
-    version: Annotated[
-        str | None,
-        typer.Option(help=r"Version or alias of the f2r model. \[default: the newest]"),
-    ] = None,
+    version: VersionOption = None,
     coreset: Annotated[
         CoresetChoice,
         typer.Option(help="once: the model's gallery; per_point: chosen anew, slow."),

@@ -26,6 +26,12 @@ SET_ASIDE = 3
 
 SetArgument = Annotated[str, typer.Argument(metavar="SET", help="Name of the image set.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+SnapshotOption = Annotated[
+    str | None, typer.Option("--snapshot", help=r"Snapshot id or tag. \[default: the newest]")
+]
+VersionOption = Annotated[
+    str | None, typer.Option(help=r"Model version or alias. \[default: the newest]")
+]
 RehashOption = Annotated[
     bool, typer.Option("--rehash", help="Read every file, even those that look unchanged.")
 ]
@@ -93,19 +99,20 @@ def takes(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     assert settings, f"no setting is of the groups {groups}"
 
     def dress(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = dict(inspect.signature(command, eval_str=True).parameters)
+        own = dict(inspect.signature(command, eval_str=True).parameters)
         options = {s.path.replace(".", "__"): s for s in settings}
         more = {name: _annotation(setting) for name, setting in options.items()}
         if "heads" in more:
             more["tuned"] = Annotated[list[str] | None, _TUNED]
         if groups != ("demo",):
             more["config"] = Annotated[Path | None, _CONFIG]
-        shown = []
-        for name, parameter in parameters.items():
-            if name == "given":
-                shown += [_keyword(key, annotation, None) for key, annotation in more.items()]
-            else:
-                shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        named = inspect.Parameter.KEYWORD_ONLY
+        made = [inspect.Parameter(k, named, default=None, annotation=a) for k, a in more.items()]
+        shown = [
+            parameter
+            for name, mine in own.items()
+            for parameter in (made if name == "given" else [mine.replace(kind=named)])
+        ]
 
         @functools.wraps(command)
         def run(**said: Any) -> None:
@@ -113,17 +120,12 @@ def takes(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             if "image_set" in said:
                 values["image_set"] = said["image_set"]
             given = Given(values, tuple(said.get("tuned") or ()), said.get("config"))
-            command(given=given, **{k: v for k, v in said.items() if k in parameters})
+            command(given=given, **{k: v for k, v in said.items() if k in own})
 
         run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         return run
 
     return dress
-
-
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def _annotation(setting: Setting) -> Any:

@@ -9,36 +9,11 @@ from typing import Any
 
 from flows.runtime.settings import LAST, Setting, Settings, every_setting
 
-_HEAD = """\
-# Settings
-
-<!-- Made by `headwater settings --markdown > docs/settings.md`; a test compares. -->
-
-A setting can be given in several places. What comes first in this list holds:
-
-1. the option of a command, or the keyword in Python: the option's name (`target_fpr=0.1`), or the
-   key's where there is no option (`training_held_out=0.2`);
-2. its environment variable;
-3. its key in `headwater.yaml` (`./headwater.yaml`, or the file that `--config` names). Relative
-   paths in the file are relative to it. `headwater init` writes one with every key;
-4. for what is marked with *, the value at the set's last extraction, whatever defaults have become;
-5. the default.
-
-What is given counts even where it is the default's own value: on a set last run with resnet50,
-`--backbone resnet18` is resnet18, and `size: null` in the file is no size. The one of `images`,
-`normal` and `pairs` that is given takes away the others where they come from further down the list.
-Weights and options belong to a backbone: where another one is given, the set's last are left.
-
-`HEADWATER_HOME` and `HEADWATER_ARTIFACTS` are older and come after the file. So does
-`HEADWATER_WEIGHTS`, a file or folder in which a backbone's weights are looked for if nothing names
-them. Lists and mappings in environment variables are written as JSON; an empty variable gives
-nothing. Dask's workers and Prefect's flows get settings made whole and read no variables.
-"""
 _COLUMNS = ("key", "what", "type and limits", "default", "option", "environment variable")
 
 
-def settings_page(root: Any) -> str:
-    """Return the page docs/settings.md.
+def settings_tables(root: Any) -> str:
+    """Return the tables of docs/settings.md, one a section.
 
     Parameters
     ----------
@@ -46,9 +21,9 @@ def settings_page(root: Any) -> str:
         The command with all its commands, as typer makes it.
     """
     takers = _takers(root)
-    parts = [_HEAD.rstrip()]
+    parts = []
     for section, title, settings in _sections():
-        parts.append(f"\n## {title.rstrip('.')}" + (f" (`{section}`)" if section else "") + "\n")
+        parts.append(f"## {title.rstrip('.')}" + (f" (`{section}`)" if section else "") + "\n")
         rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
         for setting in settings:
             taken = setting.option and f"`{setting.option}` ({', '.join(takers[setting.path])})"
@@ -64,7 +39,8 @@ def settings_page(root: Any) -> str:
             )
         for row in rows:
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-    return "\n".join(parts) + "\n"
+        parts.append("")
+    return "\n".join(parts)
 
 
 def _takers(root: Any) -> dict[str, list[str]]:

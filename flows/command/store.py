@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.command.options import SET_ASIDE, Given, JsonOption, SetArgument, command_group, takes
+from flows.command.options import (
+    SET_ASIDE,
+    Given,
+    JsonOption,
+    SetArgument,
+    SnapshotOption,
+    command_group,
+    takes,
+)
 from flows.command.store_tables import minute, percent
 from flows.runtime.console import Reporter, err, out, size, table
 from headwater.errors import ConfigError, HeadwaterError
@@ -20,10 +28,6 @@ if TYPE_CHECKING:
     from storage.store.feature_store import FeatureStore
 
 commands = command_group("Look after the feature store of an image set.")
-
-AtOption = Annotated[
-    str | None, typer.Option("--snapshot", help=r"Snapshot id or tag. \[default: the newest]")
-]
 
 
 def _places(given: Given, *, write: bool = False) -> tuple[FeatureStore, Settings, Home]:
@@ -113,7 +117,7 @@ def log(
 @commands.command()
 @takes("store")
 def inspect(
-    image_set: SetArgument, given: Given, snapshot: AtOption = None, json_: JsonOption = False
+    image_set: SetArgument, given: Given, snapshot: SnapshotOption = None, json_: JsonOption = False
 ) -> None:
     """Show what a set's store holds: images, extractors, layers, shapes, coverage, bytes."""
     opened = _open(given)
@@ -205,7 +209,7 @@ def diff(
 def verify(
     image_set: SetArgument,
     given: Given,
-    snapshot: AtOption = None,
+    snapshot: SnapshotOption = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Compute what is damaged again, and just that.")
     ] = False,
@@ -249,7 +253,7 @@ def tag(
     image_set: SetArgument,
     given: Given,
     name: Annotated[str, typer.Argument(help="The tag; it never moves.")],
-    snapshot: AtOption = None,
+    snapshot: SnapshotOption = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the tag instead.")] = False,
 ) -> None:
     """Give a snapshot a name that keeps it from expiring."""
@@ -325,7 +329,7 @@ def export(
     image_set: SetArgument,
     given: Given,
     target: Annotated[str, typer.Argument(help="Folder, or s3://bucket/prefix with --as-store.")],
-    snapshot: AtOption = None,
+    snapshot: SnapshotOption = None,
     as_store: Annotated[
         bool, typer.Option("--as-store", help="A Headwater store instead of a plain Zarr folder.")
     ] = False,

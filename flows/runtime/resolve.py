@@ -89,20 +89,17 @@ def tune_heads(settings: Settings, home: Home, values: Mapping[str, Any]) -> Set
     ConfigError
         For a head that will not.
     """
-    heads = settings.heads or default_heads(_reads_pairs(settings, home))
+    if not values:
+        return settings
+    found = any(getattr(settings, k) is not None for k in _SOURCES)
+    pairs = settings.pairs if found else home.card(require_set(settings)).get("pairs")
+    heads = settings.heads or default_heads(bool(pairs))
     for key, value in values.items():
         head, dot, name = key.partition(".")
         if not dot or head not in heads:
             raise ConfigError(f"--set {key}", expected=f"HEAD.KEY with HEAD of {', '.join(heads)}")
         heads = {**heads, head: {**heads[head], name: value}}
-    return changed(settings, {"heads": heads}) if values else settings
-
-
-def _reads_pairs(settings: Settings, home: Home) -> bool:
-    """Return whether the set is one of pairs: as the settings say, or else as its card does."""
-    if any(getattr(settings, k) is not None for k in _SOURCES):
-        return settings.pairs is not None
-    return bool(home.card(require_set(settings)).get("pairs"))
+    return changed(settings, {"heads": heads})
 
 
 def _with_folders(settings: Settings, card: Mapping[str, Any]) -> Settings:

@@ -9,16 +9,17 @@ import typer
 import yaml
 
 from flows.command.main import app, main
-from flows.command.settings_page import file_template, settings_page
+from flows.command.settings_page import file_template, settings_tables
 from flows.runtime.settings import Settings, every_setting
 from flows.runtime.sources import load_settings
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "settings.md"
 
 
-def test_the_page_in_docs_is_what_the_code_says():
-    remedy = "headwater settings --markdown > docs/settings.md"
-    assert PAGE.read_text() == settings_page(typer.main.get_command(app)), remedy
+def test_the_page_in_docs_holds_what_the_code_says():
+    # What `headwater settings --markdown` prints stands below the comment there.
+    _, _, tables = PAGE.read_text().partition("-->\n\n")
+    assert tables == settings_tables(typer.main.get_command(app))
 
 
 def test_the_page_tells_all_of_every_setting():
