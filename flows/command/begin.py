@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from flows.command.options import Given, command_group, takes
+from flows.command.options import command_group, takes
 from flows.command.settings_page import file_template, settings_tables
 from flows.runtime.console import out, table
+from flows.runtime.given import Given
 from flows.runtime.settings import every_setting
 from headwater.errors import ConfigError
 

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from flows.command.options import Given
 from flows.runtime.console import Reporter, err
+from flows.runtime.given import Given
 from headwater.errors import WeightsError
 
 BACKBONE = "resnet18"

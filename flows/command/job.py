@@ -10,7 +10,6 @@ import typer
 
 from flows.command.options import (
     SET_ASIDE,
-    Given,
     JsonOption,
     RehashOption,
     SetArgument,
@@ -20,6 +19,7 @@ from flows.command.options import (
     takes,
 )
 from flows.runtime.console import Reporter, err, out, table
+from flows.runtime.given import Given
 from headwater.errors import ConfigError
 
 commands = command_group("The job.")

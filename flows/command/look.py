@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from flows.command.options import (
-    Given,
     JsonOption,
     SetArgument,
     VersionOption,
@@ -17,6 +16,7 @@ from flows.command.options import (
     takes,
 )
 from flows.runtime.console import Reporter, err, out, table
+from flows.runtime.given import Given
 from headwater.errors import DataError
 
 commands = command_group("Look.")

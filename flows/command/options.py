@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from flows.runtime.settings import LAST, Setting, Settings, every_setting
+from flows.runtime.given import Given
+from flows.runtime.settings import LAST, Setting, every_setting
 from headwater.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flows.runtime.home import Home
 
 #: Exit status of work that was done but for something set aside.
 SET_ASIDE = 3
@@ -46,39 +43,6 @@ def command_group(text: str) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a command line gives of settings: values by dotted keys, heads' own, and the file."""
-
-    values: Mapping[str, Any] = field(default_factory=dict)
-    tuned: tuple[str, ...] = ()
-    config: Path | None = None
-
-    def open(self, *, sides: bool = False, write: bool = True) -> tuple[Settings, Home]:
-        """Return the settings, over the environment and the file, and the home, prepared.
-
-        With `sides` the set may be one side of a set of pairs. Commands that only look pass
-        ``write=False``: they work in a read-only home and make none.
-        """
-        from flows.runtime.home import Home
-        from flows.runtime.resolve import tune_heads
-        from flows.runtime.sources import load_settings
-        from flows.runtime.values import assignments
-        from storage.store.layout import check_set_name
-
-        if self.values.get("image_set") is not None:
-            check_set_name(self.values["image_set"], sides=sides)
-        settings = load_settings(self.config, self.values)
-        places = (settings.store, settings.tracking, settings.artifacts)
-        home = Home.at(settings.home, *places, write=write)
-        home.prepare_environment()
-        try:
-            tuned = assignments(self.tuned)
-        except ValueError as error:
-            raise ConfigError(f"--set {' '.join(self.tuned)}", expected=str(error)) from None
-        return tune_heads(settings, home, tuned), home
 
 
 #: Options that are no settings: they say where settings are, or are about several.

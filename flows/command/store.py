@@ -10,7 +10,6 @@ import typer
 
 from flows.command.options import (
     SET_ASIDE,
-    Given,
     JsonOption,
     SetArgument,
     SnapshotOption,
@@ -19,6 +18,7 @@ from flows.command.options import (
 )
 from flows.command.store_tables import minute, percent
 from flows.runtime.console import Reporter, err, out, size, table
+from flows.runtime.given import Given
 from headwater.errors import ConfigError, HeadwaterError
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ class _Layer:
 def load_settings(
     file: Path | None = None,
     given: Mapping[str, Any] | None = None,
-    called: Callable[[Setting], str] = lambda setting: f"option {setting.option}",
+    called: Callable[[Setting], str] = lambda setting: f"option {setting.option} ",
 ) -> Settings:
     """Return what the file, the environment and the caller give, each over the one before.
 
@@ -64,7 +64,7 @@ def load_settings(
     given
         What the caller gives, by dotted keys: ``{"backbone.name": "resnet50"}``; None is nothing.
     called
-        How the caller calls a setting, for messages.
+        How the caller calls a setting, for messages; the value follows.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def load_settings(
     names = {setting.path: called(setting) for setting in every_setting()}
     after, before = _environment()
     merged: dict[str, tuple[Any, _Layer]] = {}
-    for layer in (after, _file(file), before, _Layer(mine, names, "{place} {word}")):
+    for layer in (after, _file(file), before, _Layer(mine, names, "{place}{word}")):
         for folder in _INSTEAD:
             if layer.values.get(folder) is not None:
                 for other in _INSTEAD[folder]:
@@ -222,5 +222,6 @@ def by_keyword(group: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
     known = {s.keyword: s.path for s in every_setting() if not s.groups or group in s.groups}
     for name in keywords:
         if name not in known:
-            raise ConfigError(f"unknown setting {name!r}", expected=_choices(name, list(known)))
+            culprit = f"keyword {name}={keywords[name]!r}"
+            raise ConfigError(culprit, expected=_choices(name, list(known)))
     return {known[name]: value for name, value in keywords.items()}

@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from flows.command.main import app, main
-from flows.command.options import Given, takes
+from flows.command.options import takes
+from flows.runtime.given import Given
 from flows.runtime.settings import every_setting
 from headwater.errors import ConfigError
 

@@ -90,7 +90,7 @@ def test_a_later_default_extracts_nothing_anew(home, monkeypatch):
         for section in ("extraction", "backbone"):
             Settings.model_fields[section].annotation.model_rebuild(force=True)
         Settings.model_rebuild(force=True)
-    assert Settings().extraction.default_size == 256
+    assert Settings().extraction.default_size == module.DEFAULT_SIZE
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_card_holds_all_that_is_kept_and_nothing_else(home):
     card = home.card("bolts")
     assert card["precision"] == {"net:0": "float32"}
     assert set(card) == {"precision", "root", *_FOLDERS, *_BEFORE}
-    assert card["extraction"] == {"size": None, "default_size": 256, "crop": None,
+    assert card["extraction"] == {"size": None, "default_size": module.DEFAULT_SIZE, "crop": None,
                                   "dtype": "float16"}  # fmt: skip
 
 

@@ -174,9 +174,9 @@ def test_python_says_settings_by_keyword():
     assert list(paths) == ["backbone.weights", "extraction.dtype", "training.workers", "heads"]
     assert by_keyword("extract", {"workers": 2}) == {"extraction.workers": 2}
     assert load_settings(None, paths).heads == {"f2r": {}}
-    with pytest.raises(ConfigError, match="unknown setting 'wieghts'\n  expected: 'weights'"):
+    with pytest.raises(ConfigError, match="keyword wieghts='w'\n  expected: 'weights'"):
         by_keyword("run", {"wieghts": "w"})
     with pytest.raises(ConfigError, match="epochs"):
         by_keyword("extract", {"epochs": 2})
-    with pytest.raises(ConfigError, match="keyword epochs 0\n"):
-        load_settings(None, {"training.epochs": 0}, lambda setting: f"keyword {setting.keyword}")
+    with pytest.raises(ConfigError, match="epochs=0\n"):
+        load_settings(None, {"training.epochs": 0}, lambda setting: f"{setting.keyword}=")
