@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from storage.serving.pair_detector import PairDetector
 
 from features.backbones.backbone import Backbone
 from features.images.pixels import read_image
@@ -27,7 +28,6 @@ from flows.training.train import train_head
 from storage.registry.client import mlflow
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
-from storage.serving.pair_detector import PairDetector
 from storage.serving.pyfunc import encode_image
 from storage.store.feature_store import FeatureStore
 from storage.upkeep.history import tags

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from pathlib import Path
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 def show_extraction(report: ExtractionReport | PairsReport, as_json: bool = False) -> None:
     """Print what an extraction did, and what it set aside."""
     if as_json:
-        out.print_json(json.dumps(report.to_json()))
+        out.print_json(data=report.to_json())
         return
     # Told apart by what they have: to import what makes them is slow.
     if hasattr(report, "sides"):
@@ -168,15 +167,3 @@ def shorten(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
-
-
-def show_heads(as_json: bool = False) -> None:
-    """Print every head: what it reads, its size, paper, presets and settings."""
-    from flows.command.heads import describe_heads, lines
-
-    rows = describe_heads()
-    if as_json:
-        out.print_json(json.dumps(rows, default=str))
-        return
-    for line in lines(rows):
-        out.print(line, markup=False, style="" if not line.startswith(" ") else "dim")

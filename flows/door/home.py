@@ -244,7 +244,9 @@ def open_home(
     """Open a home; see `headwater.open`."""
     file = None if config is None else Path(config)
     if file is not None and not file.is_file():
-        raise DataError(f"{file}: no such file", expected="a settings file", remedy="headwater init")
+        raise DataError(
+            f"{file}: no such file", expected="a settings file", remedy="headwater init"
+        )
     values = {"home": home, "store": store, "tracking": tracking, "artifacts": artifacts}
     _, place = Given({k: v for k, v in values.items() if v is not None}, config=file).open(
         called=lambda setting: f"{setting.keyword}="

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flows.runtime.settings import DEFAULT_HEADS, DEFAULT_PAIR_HEADS, Settings, pair
+from flows.runtime.settings import Settings, default_heads
+from flows.runtime.values import height_width
 from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
 from headwater.errors import ConfigError
@@ -88,11 +89,6 @@ def _gpu(device: str) -> bool:
 def chosen_heads(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the heads asked for, or the default ones, each with its settings."""
     return settings.heads or default_heads(settings.pairs is not None)
-
-
-def default_heads(pairs: bool) -> dict[str, dict[str, Any]]:
-    """Return the heads of a set, of pairs or of single images, where none were asked for."""
-    return {name: {} for name in (DEFAULT_PAIR_HEADS if pairs else DEFAULT_HEADS)}
 
 
 def check_heads(settings: Settings) -> None:
@@ -185,16 +181,18 @@ def plan_head(
     precision: Precision,
 ) -> HeadPlan:
     """Settle what one configured head reads; see `plan_heads`."""
-    size = pair(settings.extraction.size)
-    crop = pair(settings.extraction.crop)
+    said = settings.extraction
+    size = None if said.size is None else height_width(said.size)
+    crop = None if said.crop is None else height_width(said.crop)
+    plain = height_width(said.default_size)
     if _reads_images(name, config):
         backbone = None
     info = BackboneInfo(IMAGES, (), (), ()) if backbone is None else backbone.info
-    needs = get_head(name).needs(config, info, size or (256, 256))
-    if size is None and needs.resize is not None and needs.resize != (256, 256):
+    needs = get_head(name).needs(config, info, size or plain)
+    if size is None and needs.resize is not None and needs.resize != plain:
         # Asked again at the head's own size: the choice of nodes may depend on it.
         needs = get_head(name).needs(config, info, needs.resize)
-    resize = size or needs.resize or (256, 256)
+    resize = size or needs.resize or plain
     crop = crop or (needs.crop if size is None else None)
     if crop and (crop[0] > resize[0] or crop[1] > resize[1]):
         raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")
@@ -202,7 +200,7 @@ def plan_head(
         spec = ExtractorSpec(IMAGES, "none", resize=resize, crop=crop, dtype="float32")
     else:
         spec = backbone.default_spec(
-            resize=resize, crop=crop, precision=precision, dtype=settings.extraction.dtype
+            resize=resize, crop=crop, precision=precision, dtype=said.dtype
         )
     view_spec = dataclasses.replace(spec, views=needs.views) if needs.views else None
     return HeadPlan(name, preset, dataclasses.asdict(config), spec, needs.layers, view_spec)

@@ -11,7 +11,7 @@ from features.extract import Job, extract
 from features.images.records import BrokenImage
 from flows.extraction.extract import open_backbone
 from flows.runtime.resolve import resolve
-from flows.runtime.settings import Settings
+from flows.runtime.settings import Settings, changed
 from headwater.errors import DataError, WeightsError
 from headwater.spec import LayerSpec
 from storage.store.feature_store import FeatureStore
@@ -51,7 +51,7 @@ def repair(
     card = home.card(store.image_set)
     settings = resolve(settings, home, images=False)
     # What was damaged says in which arithmetic it was made: nothing is to be measured.
-    settings.extraction.precision = "float32"
+    settings = changed(settings, {"extraction.precision": "float32"})
     root = Path(card.get("root", ""))
     work = damaged_keys(store, damage)
     if not work:
