@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from flows.door.detector import LoadedModel as LoadedModel
     from flows.door.detector import Result as Result
     from flows.door.home import OpenHome as OpenHome
-    from flows.door.home import open_home as open
+    from flows.door.home import open_home
     from headwater.errors import HeadwaterError as HeadwaterError
+
+    open = open_home
 
 #: Where each name lives; its module is imported when it is first asked for.
 _NAMES = {

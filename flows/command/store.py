@@ -293,34 +293,21 @@ def gc(
     """Expire old snapshots and free their space; never those that a tag or a model refers to."""
     opened, _, place = _places(given, write=True)
     from flows.command.store_tables import show_gc
-    from flows.extraction.repair import parse_age
-    from storage.registry.registry import Registry
-    from storage.store.layout import side_of
-    from storage.upkeep.collect import check_grace
-    from storage.upkeep.collect import gc as collect
-    from storage.upkeep.purge import purge
+    from flows.use.upkeep import collect, parse_age
 
-    age, young = parse_age(older_than), parse_age(grace)
-    check_grace(opened, young)  # before anything is given up
-    registry = Registry(place.root, place.tracking_url)
-    # A model over pairs is of the pair's set, and refers to a snapshot of either side.
-    base, side = side_of(image_set)
-    which = "history_snapshot" if side == "history" else "snapshot"
-    models = {row[which] for row in registry.leaderboard(base)} - {""}
-    purged = purge(opened, older_than=age, dry_run=not delete) if purge_removed else None
-    report = collect(
+    done = collect(
+        place,
         opened,
-        older_than=age,
-        grace=young,
-        protect=models,
-        in_use=registry.in_use(base, which),
-        dry_run=not delete,
+        older_than=parse_age(older_than),
+        grace=parse_age(grace),
+        purge_removed=purge_removed,
+        delete=delete,
     )
     if json_:
-        facts = dataclasses.asdict(report)
-        _json(facts | ({"purged": dataclasses.asdict(purged)} if purged else {}))
+        purged = {"purged": dataclasses.asdict(done.purged)} if done.purged else {}
+        _json(dataclasses.asdict(done.snapshots) | purged)
         return
-    show_gc(report, purged)
+    show_gc(done.snapshots, done.purged)
 
 
 @commands.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from features.images.pixels import read_image, to_rgb
-from flows.use.predict import draw
+from flows.use.predict import draw_prediction
 from headwater.errors import ImageError
 
 if TYPE_CHECKING:
-    from flows.use.predict import Chosen
-    from storage.serving.detector import Prediction
+    from storage.serving.detector import Detector, Prediction
 
 #: One picture: a file, a PIL image, or an array ``[H, W, 3]`` or ``[H, W]`` uint8.
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -68,9 +68,8 @@ class Result:
 
     def image(self) -> Image.Image:
         """Return the picture with its map."""
-        with tempfile.TemporaryDirectory() as folder:
-            with Image.open(self.save(Path(folder) / "result.png")) as drawn:
-                return drawn.convert("RGB")
+        with Image.open(io.BytesIO(self._repr_png_())) as drawn:
+            return drawn.convert("RGB")
 
     def _repr_png_(self) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -92,23 +91,17 @@ class LoadedModel:
 
     Parameters
     ----------
-    chosen
-        Which model, and the registry that has it.
-    device
-        ``auto``, ``cpu`` or ``cuda[:n]``.
+    inference
+        The model's files, put together.
+    name
+        ``SET.HEAD version N``.
     """
 
-    def __init__(self, chosen: Chosen, device: str = "auto") -> None:
-        self.chosen = chosen
-        self.inference = chosen.load(device)
+    def __init__(self, inference: Detector, name: str) -> None:
+        self.inference, self.name = inference, name
 
     def __repr__(self) -> str:
         return f"{self.name}: threshold {self.threshold:.4g}"
-
-    @property
-    def name(self) -> str:
-        """``SET.HEAD version N``."""
-        return self.chosen.name
 
     @property
     def threshold(self) -> float:
@@ -139,18 +132,15 @@ class LoadedModel:
         ConfigError, ModelError
             For a pair where the model looks at single images, or the other way round.
         """
-        several = isinstance(sample, list)
-        samples: Sequence[Any] = sample if several else [sample]
-        given = [
-            tuple(pixels(p) for p in s) if isinstance(s, tuple) else pixels(s) for s in samples
-        ]
+        samples = sample if isinstance(sample, list) else [sample]
+        given = [[pixels(p) for p in (s if isinstance(s, tuple) else (s,))] for s in samples]
         got = self.inference.predict(given, threshold=threshold)
         results = [self._result(s, p) for s, p in zip(given, got, strict=True)]
-        return results if several else results[0]
+        return results if isinstance(sample, list) else results[0]
 
-    def _result(self, sample: Pixels | tuple[Pixels, ...], got: Prediction) -> Result:
+    def _result(self, images: Sequence[Pixels], got: Prediction) -> Result:
         def paint(target: Path) -> None:
-            draw(self.inference, sample, got, target)
+            draw_prediction(self.inference, images, got, target)
 
         return Result(
             got.score, got.verdict, got.map, got.threshold, got.pixel_threshold, self.name, paint

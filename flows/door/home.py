@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flows.runtime.console import Reporter
 from flows.runtime.given import Given
 from flows.runtime.home import Home
-from flows.runtime.settings import Settings, every_setting
+from flows.runtime.settings import Setting, Settings, every_setting
 from headwater.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -171,8 +171,8 @@ class OpenHome:
         image_set
             Name of the set.
         head
-            Whose model; where the set has models of several heads, the champion's, else that of
-            the first head that the set was last run with.
+            Whose model; without it that of the set's only head, or of several that of the first
+            one that the set was last extracted for.
         version
             Number or alias; without it the champion where one is set, else the newest.
         device
@@ -184,9 +184,11 @@ class OpenHome:
             Where there is no such model.
         """
         from flows.door.detector import LoadedModel  # late: torch takes seconds
-        from flows.use.predict import choose_model  # late: torch takes seconds
+        from flows.use.predict import open_model  # late: torch takes seconds
 
-        return LoadedModel(choose_model(self.home, image_set, head, version, pick=True), device)
+        first = self.home.card(image_set).get("heads", ())
+        found, model = open_model(self.home, image_set, head, version, first=first, device=device)
+        return LoadedModel(found, f"{model['model']} version {model['version']}")
 
     def store(self, image_set: str) -> OpenStore:
         """Return the set's feature store; of a set of pairs name a side, ``SET.current``.
@@ -227,9 +229,12 @@ class OpenHome:
             "artifacts": self.home.artifacts_url,
         }
         values = {k: v for k, v in own.items() if v is not None} | values
-        return Given(values | {"image_set": image_set}, config=self._config).open(
-            called=lambda setting: f"{setting.keyword}="
-        )
+        given = Given(values | {"image_set": image_set}, config=self._config)
+        return given.open(called=_keyword)
+
+
+def _keyword(setting: Setting) -> str:
+    return f"{setting.keyword} = "
 
 
 def open_home(
@@ -248,7 +253,6 @@ def open_home(
             f"{file}: no such file", expected="a settings file", remedy="headwater init"
         )
     values = {"home": home, "store": store, "tracking": tracking, "artifacts": artifacts}
-    _, place = Given({k: v for k, v in values.items() if v is not None}, config=file).open(
-        called=lambda setting: f"{setting.keyword}="
-    )
+    given = Given({k: v for k, v in values.items() if v is not None}, config=file)
+    _, place = given.open(called=_keyword)
     return OpenHome(place, file, quiet=quiet)

@@ -71,6 +71,8 @@ def remember(settings: Settings, home: Home, image_set: str, root: Path) -> None
     values = settings.model_dump(mode="json")
     for section, keys in _BEFORE.items():
         card[section] = {key: values[section][key] for key in keys}
+    # In the order asked for: the first answers where several could (`OpenHome.detector`).
+    card["heads"] = list(settings.heads or default_heads(settings.pairs is not None))
     home.write_card(image_set, card)
 
 
