@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from storage.serving.pair_detector import PairDetector
 
 from features.backbones.backbone import Backbone
 from features.images.pixels import read_image
@@ -28,7 +27,7 @@ from flows.training.train import train_head
 from storage.registry.client import mlflow
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
-from storage.serving.pyfunc import encode_image
+from storage.serving.encoding import encode_image
 from storage.store.feature_store import FeatureStore
 from storage.upkeep.history import tags
 from tests.flows.commandkit import features
@@ -88,13 +87,12 @@ def test_a_model_predicts_as_it_did(name, golden, one_thread, monkeypatch):
     uri = f"models:/{name}"
     if name.startswith("tiles"):
         given = [read_image(golden / path) for path in TOLD["images"]]
-        got = Detector.load(uri, registry, device="cpu").predict(given)
         table = pd.DataFrame({"image": [encode_image(x) for x in given]})
     else:
         test = golden / "images/boards/test"
         given = [tuple(read_image(test / s / f"{i}.png") for s in SIDES) for i in (6, 7, 8)]
-        got = PairDetector.load(uri, registry, device="cpu").predict(given)
         table = pd.DataFrame([map(encode_image, x) for x in given], columns=SIDES)
+    got = Detector.load(uri, registry, device="cpu").predict(given)
     with np.load(GOLDEN / "expected.npz") as expected:
         assert agree([p.score for p in got], expected[f"{name}/scores"])
         assert agree(np.stack([p.map for p in got]), expected[f"{name}/maps"])

@@ -229,8 +229,8 @@ class OpenHome:
             "artifacts": self.home.artifacts_url,
         }
         values = {k: v for k, v in own.items() if v is not None} | values
-        given = Given(values | {"image_set": image_set}, config=self._config)
-        return given.open(called=_keyword)
+        asked = Given(values | {"image_set": image_set}, config=self._config)
+        return asked.open(called=_keyword)
 
 
 def _keyword(setting: Setting) -> str:
@@ -253,6 +253,6 @@ def open_home(
             f"{file}: no such file", expected="a settings file", remedy="headwater init"
         )
     values = {"home": home, "store": store, "tracking": tracking, "artifacts": artifacts}
-    given = Given({k: v for k, v in values.items() if v is not None}, config=file)
-    _, place = given.open(called=_keyword)
+    asked = Given({k: v for k, v in values.items() if v is not None}, config=file)
+    _, place = asked.open(called=_keyword)
     return OpenHome(place, file, quiet=quiet)

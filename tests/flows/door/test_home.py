@@ -100,7 +100,7 @@ def test_a_model_over_pairs_takes_two(home):
 def test_mistakes_are_told(home, tmp_path):
     with pytest.raises(ConfigError, match="perhaps preset"):
         home.run("tiles", prset="small")
-    with pytest.raises(ConfigError, match="size="):
+    with pytest.raises(ConfigError, match="size = huge"):
         home.run("tiles", size="huge")
     with pytest.raises(ModelError, match="several heads"):
         home.detector("tiles")  # its card is older than the memory of heads
