@@ -1,4 +1,4 @@
-"""Where trainings run: Dask workers, each with its share of the cores, reporting as they go."""
+"""Where work runs: Dask workers, each with its share of the cores, reporting as they go."""
 
 from __future__ import annotations
 
