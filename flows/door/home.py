@@ -94,7 +94,7 @@ class OpenHome:
 
         made, home = self._settings(image_set, images=images, heads=heads, **settings)
         with Reporter(quiet=self._quiet).live() as reporter:
-            return run_pipeline(made, home, reporter, rehash=rehash).or_raise()
+            return run_pipeline(made, home, reporter, rehash=rehash)
 
     def extract(
         self,
