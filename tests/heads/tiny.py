@@ -6,15 +6,16 @@ second.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from heads.catalogue import get_head, make_config
-from heads.contract import FeatureSource, Head, Shape
+from heads.contract import Batch, FeatureSource, Head, Shape
+from heads.flow.flow_head import FlowHead
 from heads.training.sources import TensorSource
 from tests.heads.pairs.tiny import pair_source
 
@@ -88,6 +89,25 @@ def shake(module: nn.Module, size: float = 0.3) -> nn.Module:
     for p in module.parameters():
         p.data.add_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
     return module
+
+
+def check_log_determinant(head: FlowHead, batch: Batch, rows: Sequence[int]) -> Tensor:
+    """Compare `latent`'s log-determinant of these rows with autograd's; return it, ``[B]``."""
+    _, claimed = head.latent(batch)
+    for row in rows:
+        inputs = [x[row : row + 1] for x in head.inputs(batch)]
+        sizes, shapes = [x.numel() for x in inputs], [x.shape for x in inputs]
+
+        def latent(flat: Tensor, sizes: list[int] = sizes, shapes: list[Any] = shapes) -> Tensor:
+            maps = [x.view(shape) for x, shape in zip(flat.split(sizes), shapes, strict=True)]
+            return torch.cat([z.flatten() for z in head.latent_of(maps)[0]])
+
+        flat = torch.cat([x.flatten() for x in inputs])
+        jacobian = torch.autograd.functional.jacobian(latent, flat, vectorize=True)
+        assert jacobian.shape == (len(flat), len(flat))
+        truth = torch.linalg.slogdet(jacobian)[1]
+        torch.testing.assert_close(claimed[row], truth, rtol=1e-8, atol=1e-8)
+    return claimed
 
 
 PYRAMID = {"n": (6, 4, 6), "n@0.5": (6, 2, 3), "n@0.25": (6, 1, 2)}

@@ -15,8 +15,6 @@ from headwater.spec import BackboneInfo
 from tests.heads.tiny import shake
 
 SHAPES = {"m": (4, 3, 3)}
-
-
 TINY = DualFlowConfig(layers=2)
 
 
@@ -116,9 +114,3 @@ def test_what_it_reads():
         DualFlow.needs(DualFlowConfig(), dataclasses.replace(vit, depth=1), (224, 224))
     with pytest.raises(ConfigError, match="no stage of stride 16"):
         DualFlow.needs(DualFlowConfig(), dataclasses.replace(net, strides=(2, 4, 8)), (256, 256))
-
-
-def test_defaults_are_the_papers():
-    c = DualFlowConfig()
-    assert (c.layers, c.branches, c.dsam, c.final_relu, c.top_k) == (6, "both", True, False, 0.03)
-    assert (c.lr, c.betas, c.eps, c.epochs) == (5e-5, (0.8, 0.8), 1e-8, 200)

@@ -16,17 +16,11 @@ from headwater.spec import BackboneInfo, Needs
 from tests.heads.pairs.tiny import pair_source
 
 SHAPES = {"one": (3, 8, 8), "two": (4, 4, 4)}
-
-
 TINY = {
     "layers": 1, "heads": 2, "embedding": 8, "mlp": 8, "width": 4, "epochs": 3, "lr": 5e-3,
     "dropout": 0.0,
 }  # fmt: skip
-
-
 OPTIONS = TrainOptions(device="cpu", precision="float32", threads=1)
-
-
 RESNET = BackboneInfo(
     "resnet18", ("act1", "layer1", "layer2", "layer3"), (64, 64, 128, 256), (2, 4, 8, 16)
 )
@@ -102,7 +96,7 @@ def test_a_start_at_the_base_rate_is_just_that():
     assert torch.isfinite(bias).all()
 
 
-def test_scores_are_symmetric_in_the_images_and_belong_to_one_pair():
+def test_scores_are_symmetric_in_the_images():
     head = build()
     fit(head)
     batch = pair_source(SHAPES, 6, 5).read(0, 6)
@@ -115,33 +109,6 @@ def test_scores_are_symmetric_in_the_images_and_belong_to_one_pair():
         if ":" in k
     }
     assert torch.equal(head.score(swapped).maps, scores.maps)  # |F_c - F_h|
-    for rows in ([3], [5, 0, 1], [2, 2]):
-        part = head.score({k: v[rows] for k, v in batch.items()})
-        torch.testing.assert_close(part.maps, scores.maps[rows], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(part.image, scores.image[rows], rtol=1e-4, atol=1e-5)
-
-
-def test_a_resumed_training_ends_as_the_unbroken_one(tmp_path):
-    # Flips and dropout draw from the generator that the checkpoint keeps.
-    settings = {"dropout": 0.2, "epochs": 4}
-    whole = build(**settings)
-    fit(whole)
-
-    class Broken(NullProgress):
-        def metric(self, name, value, epoch):
-            if epoch == 3:
-                raise KeyboardInterrupt
-
-    options = TrainOptions(
-        device="cpu", precision="float32", threads=1, checkpoint_dir=tmp_path, checkpoint_every=0
-    )
-    train, held = pair_source(SHAPES, 24, 0), pair_source(SHAPES, 8, 1)
-    with pytest.raises(KeyboardInterrupt):
-        build(**settings).fit(train, held, options, Broken())
-    again = build(**settings)
-    assert again.fit(train, held, options, NullProgress())["epochs"] == 4
-    for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
 
 
 def test_gradients_reach_every_parameter_of_both_encoders():

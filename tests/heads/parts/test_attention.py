@@ -25,16 +25,8 @@ def test_gca_is_the_papers_formula():
 
 def test_kernel_of_the_channel_convolution():
     # |log2(C)/2 + 1/2| to the nearest odd number; 224 channels: 4.4 -> 5.
-    assert [odd_kernel(c) for c in (8, 32, 64, 127, 128, 224, 2048, 8192)] == [
-        3,
-        3,
-        3,
-        3,
-        5,
-        5,
-        7,
-        7,
-    ]
+    channels = (8, 32, 64, 127, 128, 224, 2048, 8192)
+    assert [odd_kernel(c) for c in channels] == [3, 3, 3, 3, 5, 5, 7, 7]
 
 
 def test_squeeze_and_excitation_squeezes():
