@@ -20,7 +20,14 @@ from features.backbones.precision import best_precision
 from features.backbones.weights import find_weights, read_weights
 from features.images.pixels import sha256_of
 from headwater.errors import ConfigError, LayerError
-from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, StoredDtype
+from headwater.spec import (
+    IMAGE_SIZE,
+    BackboneInfo,
+    ExtractorSpec,
+    LayerSpec,
+    Precision,
+    StoredDtype,
+)
 
 __all__ = ["Backbone", "best_precision", "find_weights", "load_backbone", "restore_backbone"]
 
@@ -92,7 +99,7 @@ class Backbone:
 
     def default_spec(
         self,
-        resize: int | tuple[int, int] = (256, 256),
+        resize: int | tuple[int, int] = IMAGE_SIZE,
         crop: int | tuple[int, int] | None = None,
         precision: Precision | None = None,
         dtype: StoredDtype = "float16",

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flows.extraction.backbone import BackboneRef, settle_precision
+from flows.runtime.resolve import require_set, resolve
 from flows.runtime.settings import DEFAULT_HEADS, DEFAULT_PAIR_HEADS, Settings, pair
 from heads.catalogue import get_head, make_config, registry
 from heads.contract import HeadConfig
 from headwater.errors import ConfigError
-from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
+from headwater.spec import IMAGE_SIZE, BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
 
 if TYPE_CHECKING:
     from features.backbones.backbone import Backbone
+    from flows.runtime.home import Home
 
 
 #: Stands for the backbone where a head reads preprocessed images.
@@ -64,6 +67,52 @@ class HeadPlan:
         """Rebuild the head's configuration."""
         return make_config(self.head, self.config)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping; `from_json` reads it back."""
+        return {
+            **vars(self),
+            "spec": self.spec.to_json(),
+            "layers": [layer.name for layer in self.layers],
+            "view_spec": self.view_spec.to_json() if self.view_spec else None,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HeadPlan:
+        """Rebuild a plan from `to_json`'s mapping."""
+        read = {
+            "spec": ExtractorSpec.from_json(data["spec"]),
+            "layers": tuple(LayerSpec.parse(name) for name in data["layers"]),
+            "view_spec": ExtractorSpec.from_json(data["view_spec"]) if data["view_spec"] else None,
+        }
+        return cls(**{**data, **read})
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job is to do, settled before anything is scanned or computed.
+
+    Parameters
+    ----------
+    heads
+        What each head reads.
+    backbone
+        Whose features; None where every head reads images.
+    """
+
+    heads: tuple[HeadPlan, ...]
+    backbone: BackboneRef | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping; `from_json` reads it back."""
+        backbone = dataclasses.asdict(self.backbone) if self.backbone else None
+        return {"heads": [plan.to_json() for plan in self.heads], "backbone": backbone}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> JobPlan:
+        """Rebuild a plan from `to_json`'s mapping."""
+        backbone = BackboneRef.from_json(data["backbone"]) if data["backbone"] else None
+        return cls(tuple(HeadPlan.from_json(plan) for plan in data["heads"]), backbone)
+
 
 @dataclass(frozen=True)
 class ExtractionPlan:
@@ -95,9 +144,50 @@ def default_heads(pairs: bool) -> dict[str, dict[str, Any]]:
     return {name: {} for name in (DEFAULT_PAIR_HEADS if pairs else DEFAULT_HEADS)}
 
 
-def check_heads(settings: Settings) -> None:
-    """Raise `ConfigError` for an unknown head or setting, before anything is loaded or scanned."""
+def ready(settings: Settings, home: Home, *, images: bool = True) -> Settings:
+    """Return the settings of a job made whole and checked; its first step.
+
+    Parameters
+    ----------
+    settings, home, images
+        As of `flows.runtime.resolve.resolve`.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown head or setting, before anything is looked for; for what `resolve` raises;
+        for heads of single images on a set of pairs, and the other way round.
+    """
     configured(settings)
+    settings = resolve(settings, home, images=images)
+    check_kind(settings)
+    return settings
+
+
+def plan_job(settings: Settings, home: Home, untrained_seed: int | None = None) -> JobPlan:
+    """Load the backbone, unless every head reads images, and settle what the heads read.
+
+    The backbone is held for the extraction that follows; see `flows.extraction.backbone`.
+
+    Parameters
+    ----------
+    settings
+        From `ready`.
+    home
+        Remembers the arithmetic.
+    untrained_seed
+        Only the demo gives one: an untrained net instead of weights.
+    """
+    ref: BackboneRef | None = None
+    backbone: Backbone | None = None
+    precision: Precision = "float32"
+    if not all(_reads_images(name, c) for name, (_, c) in configured(settings).items()):
+        ref = BackboneRef.of(settings.backbone, untrained_seed)
+        backbone = ref.load()
+        ref.keep(backbone)
+        wanted = settings.extraction.precision
+        precision = settle_precision(backbone, wanted, home, require_set(settings))
+    return JobPlan(tuple(plan_heads(settings, backbone, precision)), ref)
 
 
 def configured(settings: Settings) -> dict[str, tuple[str | None, HeadConfig]]:
@@ -135,11 +225,6 @@ def check_kind(settings: Settings) -> None:
 
 def _reads_images(name: str, config: HeadConfig) -> bool:
     return get_head(name).reads_images(config)
-
-
-def needs_backbone(settings: Settings) -> bool:
-    """Return whether any head asked for reads features; the others learn their own encoder."""
-    return not all(_reads_images(n, c) for n, (_, c) in configured(settings).items())
 
 
 def _preset_of(name: str, values: Mapping[str, Any], preset: str) -> str | None:
@@ -190,11 +275,12 @@ def plan_head(
     if _reads_images(name, config):
         backbone = None
     info = BackboneInfo(IMAGES, (), (), ()) if backbone is None else backbone.info
-    needs = get_head(name).needs(config, info, size or (256, 256))
-    if size is None and needs.resize is not None and needs.resize != (256, 256):
+    usual = (IMAGE_SIZE, IMAGE_SIZE)
+    needs = get_head(name).needs(config, info, size or usual)
+    if size is None and needs.resize not in (None, usual):
         # Asked again at the head's own size: the choice of nodes may depend on it.
-        needs = get_head(name).needs(config, info, needs.resize)
-    resize = size or needs.resize or (256, 256)
+        needs = get_head(name).needs(config, info, needs.resize or usual)
+    resize = size or needs.resize or usual
     crop = crop or (needs.crop if size is None else None)
     if crop and (crop[0] > resize[0] or crop[1] > resize[1]):
         raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")

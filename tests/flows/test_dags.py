@@ -17,26 +17,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from flows.command.demo_images import make_demo_images
 from flows.command.main import main
-from tests.flows.commandkit import HEADWATER, environment, run_command, save_weights
+from tests.flows.commandkit import HEADWATER, environment, run_command
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A folder with a small image set and a weight file."""
-    folder = tmp_path_factory.mktemp("job")
-    made = make_demo_images(folder / "made")
-    for part, count in (("train/good", 12), ("test/good", 4), ("test/blob", 4)):
-        (folder / "images" / part).mkdir(parents=True)
-        for path in sorted((made / part).iterdir())[:count]:
-            shutil.copy(path, folder / "images" / part)
-    masks = folder / "images/ground_truth/blob"
-    masks.mkdir(parents=True)
-    for path in sorted((made / "ground_truth/blob").iterdir())[:4]:
-        shutil.copy(path, masks)
-    save_weights(folder)
-    return folder
+def work(tiles):
+    """The folder that commands run in."""
+    return tiles
 
 
 def headwater(work, *arguments, status=0):

@@ -1,15 +1,24 @@
 """Planning: what the heads need is merged, so that what two heads share is computed once."""
 
 import dataclasses
+import json
 
 import pytest
 
-from features.images.records import ImageRecord
-from flows.extraction.extract import wanted_rows
-from flows.extraction.plan import check_heads, plan_extraction, plan_heads, training_key
+from flows.extraction.backbone import BackboneRef
+from flows.extraction.fill import wanted_rows
+from flows.extraction.plan import (
+    JobPlan,
+    check_kind,
+    configured,
+    plan_extraction,
+    plan_heads,
+    training_key,
+)
 from flows.runtime.settings import Settings
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, ExtractorSpec
+from storage.store.table import ImageRow
 
 
 class PlannedBackbone:
@@ -44,13 +53,13 @@ def test_views_are_an_extraction_of_their_own_over_normal_training_images():
     assert plain.spec.views is None
     assert views.spec.views is not None
     assert dataclasses.replace(views.spec, views=None) == plain.spec
-    records = {
-        name: ImageRecord(f"/{name}", name, split, kind, None, 1, 1, 1)
+    rows = {
+        name: ImageRow(name, f"{name}.png", split, kind)
         for name, split, kind in (("n", "train", "good"), ("t", "test", "good"), ("d", "test", "x"))
     }
-    assert [sha for sha, _ in wanted_rows(plain, records)] == ["n", "t", "d"]
+    assert [sha for sha, _ in wanted_rows(plain, rows)] == ["n", "t", "d"]
     count = views.spec.views.count
-    assert wanted_rows(views, records) == [("n", k) for k in range(1, count + 1)]
+    assert wanted_rows(views, rows) == [("n", k) for k in range(1, count + 1)]
 
 
 def test_another_size_or_views_seed_is_another_extractor():
@@ -91,4 +100,23 @@ def test_the_key_of_a_training_depends_on_what_changes_its_result():
 )
 def test_a_wrong_head_setting_or_preset_is_named_with_the_choices(heads, said):
     with pytest.raises(ConfigError, match=said):
-        check_heads(Settings.model_validate({"heads": heads}))
+        configured(Settings.model_validate({"heads": heads}))
+
+
+def test_heads_and_sets_must_fit():
+    heads = {"patchcore": {}, "padim": {}, "pair_diff": {}}
+    settings = Settings.model_validate({"image_set": "boards", "pairs": "boards", "heads": heads})
+    with pytest.raises(ConfigError, match="patchcore, padim read single images"):
+        check_kind(settings)
+
+
+def test_a_plan_survives_json():
+    options = (("mean", [0.1, 0.2, 0.3]), ("pad_type", "same"))
+    plans = plans_for({"patchcore": {"nodes": ["a"]}, "f2r": {"views": 2}}, crop=32)
+    plan = JobPlan(tuple(plans), BackboneRef("net", "net.safetensors", options))
+    back = JobPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert back.backbone == plan.backbone
+    for one, other in zip(plan.heads, back.heads, strict=True):
+        assert one.make_config() == other.make_config()
+        assert dataclasses.replace(one, config={}) == dataclasses.replace(other, config={})
+        assert training_key(one, "images", {}) == training_key(other, "images", {})

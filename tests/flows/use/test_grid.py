@@ -9,14 +9,17 @@ import pytest
 from PIL import Image
 
 from flows.command.main import main
+from flows.extraction.extract import extract_set
+from flows.extraction.plan import plan_job
 from flows.pictures.grid import grid_heat_maps
 from flows.runtime.console import Reporter
 from flows.runtime.home import Home
 from flows.runtime.settings import Settings
+from flows.training.train import train_head
+from flows.training.trainings import make_trainings
 from flows.use.grid import run_grid
 from heads.gallery.f2r_grid import POINTS
 from storage.registry.registry import Registry
-from tests.flows.test_dags import work  # noqa: F401
 
 SOME = ((0.0, 1.0), (1.0, 1.0), (0.5, 0.5), (1.0, 0.2), (1.2, 1.2))
 
@@ -30,30 +33,23 @@ class Stops(Reporter):
 
 
 @pytest.fixture(scope="module")
-def home(work):  # noqa: F811
+def home(tiles):
     """A home with one registered f2r model, trained here: no cluster is needed for that."""
-    from flows.dags import make_jobs
-    from flows.extraction.extract import extract_set, open_backbone
-    from flows.extraction.plan import plan_heads
-    from flows.training.train import train_head
-
     settings = Settings.model_validate(
         {
             "image_set": "tiles",
-            "images": work / "images",
-            "backbone": {"name": "resnet18", "weights": work / "resnet18.safetensors"},
+            "images": tiles / "images",
+            "backbone": {"name": "resnet18", "weights": tiles / "resnet18.safetensors"},
             "extraction": {"size": 64},
             "heads": {"f2r": {"steps": 2, "ratio": 0.05}},
             "training": {"epochs": 1, "preset": "small"},
         }
     )
-    place = Home.at(work / "grid-home")
+    place = Home.at(tiles / "grid-home")
     place.prepare_environment()
-    snapshot = extract_set(settings, place, Reporter(quiet=True)).snapshot
-    backbone, precision = open_backbone(settings, place, None)
-    plans = plan_heads(settings, backbone, precision)
-    (job,) = make_jobs(settings, place, plans, snapshot, weights=str(backbone.weights_path))
-    train_head(job)
+    at = extract_set(settings, place, Reporter(quiet=True)).version
+    (training,) = make_trainings(settings, place, plan_job(settings, place), at)
+    train_head(training)
     return place
 
 

@@ -1,0 +1,183 @@
+"""What a training is asked for, and what comes of it: plain data, sent to Dask workers and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.extraction.backbone import BackboneRef
+from flows.extraction.pair_list import Version, version_at
+from flows.extraction.plan import HeadPlan, JobPlan
+from flows.extraction.report import ExtractionReport
+from flows.runtime.home import Home
+from flows.runtime.settings import TrainingSettings
+from headwater.errors import HeadwaterError
+from storage.store.feature_store import FeatureStore
+
+if TYPE_CHECKING:
+    from flows.runtime.settings import Settings
+
+#: Share of the samples that is not trained on: of images, and of pairs (AnoDFDNet splits 8:2).
+HELD_OUT = {False: 0.1, True: 0.2}
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that one training needs, by reference: picklable, small, no arrays.
+
+    Parameters
+    ----------
+    plan
+        The head and what it reads.
+    image_set, home
+        Where things are.
+    at
+        What to train and evaluate on.
+    root
+        Folder that a store's image and mask paths are relative to.
+    backbone
+        For the serving model; None where the head reads images.
+    options
+        Training settings.
+    known_by
+        Train only on images that had arrived by then, nanoseconds UTC.
+    parent_run
+        MLflow run that this one is nested under.
+    threads
+        Torch threads.
+    """
+
+    plan: HeadPlan
+    image_set: str
+    home: Home
+    at: Version
+    root: Path
+    backbone: BackboneRef | None
+    options: TrainingSettings
+    known_by: int | None = None
+    parent_run: str | None = None
+    threads: int = 1
+
+    @property
+    def snapshot(self) -> str:
+        """Of the first side; empty where no store is read."""
+        return self.at.snapshots[0]
+
+    @property
+    def options_json(self) -> dict[str, Any]:
+        """The training settings as runs tell them; the preset is the plan's."""
+        return self.options.model_dump(mode="json", exclude={"preset"})
+
+
+@dataclass
+class TrainOutcome:
+    """What came of a training.
+
+    Parameters
+    ----------
+    head, version, run_id, model
+        Where to find it in MLflow.
+    metrics
+        Final figures on the test images.
+    seconds, peak_mb
+        Time of the fit and peak memory of the process that did it.
+    reused
+        Whether a finished training with the same key was found instead.
+    pictures
+        Files written for people to look at.
+    notes
+        Things to know, such as metrics that could not be computed.
+    """
+
+    head: str
+    version: str = ""
+    run_id: str = ""
+    model: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    reused: bool = False
+    pictures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RunResult:
+    """What a run did.
+
+    Parameters
+    ----------
+    image_set
+        Name of the set.
+    extraction
+        None for `train` alone.
+    outcomes
+        One a head that was trained or found.
+    failures
+        ``(head, error)`` of the heads that failed; the others are unaffected.
+    """
+
+    image_set: str
+    extraction: ExtractionReport | None = None
+    outcomes: list[TrainOutcome] = field(default_factory=list)
+    failures: list[tuple[str, BaseException]] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        """Exit status: 1 or 2 where nothing was trained, 3 where something was left out."""
+        if self.failures and not self.outcomes:
+            return 2 if all(isinstance(e, HeadwaterError) for _, e in self.failures) else 1
+        return 3 if self.set_aside else 0
+
+    @property
+    def set_aside(self) -> bool:
+        """Whether something was left out and the exit status must say so."""
+        return bool(self.failures or (self.extraction and self.extraction.set_aside))
+
+
+def stored_version(home: Home, image_set: str, snapshot: str | None, *, pairs: bool) -> Version:
+    """Return what to train on, from what is stored.
+
+    Parameters
+    ----------
+    home, image_set
+        Which set.
+    snapshot
+        A snapshot id or a tag; the newest by default.
+    pairs
+        Whether it is a set of pairs.
+
+    Raises
+    ------
+    SnapshotError
+        Where the set or the snapshot does not exist.
+    """
+    if pairs:
+        return version_at(home, image_set, snapshot)
+    store = FeatureStore.open(home.store, image_set, create=False)
+    return Version((store.resolve(snapshot),))
+
+
+def make_trainings(
+    settings: Settings, home: Home, plan: JobPlan, at: Version, *, known_by: int | None = None
+) -> list[Training]:
+    """Return one training a head, all by reference."""
+    assert settings.image_set is not None
+    options = settings.training
+    if options.held_out is None:
+        options = options.model_copy(update={"held_out": HELD_OUT[bool(at.pairs)]})
+    unread = replace(at, snapshots=("",) * len(at.snapshots))
+    return [
+        Training(
+            plan=head,
+            image_set=settings.image_set,
+            home=home,
+            at=unread if head.reads_images and at.pairs else at,
+            root=Path(home.card(settings.image_set).get("root", "")),
+            backbone=plan.backbone,
+            options=options,
+            known_by=known_by,
+        )
+        for head in plan.heads
+    ]
