@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from heads.catalogue import get_head, make_config, registry
+from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import Head, Reference
 from heads.flow.flow_head import FlowHead
 from heads.pairs.source import CURRENT, HISTORY
@@ -80,7 +80,7 @@ def cases() -> dict[str, Case]:
     """Return the heads that say what they are measured at."""
     return {
         name: Case(head.reference, PAPERS.get(name, "none given"))
-        for name, head in registry().items()
+        for name, head in all_heads().items()
         if head.reference is not None
     }
 
@@ -218,7 +218,7 @@ def table(costs: dict[str, Cost]) -> str:
 def main() -> None:
     """Print the table of all registered heads (or those named)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--head", nargs="+", default=list(registry()))
+    parser.add_argument("--head", nargs="+", default=list(all_heads()))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     known = cases()

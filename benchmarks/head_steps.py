@@ -34,7 +34,7 @@ from torch.optim.optimizer import (
 
 from benchmarks.machine import machine, run_apart, tell
 from benchmarks.waiting import TimedSource
-from heads.catalogue import get_head, make_config, registry
+from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import FeatureSource, Reference, TrainOptions
 from heads.pairs.source import Pair, PairSource
 from heads.training.sources import TensorSource
@@ -73,7 +73,7 @@ class StepClock:
 
 def references() -> dict[str, Reference]:
     """Return what each head is measured at, by name; plug-ins may say nothing of it."""
-    return {n: cls.reference for n, cls in registry().items() if cls.reference is not None}
+    return {n: cls.reference for n, cls in all_heads().items() if cls.reference is not None}
 
 
 def made_up(name: str, rows: int) -> FeatureSource:

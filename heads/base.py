@@ -1,9 +1,11 @@
 """An old name, kept: heads of other packages import it (docs/architecture.md, "Old names")."""
 
-from heads.catalogue import PLUGINS, get_head, make_config, registry
+from heads.catalogue import PLUGINS, broken_plugins, get_head, make_config
+from heads.catalogue import all_heads as registry
 from heads.contract import (
     Batch,
     FeatureSource,
+    H,
     Head,
     HeadConfig,
     Reference,
@@ -17,11 +19,13 @@ __all__ = [
     "PLUGINS",
     "Batch",
     "FeatureSource",
+    "H",
     "Head",
     "HeadConfig",
     "Reference",
     "Scores",
     "Shape",
+    "broken_plugins",
     "device_of",
     "get_head",
     "make_config",

@@ -1,7 +1,8 @@
-"""All heads, one line each: importing a head's file registers it.
+"""All heads, one line each, and the look-up by name.
 
-The only module that imports every family. Heads of other packages are found by their entry points
-of the group `PLUGINS` (docs/adding-a-head.md).
+Importing a head's file registers it, so a new head is one more import here: this is the only module
+that imports every family. Heads of other packages are found by their entry points of the group
+`PLUGINS` (docs/adding-a-head.md).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from headwater.errors import ConfigError
 PLUGINS = "headwater.heads"
 
 
-def registry() -> dict[str, type[Head]]:
+def all_heads() -> dict[str, type[Head]]:
     """Return all heads by name, in order of name; those of other packages too."""
     broken_plugins()
     return dict(sorted(REGISTERED.items()))
@@ -54,7 +55,7 @@ def broken_plugins() -> dict[str, str]:
 
 def get_head(name: str) -> type[Head]:
     """Return a head's class; `ConfigError` with the valid names where there is none."""
-    known = registry()
+    known = all_heads()
     if name not in known:
         if name in broken_plugins():
             raise ConfigError(

@@ -1,30 +1,39 @@
-"""The contract of a head, the registry, and the form in which features reach it.
+"""The contract of a head: what it is asked, what it is given, what it gives.
 
 A head is one file and a registration::
 
     @register
     class MyHead(Head): ...
 
-It never opens a store: it is given `FeatureSource`s. Heads of other packages are found by their
-entry points of the group `PLUGINS` (docs/adding-a-head.md).
+It never opens a store: it is given `FeatureSource`s. This file imports no other of `heads`, so that
+all of them, and heads of other packages, can import it; `heads.catalogue` lists what is registered
+and finds it by name (docs/adding-a-head.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from headwater.errors import ConfigError, FeatureRangeError, ShapeError
+from headwater.errors import ConfigError, FeatureRangeError, NotFittedError, ShapeError
 from headwater.spec import BackboneInfo, Needs
 
+#: ``(channels, height, width)``.
 Shape = tuple[int, int, int]
+#: ``{layer name: shape}``, in the order in which `Head.needs` names them.
+Shapes = Mapping[str, Shape]
+#: ``(height, width)``.
+Size = tuple[int, int]
+#: ``{layer name: [row, C, H, W]}`` and, behind names that begin with ``_``, what belongs to rows.
 Batch = dict[str, Tensor]
 
 
@@ -116,134 +125,24 @@ class Scores:
     maps: Tensor
 
 
-class Head(nn.Module):
-    """A detector over stored features.
+class Progress(Protocol):
+    """Receives what a training has to tell."""
 
-    Life: ``Head(config, shapes, map_size)`` → `fit` → `score`. `state_dict` holds all that was
-    learnt, buffers included, so that ``Head(...).load_state_dict(...)`` scores the same.
+    def metric(self, name: str, value: float, epoch: int) -> None:
+        """Take a figure of an epoch (1-based). After a resume, earlier epochs are told again."""
 
-    Parameters
-    ----------
-    config
-        An instance of `Config`.
-    shapes
-        ``{layer name: (C, H, W)}`` of the layers that `needs` named, in that order.
-    map_size
-        ``(height, width)`` of the anomaly maps: the extractor's input size.
-    """
-
-    name: ClassVar[str]
-    Config: ClassVar[type[HeadConfig]] = HeadConfig
-    paper: ClassVar[str] = ""
-    summary: ClassVar[str] = ""
-    #: In words, which maps it needs: what a backbone must have.
-    reads: ClassVar[str] = ""
-    reference: ClassVar[Reference | None] = None
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    #: Whether it reads pairs: `fit` takes `heads.pairs.source.PairSource`s, `score` their batches.
-    pairs: ClassVar[bool] = False
-    #: Learns from masks and scores with probabilities; otherwise from what is normal alone.
-    labelled: ClassVar[bool] = False
-
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
-        super().__init__()
-        self.config, self.shapes, self.map_size = config, dict(shapes), map_size
-
-    @classmethod
-    @abstractmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
-        """Return what the head reads of this backbone where the run's image size is `resize`.
-
-        Raises `ConfigError` where the backbone has no fitting maps.
-        """
-
-    @staticmethod
-    def reads_images(config: HeadConfig) -> bool:
-        """Whether it learns its own encoder: batches then carry images, not stored features."""
-        return False
-
-    @abstractmethod
-    def fit(
-        self,
-        train: FeatureSource,
-        held_out: FeatureSource,
-        options: TrainOptions,
-        progress: Progress,
-    ) -> dict[str, float]:
-        """Learn from normal images; return final training figures.
-
-        Parameters
-        ----------
-        train
-            Normal images (and their views where the head asked for them).
-        held_out
-            Normal images that are not trained on: validation, calibration of normalisers.
-        options
-            Device, precision, checkpoint folder, threads.
-        progress
-            Receives ``metric(name, value, epoch)`` and ``step(done, total, text)``.
-        """
-
-    @abstractmethod
-    def score(self, batch: Batch) -> Scores:
-        """Score a batch of feature maps. Each row's score depends on that row alone."""
-
-    def check(self, batch: Mapping[str, Tensor] | FeatureSource) -> None:
-        """Raise `ShapeError` where the maps are not those this head was built for."""
-        shapes = (
-            {k: tuple(v.shape[1:]) for k, v in batch.items() if not k.startswith("_")}
-            if isinstance(batch, Mapping)
-            else dict(batch.shapes)
-        )
-        for layer, want in self.shapes.items():
-            got = shapes.get(layer)
-            if got is None:
-                raise ShapeError(
-                    f"{self.name}: layer {layer!r} is not in the batch",
-                    expected=f"layers {', '.join(self.shapes)}",
-                    remedy="extract with this head among --heads",
-                )
-            if tuple(got) != tuple(want):
-                raise ShapeError(
-                    f"{self.name}: layer {layer!r} has maps of shape {tuple(got)}",
-                    expected=f"{tuple(want)}, what the head was built for",
-                    remedy="use the extractor settings that the head was trained with",
-                )
-
-    @property
-    def score_limit(self) -> float | None:
-        """What no image score of the fitted head can exceed; None where there is no such value."""
-        return None
-
-    def parameters_count(self) -> int:
-        """Return the number of trainable parameters."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+    def step(self, done: int, total: int, text: str) -> None:
+        """Take the number of steps done; time left is the receiver's business."""
 
 
-H = TypeVar("H", bound=type[Head])
-REGISTERED: dict[str, type[Head]] = {}
+class NullProgress:
+    """Drops everything."""
 
+    def metric(self, name: str, value: float, epoch: int) -> None:
+        """Drop it."""
 
-def register(cls: H) -> H:
-    """Class decorator: make a head known under its `name`.
-
-    Raises
-    ------
-    ConfigError
-        Where the name is taken or cannot be part of a model's name.
-    """
-    if not cls.name.replace("_", "").isalnum():
-        raise ConfigError(f"head name {cls.name!r}", expected="letters, digits and _")
-    old = REGISTERED.get(cls.name, cls)
-    if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ConfigError(
-            f"head {cls.name!r} of {cls.__module__}",
-            expected=f"another name: {old.__module__} has a head of this one",
-        )
-    REGISTERED[cls.name] = cls
-    return cls
+    def step(self, done: int, total: int, text: str) -> None:
+        """Drop it."""
 
 
 @dataclass(frozen=True)
@@ -279,24 +178,196 @@ class TrainOptions:
     checkpoint_every: float = 30.0
 
 
-class Progress(Protocol):
-    """Receives what a training has to tell."""
+class Training(NamedTuple):
+    """All that one training is given.
 
-    def metric(self, name: str, value: float, epoch: int) -> None:
-        """Take a figure of an epoch (1-based). After a resume, earlier epochs are told again."""
+    Parameters
+    ----------
+    train
+        Normal images (and their views where the head asked for them).
+    held_out
+        Normal images that are not trained on: validation, calibration of normalisers.
+    options
+        Device, precision, checkpoint folder, threads.
+    progress
+        Receives ``metric(name, value, epoch)`` and ``step(done, total, text)``.
+    """
 
-    def step(self, done: int, total: int, text: str) -> None:
-        """Take the number of steps done; time left is the receiver's business."""
+    train: FeatureSource
+    held_out: FeatureSource
+    options: TrainOptions
+    progress: Progress
 
 
-class NullProgress:
-    """Drops everything."""
+class Head(nn.Module):
+    """A detector over stored features.
 
-    def metric(self, name: str, value: float, epoch: int) -> None:
-        """Drop it."""
+    Life: ``Head(config, shapes, map_size)`` → `fit` → `score`. `state_dict` holds all that was
+    learnt, buffers included, so that ``Head(...).load_state_dict(...)`` scores the same.
 
-    def step(self, done: int, total: int, text: str) -> None:
-        """Drop it."""
+    A subclass gives `needs`, `learn` and `scored`, around which `fit` and `score` check what is
+    asked. Whether it has learnt is in a buffer ``fitted``, where it has one, or in `is_fitted`.
+
+    Parameters
+    ----------
+    config
+        An instance of `Config`.
+    shapes
+        ``{layer name: (C, H, W)}`` of the layers that `needs` named, in that order.
+    map_size
+        ``(height, width)`` of the anomaly maps: the extractor's input size.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[HeadConfig]] = HeadConfig
+    paper: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    #: In words, which maps it needs: what a backbone must have.
+    reads: ClassVar[str] = ""
+    reference: ClassVar[Reference | None] = None
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: Whether it reads pairs: `fit` takes `heads.pairs.source.PairSource`s, `score` their batches.
+    pairs: ClassVar[bool] = False
+    #: Learns from masks and scores with probabilities; otherwise from what is normal alone.
+    labelled: ClassVar[bool] = False
+
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
+        super().__init__()
+        self.config, self.shapes, self.map_size = config, dict(shapes), map_size
+
+    @classmethod
+    @abstractmethod
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
+        """Return what the head reads of this backbone where the run's image size is `resize`.
+
+        Raises `ConfigError` where the backbone has no fitting maps.
+        """
+
+    @staticmethod
+    def reads_images(config: HeadConfig) -> bool:
+        """Whether it learns its own encoder: batches then carry images, not stored features."""
+        return False
+
+    def fit(
+        self,
+        train: FeatureSource,
+        held_out: FeatureSource,
+        options: TrainOptions,
+        progress: Progress,
+    ) -> dict[str, float]:
+        """Learn from normal images; return final training figures.
+
+        See `Training` for what is given. `ShapeError` where the maps are not the head's.
+        """
+        self.check(train)
+        self.check(held_out)
+        began = time.perf_counter()
+        figures = self.learn(Training(train, held_out, options, progress))
+        self.mark_fitted()
+        return {**figures, "fit_seconds": time.perf_counter() - began}
+
+    @abstractmethod
+    def learn(self, training: Training) -> dict[str, float]:
+        """Learn from sources of the right shapes; return final training figures."""
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Scores:
+        """Score a batch of feature maps, or raise as `check_ready` does.
+
+        Each row's score depends on that row alone.
+        """
+        self.check_ready(batch)
+        own = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
+        return self.scored({k: batch[k].to(own.device) for k in self.batch_shapes})
+
+    @abstractmethod
+    def scored(self, batch: Batch) -> Scores:
+        """Score maps that were checked and are on the head's device."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has learnt."""
+        return "fitted" not in self._buffers or bool(self.get_buffer("fitted"))
+
+    def mark_fitted(self) -> None:
+        """Say, in the saved state too, that the head may score."""
+        if "fitted" in self._buffers:
+            self.get_buffer("fitted").fill_(True)
+
+    def check_ready(self, batch: Batch) -> None:
+        """Raise where the head is not fitted, the maps are of another shape or not finite.
+
+        Raises
+        ------
+        NotFittedError, ShapeError, FeatureRangeError
+        """
+        if not self.is_fitted:
+            raise NotFittedError.of(self.name)
+        self.check(batch)
+        check_finite({k: batch[k] for k in self.batch_shapes}, self.name)
+
+    @property
+    def batch_shapes(self) -> dict[str, Shape]:
+        """Shape of each entry of a batch that is read, without the rows: those of the layers."""
+        return self.shapes
+
+    def check(self, batch: Mapping[str, Tensor] | FeatureSource) -> None:
+        """Raise `ShapeError` where the maps are not those this head was built for."""
+        found = (
+            {k: tuple(v.shape[1:]) for k, v in batch.items() if not k.startswith("_")}
+            if isinstance(batch, Mapping)
+            else dict(batch.shapes)
+        )
+        for name, want in self.batch_shapes.items():
+            if name not in found:
+                raise self.without(name)
+            if tuple(found[name]) != tuple(want):
+                raise ShapeError(
+                    f"{self.name}: layer {name!r} has maps of shape {tuple(found[name])}",
+                    expected=f"{tuple(want)}, what the head was built for",
+                    remedy="use the extractor settings that the head was trained with",
+                )
+
+    def without(self, name: str) -> ShapeError:
+        """Return the error of a batch that has no entry `name`."""
+        return ShapeError(
+            f"{self.name}: layer {name!r} is not in the batch",
+            expected=f"layers {', '.join(self.shapes)}",
+            remedy="extract with this head among --heads",
+        )
+
+    @property
+    def score_limit(self) -> float | None:
+        """What no image score of the fitted head can exceed; None where there is no such value."""
+        return None
+
+    def parameters_count(self) -> int:
+        """Return the number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+H = TypeVar("H", bound=type[Head])
+REGISTERED: dict[str, type[Head]] = {}
+
+
+def register(cls: H) -> H:
+    """Class decorator: make a head known under its `name`.
+
+    Raises
+    ------
+    ConfigError
+        Where the name is taken or cannot be part of a model's name.
+    """
+    if not cls.name.replace("_", "").isalnum():
+        raise ConfigError(f"head name {cls.name!r}", expected="letters, digits and _")
+    old = REGISTERED.get(cls.name, cls)
+    if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ConfigError(
+            f"head {cls.name!r} of {cls.__module__}",
+            expected=f"another name: {old.__module__} has a head of this one",
+        )
+    REGISTERED[cls.name] = cls
+    return cls
 
 
 def check_finite(batch: Mapping[str, Tensor], name: str, ids: Sequence[str] | None = None) -> None:
@@ -314,8 +385,7 @@ def check_finite(batch: Mapping[str, Tensor], name: str, ids: Sequence[str] | No
     for layer, maps in batch.items():
         if layer.startswith("_"):
             continue
-        # One pass: a sum is not finite exactly where an element is not (float64 cannot overflow
-        # from float32 maps).
+        # One pass: a sum is finite where all is (float64 cannot overflow from float32 maps).
         good = torch.isfinite(maps.sum(dim=tuple(range(1, maps.ndim)), dtype=torch.float64))
         if bool(good.all()):
             continue

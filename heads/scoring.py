@@ -1,5 +1,23 @@
 """An old name, kept: heads of other packages import it (docs/architecture.md, "Old names")."""
 
-from heads.judging.scores import LikelihoodScores, fuse, log_likelihood, top_k_mean, upsample
+from heads.contract import Scores
+from heads.judging.scores import (
+    Fusion,
+    LikelihoodScores,
+    Normaliser,
+    fuse,
+    log_likelihood,
+    top_k_mean,
+    upsample,
+)
 
-__all__ = ["LikelihoodScores", "fuse", "log_likelihood", "top_k_mean", "upsample"]
+__all__ = [
+    "Fusion",
+    "LikelihoodScores",
+    "Normaliser",
+    "Scores",
+    "fuse",
+    "log_likelihood",
+    "top_k_mean",
+    "upsample",
+]

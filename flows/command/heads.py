@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from heads.catalogue import broken_plugins, make_config, registry
+from heads.catalogue import all_heads, broken_plugins, make_config
 from heads.contract import Head, HeadConfig
 
 #: Lines are no longer than this.
@@ -28,7 +28,7 @@ def describe_heads() -> list[dict[str, Any]]:
     the settings mean.
     """
     rows = []
-    for name, cls in registry().items():
+    for name, cls in all_heads().items():
         at = cls.reference
         rows.append(
             {

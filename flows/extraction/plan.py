@@ -12,7 +12,7 @@ import torch
 from flows.extraction.backbone import BackboneRef, settle_precision
 from flows.runtime.resolve import require_set, resolve
 from flows.runtime.settings import DEFAULT_HEADS, DEFAULT_PAIR_HEADS, Settings, pair
-from heads.catalogue import get_head, make_config, registry
+from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
 from headwater.errors import ConfigError
 from headwater.spec import IMAGE_SIZE, BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
@@ -211,7 +211,7 @@ def check_kind(settings: Settings) -> None:
     wrong = [name for name in chosen_heads(settings) if get_head(name).pairs != pairs]
     if not wrong:
         return
-    fit = [name for name, head in registry().items() if head.pairs == pairs]
+    fit = [name for name, head in all_heads().items() if head.pairs == pairs]
     one = len(wrong) == 1
     reads, kind = ("single images", "pairs") if pairs else ("pairs", "single images")
     remedy = "--images DIR or --normal DIR, as a set of another name" if pairs else "--pairs DIR"

@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from FrEIA.framework import InputNode, Node, OutputNode
 from torch import Tensor, nn
 
-from heads.contract import (
-    Batch,
-    FeatureSource,
-    HeadConfig,
-    Progress,
-    Reference,
-    Scores,
-    Shape,
-    TrainOptions,
-    register,
-)
-from heads.flow.flow_head import FlowHead, check_channels
+from heads.contract import Batch, HeadConfig, Reference, Scores, Shape, Shapes, Size, register
+from heads.flow.flow_head import DensityConfig, DensityHead
 from heads.judging.scores import upsample
 from heads.parts.cross_attention import ChannelGate, PublishedGate
 from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet
-from heads.parts.elementary import Permute, Standardise, channel_statistics
-from heads.parts.graph import OrderedGraphINN
+from heads.parts.elementary import Permute, Standardise
+from heads.parts.invertible import OrderedGraphINN
 from heads.parts.seeds import seeded
-from heads.training.sources import to_device
-from heads.training.trainer import Schedule, train_module
+from heads.training.trainer import Schedule
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, LayerSpec, Needs, digest
 
 ATTENTIONS = ("none", "ca", "sa", "ca+sa", "as_published")
-PAPER_SIZE = 768
 
 
 @dataclass(frozen=True)
-class CSFlowConfig(HeadConfig):
+class CSFlowConfig(DensityConfig):
     """Settings of `cs_flow` and `csa_flow`; the defaults are the paper's (section 4.2).
 
     Parameters
     ----------
-    image_size
-        Pixels of the square image at scale 1: a number, ``run`` (the run's own size) or ``auto``
-        (the paper's 768 on EfficientNets, the run's own elsewhere).
-    channels
-        Channels of the node that are read, drawn by the seed, as PaDiM does; 0 reads all, as the
-        paper does.
     scales
         Image scales, each half the one before.
     kernels
@@ -58,25 +40,17 @@ class CSFlowConfig(HeadConfig):
         Hidden channels of the subnets.
     slope
         Of the leaky ReLU.
-    clamp
-        Alpha of the soft clamp of the log-scales.
     attention
         ``none``; ``ca``: channel gate inside the model; ``sa``: self-attention in the subnets;
         ``ca+sa``; ``as_published``: the gate in front without log-determinant, and ``sa``.
     reduction
         Bottleneck of the channel gate, and of the queries and keys, as a divisor.
-    standardise
-        Begin with a fixed affine map to mean 0 and deviation 1 per channel, measured on the
-        training images and counted in the log-determinant. The paper has none; it makes learning
-        rate and clamp mean the same on every backbone.
     schedule
         ``constant`` (the paper), ``cosine`` or ``one_cycle``.
     warmup
         Epochs of warm-up; for ``one_cycle`` the share of steps that rise.
     """
 
-    image_size: int | str = "auto"
-    channels: int = 0
     scales: int = 3
     kernels: tuple[int, ...] = (3, 3, 3, 5)
     hidden: int = 1024
@@ -84,9 +58,7 @@ class CSFlowConfig(HeadConfig):
     clamp: float = 3.0
     attention: str = "none"
     reduction: int = 16
-    standardise: bool = False
     epochs: int = 240
-    batch_size: int = 16
     lr: float = 2e-4
     betas: tuple[float, float] = (0.8, 0.8)
     eps: float = 1e-4
@@ -96,19 +68,15 @@ class CSFlowConfig(HeadConfig):
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.attention not in ATTENTIONS:
             raise ConfigError(
                 f"attention {self.attention!r}", expected="one of " + ", ".join(ATTENTIONS)
             )
         if not self.kernels or any(k % 2 == 0 or k < 1 for k in self.kernels):
             raise ConfigError(f"kernels {self.kernels}", expected="odd sizes, one per block")
-        check_channels(self.channels)
         if not 1 <= self.scales <= 5:
             raise ConfigError(f"{self.scales} scales", expected="1 to 5")
-        if isinstance(self.image_size, str) and self.image_size not in ("auto", "run"):
-            raise ConfigError(
-                f"image_size {self.image_size!r}", expected="a number of pixels, run or auto"
-            )
 
 
 @dataclass(frozen=True)
@@ -118,6 +86,7 @@ class CSAFlowConfig(CSFlowConfig):
     attention: str = "ca+sa"
 
 
+PAPER_SIZE = 768
 # Found on held-out normals' likelihood and on synthetic defects.
 SMALL: dict[str, Any] = {
     "image_size": "run",
@@ -132,7 +101,7 @@ SMALL: dict[str, Any] = {
 
 
 @register
-class CSFlow(FlowHead):
+class CSFlow(DensityHead):
     """Cross-scale flow head: couplings over three image scales whose subnets see all scales.
 
     Rudolph et al., "Fully Convolutional Cross-Scale-Flows" (CS-Flow), as CSA-Flow builds on it
@@ -151,11 +120,9 @@ class CSFlow(FlowHead):
         PAPER_SIZE,
         {f"blocks.5{s}": (304, n, n) for s, n in (("", 24), ("@0.5", 12), ("@0.25", 6))},
     )
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
+    presets = {"small": SMALL}
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         dims = list(self.shapes.values())
         if len({d[0] for d in dims}) != 1 or len(dims) != self.config.scales or dims[0][0] < 2:
@@ -171,7 +138,7 @@ class CSFlow(FlowHead):
         self.couplings.to(memory_format=torch.channels_last)
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return one node's maps at every image scale.
 
         EfficientNets give ``blocks.5``, the paper's; other backbones the deepest stage whose
@@ -184,11 +151,7 @@ class CSFlow(FlowHead):
         """
         config = cast("CSFlowConfig", config)
         efficient = "efficientnet" in backbone.name
-        size: tuple[int, int] | None = None
-        if isinstance(config.image_size, int):
-            size = (config.image_size, config.image_size)
-        elif config.image_size == "auto" and efficient:
-            size = (PAPER_SIZE, PAPER_SIZE)
+        size = config.resize(PAPER_SIZE if efficient else None)
         nodes = config.nodes
         if not nodes and efficient and "blocks.6" in backbone.stages:
             nodes = ("blocks.5",)
@@ -200,9 +163,7 @@ class CSFlow(FlowHead):
         return Needs(tuple(LayerSpec(nodes, scale) for scale in scales), resize=size)
 
     @classmethod
-    def _whole_patches(
-        cls, config: CSFlowConfig, backbone: BackboneInfo, size: tuple[int, int]
-    ) -> None:
+    def _whole_patches(cls, config: CSFlowConfig, backbone: BackboneInfo, size: Size) -> None:
         """Raise where a transformer's patches do not fill the smallest image."""
         unit = max(backbone.strides) * 2 ** (config.scales - 1)
         if any(side % unit for side in size):
@@ -288,17 +249,8 @@ class CSFlow(FlowHead):
 
         return make
 
-    @property
-    def exact(self) -> bool:
-        """Whether the likelihood is exact, and the whole model invertible."""
-        return self.config.attention != "as_published"
-
-    def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """Return one latent per scale, ``[B, C, h_k, w_k]``, and the log-determinant ``[B]``."""
-        return self.latent_of(self.inputs(batch))
-
     def latent_of(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return `latent` of maps as `inputs` gives them."""
+        """Return one latent per scale, ``[B, C, h_k, w_k]``, and the log-determinant ``[B]``."""
         z, logdet = self.couplings(list(maps))
         return list(z), logdet
 
@@ -306,60 +258,24 @@ class CSFlow(FlowHead):
         """Return the maps of all scales (the gated ones with ``attention="as_published"``)."""
         return list(self.couplings(list(z), rev=True)[0])
 
-    def fit(
-        self,
-        train: FeatureSource,
-        held_out: FeatureSource,
-        options: TrainOptions,
-        progress: Progress,
-    ) -> dict[str, float]:
-        """Maximise the likelihood of normal maps (section 3.4, per dimension)."""
-        self.check(train)
-        self.check(held_out)
-        config = self.config
-        self._standardise(train)
-        result = train_module(
-            self,
-            self.nll,
-            train,
-            held_out,
-            optimizer=lambda parameters: torch.optim.Adam(
-                parameters,
-                lr=config.lr,
-                betas=config.betas,
-                eps=config.eps,
-                weight_decay=config.weight_decay,
-                fused=True,
-            ),
-            schedule=Schedule(config.schedule, config.warmup),
-            clip_norm=config.clip_norm,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            options=options,
-            progress=progress,
-            identity={"head": self.name, "config": digest(config)},
-        )
-        self.mark_fitted()
-        return result.figures()
+    def standards(self) -> list[Standardise]:
+        """Return the standardising part of each scale, where there are any."""
+        return [m for m in self.couplings.modules() if isinstance(m, Standardise)]
 
-    def _standardise(self, train: FeatureSource) -> None:
-        parts = [m for m in self.couplings.modules() if isinstance(m, Standardise)]
-        if parts:
-            statistics = channel_statistics(train, list(self.shapes))
-            for i, (part, layer) in enumerate(zip(parts, self.shapes, strict=True)):
-                mean, std = (self.of_drawn(i, m) for m in statistics[layer])
-                part.set(mean, std)
+    def schedule(self) -> Schedule:
+        """Return the learning rate that the configuration names."""
+        return Schedule(self.config.schedule, self.config.warmup)
 
-    @torch.no_grad()
-    def score(self, batch: Batch) -> Scores:
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must agree in to be resumed."""
+        return {"head": self.name, "config": digest(self.config)}
+
+    def scored(self, batch: Batch) -> Scores:
         """Score maps: image = mean of ½z² over all scales, map = channel mean of z², finest scale.
 
         Section 4.3; the image score is the likelihood's quadratic term.
         """
-        self.check_ready(batch)
-        device = next(self.parameters()).device
-        z, _ = self.latent(to_device({k: batch[k] for k in self.shapes}, device))
+        z, _ = self.latent(batch)
         dims = sum(part[0].numel() for part in z)
         square = torch.stack([part.square().flatten(1).sum(1) for part in z]).sum(0)
         maps = upsample(z[0].square().mean(1), self.map_size)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from heads.contract import Batch, HeadConfig, Reference, Shape, register
-from heads.flow.map_head import MapFlowConfig, MapFlowHead, stage_nodes, token_nodes
+from heads.contract import Batch, HeadConfig, Reference, Shapes, Size, register
+from heads.flow.map_head import MapFlowConfig, MapFlowHead, nodes_of
 from heads.parts.coupling import AffineCoupling
 from heads.parts.dsam import DynamicSubnet
 from heads.parts.elementary import Permute
 from heads.parts.seeds import seeded
+from heads.training.trainer import adam
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
 
@@ -94,15 +96,15 @@ class DualFlow(MapFlowHead):
     their sum (eq. 14), each per dimension. Score: section 3.5.
     """
 
-    name: ClassVar[str] = "dual_flow"
-    Config: ClassVar[type[HeadConfig]] = DualFlowConfig
-    paper: ClassVar[str] = "DNFAD (Li et al., dual-branch normalizing flow)"
-    summary: ClassVar[str] = "global and local flow head, dynamic spatial attention"
-    reads: ClassVar[str] = "a transformer's blocks 7 and 11 of 12, or stages of strides 8 and 16"
-    reference: ClassVar = Reference(
+    name = "dual_flow"
+    Config = DualFlowConfig
+    paper = "DNFAD (Li et al., dual-branch normalizing flow)"
+    summary = "global and local flow head, dynamic spatial attention"
+    reads = "a transformer's blocks 7 and 11 of 12, or stages of strides 8 and 16"
+    reference = Reference(
         "vit_base_patch8_224", 224, {"blocks.6+blocks.10~norm~sum": (768, 28, 28)}
     )
-    presets: ClassVar = {
+    presets = {
         "small": {
             "channels": 256,
             "standardise": True,
@@ -117,26 +119,19 @@ class DualFlow(MapFlowHead):
     config: DualFlowConfig
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return one layer: blocks 7 and 11 of a transformer, or stages of stride 8 and 16."""
         assert isinstance(config, DualFlowConfig)
-        if config.nodes:
-            nodes = config.nodes
-        elif backbone.tokens:
-            nodes = token_nodes(cls.name, backbone, (7, 11))
-        else:
-            nodes = stage_nodes(cls.name, backbone, (8, 16))
+        nodes = nodes_of(cls.name, config, backbone, (7, 11), (8, 16))
         fuse = config.fuse
         if fuse == "auto":
             fuse = "sum" if backbone.tokens else "concat"
         pool = "" if backbone.tokens else config.pool
-        layer = LayerSpec(tuple(nodes), pool=pool, fuse=fuse, norm=backbone.tokens)
+        layer = LayerSpec(nodes, pool=pool, fuse=fuse, norm=backbone.tokens)
         paper = backbone.name.startswith(("vit_base_patch8_224", "wide_resnet50_2"))
         return Needs((layer,), config.resize(224 if paper else None))
 
-    def __init__(
-        self, config: DualFlowConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: DualFlowConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         if len(self.shapes) != 1:
             raise ConfigError(f"{self.name}: {len(self.shapes)} layers", expected="one fused layer")
@@ -172,17 +167,9 @@ class DualFlow(MapFlowHead):
         (x,) = super().inputs(batch)
         return [x] * len(self.branches)
 
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return AdamW with the paper's settings."""
-        c = self.config
-        return torch.optim.AdamW(
-            parameters,
-            lr=c.lr,
-            betas=c.betas,
-            eps=c.eps,
-            weight_decay=c.weight_decay,
-            fused=True,
-        )
+        return adam(parameters, self.config, decoupled=True)
 
     def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the latents of the branches and their log-determinants' sum, ``[B]``."""

@@ -6,7 +6,7 @@ arXiv:2111.07677 (2021). A baseline of the other papers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,8 +14,8 @@ import torch
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 
-from heads.contract import HeadConfig, Reference, Shape, register
-from heads.flow.map_head import MapFlowConfig, MapFlowHead, global_affine, stage_nodes, token_nodes
+from heads.contract import HeadConfig, Reference, Shape, Shapes, Size, register
+from heads.flow.map_head import MapFlowConfig, MapFlowHead, global_affine, nodes_of
 from heads.parts.coupling import AffineCoupling
 from heads.parts.elementary import Permute
 from heads.parts.seeds import seeded
@@ -66,17 +66,17 @@ class FastFlow(MapFlowHead):
     largest pixel's.
     """
 
-    name: ClassVar[str] = "fast_flow"
-    Config: ClassVar[type[HeadConfig]] = FastFlowConfig
-    paper: ClassVar[str] = "FastFlow (Yu et al., arXiv:2111.07677), baseline"
-    summary: ClassVar[str] = "one 2-D flow head per layer, 3x3 and 1x1 subnets in turn"
-    reads: ClassVar[str] = "stages of strides 4, 8 and 16, or a transformer's block 7 of 12"
-    reference: ClassVar = Reference(
+    name = "fast_flow"
+    Config = FastFlowConfig
+    paper = "FastFlow (Yu et al., arXiv:2111.07677), baseline"
+    summary = "one 2-D flow head per layer, 3x3 and 1x1 subnets in turn"
+    reads = "stages of strides 4, 8 and 16, or a transformer's block 7 of 12"
+    reference = Reference(
         "wide_resnet50_2",
         256,
         {"layer1": (256, 64, 64), "layer2": (512, 32, 32), "layer3": (1024, 16, 16)},
     )
-    presets: ClassVar = {
+    presets = {
         "vit": {"steps": 20, "hidden_ratio": 0.16},
         "small": {
             "channels": 256,
@@ -87,28 +87,23 @@ class FastFlow(MapFlowHead):
             "epochs": 6,
         },
     }
-    fusion: ClassVar = ("mean", "mean")
+    fusion = ("mean", "mean")
+    #: Whether log-determinants are kept apart by position.
+    per_position: ClassVar[bool] = False
     config: FastFlowConfig
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return the stages of strides 4, 8 and 16, or a transformer's block at 7/12 of its depth.
 
         The paper's DeiT gives block 7 of 12.
         """
         assert isinstance(config, FastFlowConfig)
-        if config.nodes:
-            nodes = config.nodes
-        elif backbone.tokens:
-            nodes = token_nodes(cls.name, backbone, (7,))
-        else:
-            nodes = stage_nodes(cls.name, backbone, (4, 8, 16))
+        nodes = nodes_of(cls.name, config, backbone, (7,), (4, 8, 16))
         paper = 256 if backbone.name.startswith(("wide_resnet50_2", "resnet18")) else None
         return Needs(tuple(LayerSpec((n,)) for n in nodes), config.resize(paper))
 
-    def __init__(
-        self, config: FastFlowConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: FastFlowConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         self.stacks = nn.ModuleList(
             self._stack(shape, index) for index, shape in enumerate(self.dims)
@@ -116,16 +111,16 @@ class FastFlow(MapFlowHead):
         self.settle()
 
     def _stack(self, shape: Shape, index: int) -> SequenceINN:
-        stack = SequenceINN(*shape)
-        for step in range(self.config.steps):
-            seed = (self.config.seed * 1009 + index) * 1009 + step
-            subnet = self._subnet(self.config.kernels[step % len(self.config.kernels)])
+        stack, config, apart = SequenceINN(*shape), self.config, {"per_position": self.per_position}
+        for step in range(config.steps):
+            seed = (config.seed * 1009 + index) * 1009 + step
+            subnet = self._subnet(config.kernels[step % len(config.kernels)])
             with seeded(seed):
                 stack.append(
-                    AffineCoupling, subnet=subnet, clamp=self.config.clamp, two_sided=False
+                    AffineCoupling, subnet=subnet, clamp=config.clamp, two_sided=False, **apart
                 )
-            stack.append(global_affine)
-            stack.append(Permute, seed=seed)
+            stack.append(global_affine, **apart)
+            stack.append(Permute, seed=seed, **apart)
         return stack
 
     def _subnet(self, kernel: int) -> Callable[[int, int], nn.Module]:
@@ -133,16 +128,6 @@ class FastFlow(MapFlowHead):
             return TwoConvSubnet(channels_in, channels_out, kernel, self.config.hidden_ratio)
 
         return build
-
-    def optimizer(self, parameters: object) -> torch.optim.Optimizer:
-        """Return Adam with the paper's weight decay."""
-        config = self.config
-        return torch.optim.Adam(
-            parameters,  # type: ignore[arg-type]
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
 
     def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the latents of all layers and the log-determinant, ``[B]``."""

@@ -1,16 +1,22 @@
-"""What all flow heads have in common: latents, likelihood, readiness."""
+"""What all flow heads have in common: latents, likelihood, and how most of them learn."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from heads.contract import Batch, Head, HeadConfig, Shape, check_finite
+from heads.contract import Batch, Head, HeadConfig, Shapes, Size, Training
+from heads.parts.elementary import Standardise, channel_statistics
 from heads.parts.seeds import draw_channels
-from headwater.errors import ConfigError, NotFittedError
+from heads.training.trainer import Schedule, adam, train_module
+from headwater.errors import ConfigError
 
 
 def check_channels(channels: int) -> None:
@@ -27,17 +33,15 @@ def nll_per_dimension(z: Sequence[Tensor], logdet: Tensor) -> Tensor:
 
 
 class FlowHead(Head):
-    """A head whose score comes from an exact likelihood.
+    """A head with an invertible net over its maps.
 
     A subclass gives `latent` and `reverse`; the contract tests check inverse and log-determinant
-    through them. Set `mark_fitted` at the end of `fit` and call `check_ready` in `score`.
+    through them.
     """
 
     fitted: Tensor
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         self.register_buffer("fitted", torch.tensor(False))
         #: Shapes of what `inputs` gives.
@@ -80,18 +84,113 @@ class FlowHead(Head):
         """Return ``(½‖z‖² − log|det J|) / dim`` per sample, ``[B]``, without the constant."""
         return nll_per_dimension(*self.latent(batch))
 
-    def mark_fitted(self) -> None:
-        """Say, in the saved state too, that the head may score."""
-        self.fitted.fill_(True)
 
-    def check_ready(self, batch: Batch) -> None:
-        """Raise where the head is not fitted, the maps are of another shape or not finite.
+@dataclass(frozen=True)
+class DensityConfig(HeadConfig):
+    """Settings of the flow heads that learn the density of their maps.
 
-        Raises
-        ------
-        NotFittedError, ShapeError, FeatureRangeError
-        """
-        if not bool(self.fitted):
-            raise NotFittedError.of(self.name)
-        self.check(batch)
-        check_finite({k: batch[k] for k in self.shapes}, self.name)
+    Parameters
+    ----------
+    image_size
+        Pixels of the square image: a number, ``run`` (the run's own size) or ``auto`` (the paper's
+        size on the paper's backbone, the run's own elsewhere).
+    channels
+        Channels of each layer that are read, drawn by the seed, as PaDiM does; 0 reads all, as the
+        papers do. The cost of most subnets grows with its square.
+    standardise
+        Begin with a fixed affine map to mean 0 and deviation 1 per channel, measured on the
+        training images and counted in the log-determinant. The papers have none; it makes learning
+        rate and clamp mean the same on every backbone.
+    clamp
+        Soft clamp of the log-scales.
+    lr, batch_size, epochs, clip_norm
+        Learning rate, images per step, epochs, largest gradient norm (None: not clipped).
+    """
+
+    image_size: int | str = "auto"
+    channels: int = 0
+    standardise: bool = False
+    clamp: float = 1.9
+    lr: float = 1e-4
+    batch_size: int = 16
+    epochs: int = 100
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        if size not in ("auto", "run") and not (isinstance(size, int) and size > 0):
+            raise ConfigError(f"image_size {size!r}", expected="auto, run or a number of pixels")
+        if self.clamp <= 0:
+            raise ConfigError(f"clamp {self.clamp}", expected="a positive number")
+        check_channels(self.channels)
+
+    def resize(self, paper_size: int | None) -> Size | None:
+        """Return the size for `Needs`; `paper_size` is the paper's on this backbone, if any."""
+        size = {"auto": paper_size, "run": None}.get(str(self.image_size), self.image_size)
+        return None if size is None else (int(size), int(size))
+
+
+class DensityHead(FlowHead):
+    """Base of flow heads that learn by the likelihood of normal maps.
+
+    A subclass gives `latent_of`, `standards` and `scored` and, where it differs from Adam at a
+    constant rate and the plain negative log-likelihood, `optimizer`, `schedule` and `loss`.
+    """
+
+    Config: ClassVar[type[HeadConfig]] = DensityConfig
+    config: DensityConfig
+
+    def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """Return the latents ``[B, C, H, W]`` and ``log|det dz/dx|``, ``[B]``."""
+        return self.latent_of(self.inputs(batch))
+
+    @abstractmethod
+    def standards(self) -> list[Standardise]:
+        """Return the standardising part of each layer."""
+
+    def standard(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what standardising takes off and divides by, of the channels' moments, ``[C]``."""
+        return mean, std
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Return the optimizer of this head."""
+        return adam(parameters, self.config)
+
+    def schedule(self) -> Schedule:
+        """Return the learning rate over the steps."""
+        return Schedule()
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the figures of a batch, per sample; ``loss`` or ``nll`` is minimised."""
+        return {"nll": self.nll(batch)}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must agree in to be resumed."""
+        return {
+            "head": self.name,
+            "config": dataclasses.asdict(self.config),
+            "shapes": {k: list(v) for k, v in self.shapes.items()},
+        }
+
+    def learn(self, training: Training) -> dict[str, float]:
+        """Learn the density of normal maps: maximise their likelihood, per dimension."""
+        if self.config.standardise:
+            statistics = channel_statistics(training.train, list(self.shapes)).values()
+            for i, (part, moments) in enumerate(zip(self.standards(), statistics, strict=True)):
+                mean, std = (self.of_drawn(i, m) for m in moments)
+                part.set(*self.standard(mean, std))
+        return train_module(
+            self,
+            self.loss,
+            training.train,
+            training.held_out,
+            optimizer=self.optimizer,
+            epochs=self.config.epochs,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            options=training.options,
+            progress=training.progress,
+            schedule=self.schedule(),
+            clip_norm=self.config.clip_norm,
+            identity=self.identity(),
+        ).figures()

@@ -5,14 +5,14 @@ GCAFlow: Liao et al., Sensors 25 (2025) 3205. MSFlow: Zhou et al., IEEE TNNLS 36
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 
-from heads.contract import HeadConfig, Reference, Shape, register
+from heads.contract import HeadConfig, Reference, Shape, Shapes, Size, register
 from heads.flow.map_head import MapFlowConfig, MapFlowHead, global_affine, stage_nodes
 from heads.parts.attention import KINDS
 from heads.parts.coupling import AffineCoupling
@@ -23,9 +23,6 @@ from heads.parts.seeds import seeded
 from heads.parts.subnets import HierarchicalSubnet, PlainSubnet
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
-
-STRIDES = (4, 8, 16)
-PAPER_NET = "wide_resnet50_2"
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,8 @@ class MSFlowConfig(GCAFlowConfig):
     attention: str = "none"
 
 
+STRIDES = (4, 8, 16)
+PAPER_NET = "wide_resnet50_2"
 # Chosen for a minute's training on two cores from resnet18's maps at 256 px: a third of the
 # blocks, small kernels, a rate that fits the few steps.
 _SMALL = {
@@ -114,22 +113,22 @@ class GCAFlow(MapFlowHead):
     coupling over all scales with channel attention (sections 3.5, 3.6). Score: section 3.7.
     """
 
-    name: ClassVar[str] = "gca_flow"
-    Config: ClassVar[type[HeadConfig]] = GCAFlowConfig
-    paper: ClassVar[str] = "GCAFlow (Liao et al., Sensors 2025, 25(10), 3205)"
-    summary: ClassVar[str] = "multi-scale flow head, hierarchical subnets, channel attention"
-    reads: ClassVar[str] = "stages of strides 4, 8 and 16, pooled 3x3 with stride 2"
-    reference: ClassVar = Reference(
+    name = "gca_flow"
+    Config = GCAFlowConfig
+    paper = "GCAFlow (Liao et al., Sensors 2025, 25(10), 3205)"
+    summary = "multi-scale flow head, hierarchical subnets, channel attention"
+    reads = "stages of strides 4, 8 and 16, pooled 3x3 with stride 2"
+    reference = Reference(
         PAPER_NET,
         512,
         {f"layer{k}~avg3s2": (c, n, n) for k, c, n in ((1, 256, 64), (2, 512, 32), (3, 1024, 16))},
     )
-    presets: ClassVar = {"small": _SMALL}
-    fusion: ClassVar = ("sum", "product")
+    presets = {"small": _SMALL}
+    fusion = ("sum", "product")
     config: GCAFlowConfig
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return the pooled maps of strides 4, 8 and 16, or of `config.nodes`."""
         assert isinstance(config, GCAFlowConfig)
         if not config.nodes and len(config.blocks) != len(STRIDES):
@@ -143,9 +142,7 @@ class GCAFlow(MapFlowHead):
         layers = tuple(LayerSpec((n,), pool=config.pool) for n in nodes)
         return Needs(layers, config.resize(512 if backbone.name.startswith(PAPER_NET) else None))
 
-    def __init__(
-        self, config: GCAFlowConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: GCAFlowConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         if len(self.shapes) != len(config.blocks):
             raise ConfigError(
@@ -205,18 +202,18 @@ class GCAFlow(MapFlowHead):
 
     def invert(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the standardised maps of the latents of all scales."""
-        parts = list(z)
+        maps = list(z)
         if self.fuse is not None:
-            parts = list(self.fuse(parts, rev=True)[0])
-        return [stack(x, rev=True)[0] for stack, x in zip(self.scales, parts, strict=True)]
+            maps = list(self.fuse(maps, rev=True)[0])
+        return [stack(x, rev=True)[0] for stack, x in zip(self.scales, maps, strict=True)]
 
 
 @register
 class MSFlow(GCAFlow):
     """MSFlow: plain convolutional subnets, fusion without channel attention."""
 
-    name: ClassVar[str] = "ms_flow"
-    Config: ClassVar[type[HeadConfig]] = MSFlowConfig
-    paper: ClassVar[str] = "MSFlow (Zhou et al., IEEE TNNLS 2024), GCAFlow's base"
-    summary: ClassVar[str] = "multi-scale flow head, plain subnets"
-    presets: ClassVar = {"small": {k: v for k, v in _SMALL.items() if k != "expansion"}}
+    name = "ms_flow"
+    Config = MSFlowConfig
+    paper = "MSFlow (Zhou et al., IEEE TNNLS 2024), GCAFlow's base"
+    summary = "multi-scale flow head, plain subnets"
+    presets = {"small": {k: v for k, v in _SMALL.items() if k != "expansion"}}

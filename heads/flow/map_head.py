@@ -1,95 +1,56 @@
-"""What the flow heads over whole maps share: training, likelihood maps, scores."""
+"""What the flow heads over whole maps share: likelihood maps and scores, and which maps."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from heads.contract import Batch, FeatureSource, HeadConfig, Progress, Scores, Shape, TrainOptions
-from heads.flow.flow_head import FlowHead, check_channels
+from heads.contract import Batch, HeadConfig, Scores, Shape, Shapes, Size, Training
+from heads.flow.flow_head import DensityConfig, DensityHead
 from heads.judging.scores import Fusion, LikelihoodScores, Normaliser, log_likelihood
-from heads.parts.elementary import ActNorm, Standardise, channel_statistics
+from heads.parts.elementary import ActNorm, Standardise
 from heads.training.sources import to_device
-from heads.training.trainer import Schedule, train_module
+from heads.training.trainer import Schedule
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo
 
 
 @dataclass(frozen=True)
-class MapFlowConfig(HeadConfig):
+class MapFlowConfig(DensityConfig):
     """Settings that the flow heads over maps have in common.
 
     Parameters
     ----------
-    image_size
-        Pixels of the square image: a number, ``run`` (the run's own size) or ``auto`` (the paper's
-        size on the paper's backbone, the run's own elsewhere).
-    channels
-        Channels of each layer that are read, drawn by the seed, as PaDiM does; 0 reads all, as the
-        papers do. The cost of most subnets grows with its square.
-    standardise
-        Begin with a fixed affine map to mean 0 and deviation 1 per channel, measured on the
-        training images and counted in the log-determinant. The papers have none; it makes learning
-        rate and clamp mean the same on every backbone.
-    clamp
-        Soft clamp of the log-scales.
-    lr, warmup_epochs, batch_size, epochs, clip_norm
-        Learning rate, epochs of linear warm-up, images per step, epochs, largest gradient norm
-        (None: not clipped).
+    warmup_epochs
+        Epochs of linear warm-up of the learning rate.
     top_k
         The image score is the mean of this share of the largest pixels; 0 is the maximum.
     normaliser
         ``stored``: maxima fixed on held-out normal images; ``image``: each image's own.
     """
 
-    image_size: int | str = "auto"
-    channels: int = 0
-    standardise: bool = False
-    clamp: float = 1.9
-    lr: float = 1e-4
     warmup_epochs: float = 0.0
-    batch_size: int = 16
-    epochs: int = 100
-    clip_norm: float | None = None
     top_k: float = 0.03
     normaliser: Normaliser = "stored"
 
-    def __post_init__(self) -> None:
-        size = self.image_size
-        if size not in ("auto", "run") and not (isinstance(size, int) and size > 0):
-            raise ConfigError(f"image_size {size!r}", expected="auto, run or a number of pixels")
-        if self.clamp <= 0:
-            raise ConfigError(f"clamp {self.clamp}", expected="a positive number")
-        check_channels(self.channels)
 
-    def resize(self, paper_size: int | None) -> tuple[int, int] | None:
-        """Return the size for `Needs`; `paper_size` is the paper's on this backbone, if any."""
-        size = {"auto": paper_size, "run": None}.get(str(self.image_size), self.image_size)
-        return None if size is None else (int(size), int(size))
-
-
-class MapFlowHead(FlowHead):
+class MapFlowHead(DensityHead):
     """Base of flow heads that read maps and score by the likelihood of each position.
 
-    A subclass gives `transform`, `invert` and, where it differs from Adam and the plain negative
-    log-likelihood, `optimizer` and `loss`.
+    A subclass gives `transform`, `invert` and what differs of `DensityHead`.
     """
 
     Config: ClassVar[type[HeadConfig]] = MapFlowConfig
     fusion: ClassVar[tuple[Fusion, Fusion]] = ("sum", "sum")
     config: MapFlowConfig
 
-    def __init__(
-        self, config: MapFlowConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: MapFlowConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         self.draw_channels(config.channels, config.seed)
         self.scale = nn.ModuleList(Standardise([shape]) for shape in self.dims)
@@ -116,22 +77,18 @@ class MapFlowHead(FlowHead):
         out = [x.contiguous(memory_format=torch.channels_last) for x in maps]
         total = out[0].new_zeros(len(out[0]))
         # One part per layer; where branches read the same layer they share it.
-        for i, part in enumerate(self.parts_of(len(out))):
+        for i, part in enumerate(self.standards_of(len(out))):
             (out[i],), log_det = part((out[i],))
             total = total + log_det
         return out, total
 
-    def standard(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what standardising takes off and divides by, of the channels' moments, ``[C]``."""
-        return mean, std
+    def standards(self) -> list[Standardise]:
+        """Return the standardising part of each layer."""
+        return cast("list[Standardise]", list(self.scale))
 
-    def parts_of(self, count: int) -> list[nn.Module]:
+    def standards_of(self, count: int) -> list[Standardise]:
         """Return the standardising part of each of `count` maps; none where it is off."""
-        return list(self.scale) * (count // len(self.scale)) if self.config.standardise else []
-
-    def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """Return the latents ``[B, C, H, W]`` and ``log|det dz/dx|``, ``[B]``."""
-        return self.latent_of(self.inputs(batch))
+        return self.standards() * (count // len(self.scale)) if self.config.standardise else []
 
     def latent_of(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return `latent` of maps as `inputs` gives them."""
@@ -142,85 +99,61 @@ class MapFlowHead(FlowHead):
     def reverse(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the maps whose latents are `z`."""
         maps = self.invert(z)
-        for i, part in enumerate(self.parts_of(len(maps))):
+        for i, part in enumerate(self.standards_of(len(maps))):
             maps[i] = part((maps[i],), rev=True)[0][0]
         return maps
-
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Return the optimizer of this head."""
-        return torch.optim.Adam(parameters, lr=self.config.lr, fused=True)
-
-    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the figures of a batch, per sample; ``loss`` or ``nll`` is minimised."""
-        return {"nll": self.nll(batch)}
 
     def log_maps(self, batch: Batch) -> list[Tensor]:
         """Return the log-likelihood maps ``[B, H_i, W_i]`` that are fused to scores."""
         return [log_likelihood(z) for z in self.latent(batch)[0]]
 
-    def fit(
-        self,
-        train: FeatureSource,
-        held_out: FeatureSource,
-        options: TrainOptions,
-        progress: Progress,
-    ) -> dict[str, float]:
+    def schedule(self) -> Schedule:
+        """Return the learning rate: a linear warm-up, then constant."""
+        return Schedule(warmup=self.config.warmup_epochs)
+
+    def learn(self, training: Training) -> dict[str, float]:
         """Learn the density of normal features; fix the normalisers on held-out normals."""
-        self.check(train)
-        if self.config.standardise:
-            statistics = channel_statistics(train, list(self.shapes)).values()
-            for i, (part, moments) in enumerate(zip(self.scale, statistics, strict=True)):
-                mean, std = (self.of_drawn(i, m) for m in moments)
-                part.set(*self.standard(mean, std))  # type: ignore[operator]
-        result = train_module(
-            self,
-            self.loss,
-            train,
-            held_out,
-            optimizer=self.optimizer,
-            epochs=self.config.epochs,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            options=options,
-            progress=progress,
-            schedule=Schedule(warmup=self.config.warmup_epochs),
-            clip_norm=self.config.clip_norm,
-            identity={
-                "head": self.name,
-                "config": dataclasses.asdict(self.config),
-                "shapes": {k: list(v) for k, v in self.shapes.items()},
-            },
-        )
-        source = held_out if len(held_out) else train
+        figures = super().learn(training)
+        source = training.held_out if len(training.held_out) else training.train
+        batches = (to_device(b, self.fitted.device) for b in source.batches(self.config.batch_size))
         with torch.no_grad():
-            device = self.fitted.device
-            batches = source.batches(self.config.batch_size)
-            self.scorer.fit((self.log_maps(to_device(b, device)) for b in batches), self.map_size)
-        self.mark_fitted()
-        return result.figures()
+            self.scorer.fit(map(self.log_maps, batches), self.map_size)
+        return figures
 
     @property
     def score_limit(self) -> float | None:
         """The stored maximum: ``max(P) - P`` with P above 0. Each image's own max has no such."""
         return float(self.scorer.image_top) if self.config.normaliser == "stored" else None
 
-    @torch.no_grad()
-    def score(self, batch: Batch) -> Scores:
+    def scored(self, batch: Batch) -> Scores:
         """Score maps ``[B, C, H, W]`` per layer; see `LikelihoodScores`."""
-        self.check_ready(batch)
-        device = self.fitted.device
-        return self.scorer(self.log_maps(to_device(batch, device)), self.map_size)
+        return self.scorer(self.log_maps(batch), self.map_size)
 
 
-def global_affine(dims: Sequence[Shape]) -> ActNorm:
+def global_affine(dims: Sequence[Shape], per_position: bool = False) -> ActNorm:
     """Return a learnt affine map per channel that starts as the identity.
 
     The maps are standardised already, on all training images and with a floor for channels that
     hardly move; setting it anew from the first batch would blow such channels up.
     """
-    part = ActNorm(dims)
+    part = ActNorm(dims, per_position)
     part.ready.fill_(True)
     return part
+
+
+def nodes_of(
+    head: str,
+    config: HeadConfig,
+    backbone: BackboneInfo,
+    blocks: Sequence[int],
+    strides: Sequence[int],
+) -> tuple[str, ...]:
+    """Return the nodes that are configured, else of a transformer `blocks`, else of `strides`."""
+    if config.nodes:
+        return config.nodes
+    if backbone.tokens:
+        return token_nodes(head, backbone, blocks)
+    return stage_nodes(head, backbone, strides)
 
 
 def stage_nodes(

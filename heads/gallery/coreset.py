@@ -68,7 +68,6 @@ def k_center(
     count: int,
     *,
     seed: int = 0,
-    start: int | None = None,
     block: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> Coreset:
@@ -82,8 +81,8 @@ def k_center(
         vectors in float32 and a few blocks.
     count
         Rows to choose. Fewer are chosen where fewer are distinct.
-    seed, start
-        The first row: `start`, or one drawn with the seed.
+    seed
+        Draws the first row.
     block
         Candidates that are kept exact.
     progress
@@ -98,15 +97,12 @@ def k_center(
     Raises
     ------
     ConfigError
-        A count or start outside the features.
+        A count outside the features.
     """
     total = len(features)
     if not 1 <= count <= total:
         raise ConfigError(f"coreset of {count} vectors", expected=f"1 to {total}")
-    if start is None:
-        start = int(torch.randint(total, (1,), generator=torch.Generator().manual_seed(seed)))
-    if not 0 <= start < total:
-        raise ConfigError(f"coreset start {start}", expected=f"0 to {total - 1}")
+    start = int(torch.randint(total, (1,), generator=torch.Generator().manual_seed(seed)))
     threads = torch.get_num_threads() if features.device.type == "cpu" else 1
     with torch.no_grad(), running(torch.device("cpu"), 1), ThreadPoolExecutor(threads) as pool:
         return _Greedy(features, count, start, block, pool, threads).run(progress)
@@ -216,8 +212,8 @@ class _Greedy:
     def refresh(self, members: Tensor, vectors: Tensor, norms: Tensor) -> Tensor:
         """Return the members' distances to all chosen so far."""
         size = -(-len(members) // self.threads)
-        parts = zip(members.split(size), vectors.split(size), norms.split(size), strict=True)
-        return torch.cat(list(self.pool.map(lambda part: self.refresh_part(*part), parts)))
+        shares = zip(members.split(size), vectors.split(size), norms.split(size), strict=True)
+        return torch.cat(list(self.pool.map(lambda part: self.refresh_part(*part), shares)))
 
     @torch.no_grad()
     def refresh_part(self, members: Tensor, vectors: Tensor, norms: Tensor) -> Tensor:

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.contract import (
-    Batch,
-    FeatureSource,
-    HeadConfig,
-    Progress,
-    Reference,
-    Scores,
-    Shape,
-    TrainOptions,
-    register,
-)
+from heads.contract import Batch, HeadConfig, Reference, Shapes, Size, Training, register
 from heads.flow.flow_head import FlowHead
-from heads.gallery.neighbours import collect_vectors
-from heads.gallery.patchcore import GalleryConfig, GalleryHead, fused_layer
+from heads.gallery.f2r_select import select_synthetic
+from heads.gallery.gallery_head import GalleryConfig, GalleryHead, fused_layer
+from heads.gallery.neighbours import Growing, collect_vectors
 from heads.parts.seeds import seeded
 from heads.parts.vector import perceptron, vector_glow
 from heads.training.arithmetic import device_of, running
-from heads.training.trainer import Schedule, train_module
+from heads.training.trainer import Schedule, adam, train_module
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, Needs, ViewSpec
 
@@ -182,7 +172,7 @@ class _Factorization(nn.Module):
 
 
 @register
-class F2R(GalleryHead, FlowHead):
+class F2R(Growing, GalleryHead, FlowHead):
     """Nearest distance between features whose local and global parts were scaled.
 
     Zhu et al., "Factorized Industrial Anomaly Detection and Localization": ``z = T(f)``,
@@ -196,7 +186,7 @@ class F2R(GalleryHead, FlowHead):
     summary = "gallery of features with scaled local and global parts"
     reads = GalleryHead.reads + ", and rotated views for training"
     reference = Reference(PAPER_BACKBONE, 224, {"layer2+layer3~avg3s1": (1536, 28, 28)})
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets = {
         "small": {
             "views": 0,
             "positions": 256,
@@ -208,14 +198,12 @@ class F2R(GalleryHead, FlowHead):
         }
     }
 
+    growing = ("members",)
     preference: Tensor
     members: Tensor
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
-        self.channels = self.shapes[self.layer][0]
         if self.channels < 4:
             raise ConfigError(f"f2r on {self.channels} channels", expected="at least 4")
         self.register_buffer("preference", torch.tensor(self.given(1.0)))
@@ -238,7 +226,7 @@ class F2R(GalleryHead, FlowHead):
         )
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return the gallery's fused layer and the rotated views."""
         config = cast("F2RConfig", config)
         paper = config.image_size == "paper" or (
@@ -253,14 +241,6 @@ class F2R(GalleryHead, FlowHead):
             crop=(224, 224) if paper else None,
             views=views,
         )
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        found = state_dict.get(prefix + "members")
-        if found is not None and found.shape[1:] == self.members.shape[1:]:
-            self.members = torch.empty_like(found, device=self.members.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
 
     # --- the invertible net
 
@@ -323,76 +303,54 @@ class F2R(GalleryHead, FlowHead):
 
     # --- learning
 
-    def fit(
-        self,
-        train: FeatureSource,
-        held_out: FeatureSource,
-        options: TrainOptions,
-        progress: Progress,
-    ) -> dict[str, float]:
+    def learn(self, training: Training) -> dict[str, float]:
         """Train the invertible net, drop the perceptrons, choose the gallery, pick alpha, beta."""
-        self.check(train)
-        began, config = time.perf_counter(), self.config
-        device, places = device_of(options.device), self.size[0] * self.size[1]
+        config, options, train = self.config, training.options, training.train
+        device = device_of(options.device)
         with seeded(config.seed + 1):
-            module = _Factorization(self.glow, self.channels, places, config)
+            module = _Factorization(self.glow, self.channels, math.prod(self.feature_size), config)
         images = max(1, len(set(train.ids)))
 
         def passes(epochs: int) -> int:
             """Epochs of the source, each of which shows an image once per view."""
             return max(1, math.ceil(epochs * images / max(1, len(train))))
 
+        if options.epochs is not None:
+            options = dataclasses.replace(options, epochs=passes(options.epochs))
         result = train_module(
             module,
             lambda batch: module(batch[self.layer]),
             train,
-            held_out,
+            training.held_out,
             # Not fused: that leaves the parameters' version as it was, by which the matrices of
             # `InvertibleLinear` know that they are out of date.
-            optimizer=lambda p: torch.optim.AdamW(
-                p, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-            ),
+            optimizer=lambda p: adam(p, config, decoupled=True, fused=False),
             epochs=passes(config.epochs),
             batch_size=config.batch_size,
             seed=config.seed,
-            options=options
-            if options.epochs is None
-            else dataclasses.replace(options, epochs=passes(options.epochs)),
-            progress=progress,
+            options=options,
+            progress=training.progress,
             schedule=Schedule("cosine"),
             clip_norm=config.clip_norm or None,
             identity={"head": self.name, "config": config},
         )
         self.to(device).eval()
         with running(device, options.threads):
-            figures = self._fill_gallery(train, held_out, device, progress)
-        self.mark_fitted()
-        return {**result.figures(), **figures, "fit_seconds": time.perf_counter() - began}
+            figures = self._fill_gallery(training, device)
+        return {**result.figures(), **figures}
 
-    def _fill_gallery(
-        self,
-        train: FeatureSource,
-        held_out: FeatureSource,
-        device: torch.device,
-        progress: Progress,
-    ) -> dict[str, float]:
-        from heads.gallery.f2r_select import select_synthetic
-
-        config = self.config
-        vectors = collect_vectors(train, self.layer)
+    def _fill_gallery(self, training: Training, device: torch.device) -> dict[str, float]:
+        config, progress = self.config, training.progress
+        vectors = collect_vectors(training.train, self.layer)
         alpha, beta = self.given(1.0)
         rows, figures = self.choose(vectors, device, progress)
         self.members = vectors[rows].float().to(device)
         if config.select == "synthetic" and (config.alpha is None or config.beta is None):
             asked = config.alpha, config.beta
-            alpha, beta = select_synthetic(self, held_out, config.seed, progress, asked)
+            alpha, beta = select_synthetic(self, training.held_out, config.seed, progress, asked)
         if config.coreset == "per_point" and (alpha, beta) != (1.0, 1.0):
             turned = self.reversed_features(vectors, alpha, beta)
             rows, figures = self.choose(turned, device, progress)
             self.members = vectors[rows].float().to(device)
         self.prefer(alpha, beta)
         return {**figures, "alpha": alpha, "beta": beta}
-
-    def score(self, batch: Batch) -> Scores:
-        """Score each image alone by its nearest distances in the reversed space."""
-        return GalleryHead.score(self, batch)

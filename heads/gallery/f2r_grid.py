@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,15 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from torch import Tensor
 
-from heads.contract import FeatureSource
+from heads.contract import FeatureSource, Progress
+from heads.gallery.f2r import F2R
+from heads.gallery.f2r_select import VALUES
+from heads.gallery.gallery_head import vectors_of
 from heads.judging import metrics
 from headwater.errors import DataError
 
-if TYPE_CHECKING:
-    from heads.contract import Progress
-    from heads.gallery.f2r import F2R
-
-VALUES = tuple(round(0.1 * k, 1) for k in range(13))
 POINTS = tuple((a, b) for a in VALUES for b in VALUES)
 #: Latents of the scored images are kept from point to point where they are no larger than this.
 KEPT_BYTES = 2 * 2**30
@@ -33,6 +31,30 @@ class Correlation:
 
     rho: float
     p_value: float
+
+
+def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Correlation:
+    """Return Spearman's correlation of x and y, with the ranks of `given` held fixed.
+
+    The p-value is two-sided, from Student's t with n − 2 (n − 3) degrees of freedom. A constant
+    has no correlation: 0 with p-value 1.
+    """
+    ranks = [stats.rankdata(np.asarray(v)) for v in (x, y)]
+    freedom = len(ranks[0]) - 2
+    if given is not None:
+        third = stats.rankdata(np.asarray(given))
+        design = np.stack((np.ones_like(third), third), 1)
+        ranks = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks]
+        freedom -= 1
+    a, b = (r - r.mean() for r in ranks)
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    if scale < 1e-9 * len(a) or freedom < 1:
+        return Correlation(0.0, 1.0)
+    rho = float(np.clip(a @ b / scale, -1, 1))
+    if abs(rho) >= 1:
+        return Correlation(rho, 0.0)
+    t = rho * math.sqrt(freedom / (1 - rho * rho))
+    return Correlation(rho, float(2 * stats.t.sf(abs(t), freedom)))
 
 
 @dataclass(frozen=True)
@@ -86,30 +108,6 @@ class GridResult:
             "beta": partial_spearman(beta, value, alpha),
             "-|alpha-beta|": partial_spearman(-np.abs(np.round(alpha - beta, 6)), value),
         }
-
-
-def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Correlation:
-    """Return Spearman's correlation of x and y, with the ranks of `given` held fixed.
-
-    The p-value is two-sided, from Student's t with n − 2 (n − 3) degrees of freedom. A constant
-    has no correlation: 0 with p-value 1.
-    """
-    ranks = [stats.rankdata(np.asarray(v)) for v in (x, y)]
-    freedom = len(ranks[0]) - 2
-    if given is not None:
-        third = stats.rankdata(np.asarray(given))
-        design = np.stack((np.ones_like(third), third), 1)
-        ranks = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks]
-        freedom -= 1
-    a, b = (r - r.mean() for r in ranks)
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    if scale < 1e-9 * len(a) or freedom < 1:
-        return Correlation(0.0, 1.0)
-    rho = float(np.clip(a @ b / scale, -1, 1))
-    if abs(rho) >= 1:
-        return Correlation(rho, 0.0)
-    t = rho * math.sqrt(freedom / (1 - rho * rho))
-    return Correlation(rho, float(2 * stats.t.sf(abs(t), freedom)))
 
 
 def grid(
@@ -194,8 +192,9 @@ class _Latents:
             return
         known: list[Tensor] = []
         for batch in self.source.batches(16):
-            for one in self.head.ready(batch):
-                z = self.head.latents(one.permute(1, 2, 0).reshape(-1, one.shape[0]))
+            self.head.check_ready(batch)
+            for one in batch[self.head.layer]:
+                z = self.head.latents(vectors_of(one))
                 if self.keep:
                     known.append(z)
                 yield z

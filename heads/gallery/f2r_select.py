@@ -14,24 +14,21 @@ plain gallery on any kind that is left is not taken, and the gain must be worth 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heads.contract import FeatureSource
-from heads.gallery.f2r_grid import VALUES
+from heads.contract import FeatureSource, Progress
 from heads.gallery.neighbours import Gallery
 from heads.gallery.synthetic import KINDS, synthetic_defects
 from heads.judging import metrics
 
-if TYPE_CHECKING:
-    from heads.contract import Progress
-    from heads.gallery.f2r import F2R
-
 Point = tuple[float, float]
+#: What alpha and beta are tried at (section IV.B).
+VALUES = tuple(round(0.1 * k, 1) for k in range(13))
 #: Gallery members, held-out images and positions of each that decide.
 PICK_GALLERY, PICK_IMAGES, PICK_POSITIONS = 500, 8, 256
 #: A kind whose figure (the mean of the AUROC over images and over positions) is nowhere as large is
@@ -39,6 +36,19 @@ PICK_GALLERY, PICK_IMAGES, PICK_POSITIONS = 500, 8, 256
 #: figures differ by less than `GAIN` are as good as each other. The bar is high since made defects
 #: are a poor guide: a gain of 0.04 on them has cost as much on real ones (docs/benchmarks.md).
 TOLD, LOSS, GAIN = 0.65, 0.02, 0.05
+
+
+class Factorizing(Protocol):
+    """What is asked of the head: its layer, the gallery's members, its net both ways."""
+
+    layer: str
+    members: Tensor
+
+    def latents(self, vectors: Tensor) -> Tensor:
+        """Return z of ``[n, C]`` vectors."""
+
+    def reversed_latents(self, z: Tensor, alpha: float, beta: float) -> Tensor:
+        """Return the features of ``[n, C]`` latents at a point."""
 
 
 class _Trial:
@@ -54,23 +64,23 @@ class _Trial:
         Decides defects and draws.
     """
 
-    def __init__(self, head: F2R, normal: Tensor, seed: int) -> None:
+    def __init__(self, head: Factorizing, normal: Tensor, seed: int) -> None:
         self.head, self.normals = head, len(normal)
         made = synthetic_defects(normal, seed)
         generator = torch.Generator().manual_seed(seed)
         vectors = made.maps.flatten(2).transpose(1, 2)
         places = vectors.shape[1]
         drawn = [torch.randperm(places, generator=generator)[:PICK_POSITIONS] for _ in normal]
-        parts = [head.members[:PICK_GALLERY].cpu()]
-        parts += [vectors[i, rows] for i, rows in enumerate(drawn)]
+        looked_at = [head.members[:PICK_GALLERY].cpu()]
+        looked_at += [vectors[i, rows] for i, rows in enumerate(drawn)]
         #: Per defect: its normal, its kind, and which drawn positions it leaves alone.
         self.defects: list[tuple[int, int, Tensor]] = []
         for k, mask in enumerate(made.masks[self.normals :].flatten(1)):
-            parts.append(vectors[self.normals + k, mask])
+            looked_at.append(vectors[self.normals + k, mask])
             image, kind = divmod(k, len(KINDS))
             self.defects.append((image, kind, ~mask[drawn[image]]))
-        self.sizes = [len(p) for p in parts]
-        self.latents = head.latents(torch.cat(parts))
+        self.sizes = [len(p) for p in looked_at]
+        self.latents = head.latents(torch.cat(looked_at))
         self.gallery = Gallery(normal.shape[1]).to(self.latents.device)
 
     def distances(self, alpha: float, beta: float) -> tuple[list[Tensor], list[Tensor]]:
@@ -165,7 +175,7 @@ def least_altered(table: Mapping[Point, NDArray[np.float64]]) -> Point:
 
 
 def select_synthetic(
-    head: F2R,
+    head: Factorizing,
     held_out: FeatureSource,
     seed: int,
     progress: Progress,
@@ -190,7 +200,8 @@ def select_synthetic(
         Alpha and beta where they are given; only the other is looked for.
     """
     images = [i for i, view in enumerate(held_out.views) if view == 0][:PICK_IMAGES]
-    plain = head.given(1.0)
+    alpha, beta = (1.0 if v is None else float(v) for v in asked)
+    plain = (alpha, beta)
     if len(images) < 2:
         return plain
     # Every third value and (1, 1); where that is not enough the best point's neighbours, too.

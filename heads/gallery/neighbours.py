@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heads.contract import FeatureSource, check_finite
+from heads.contract import FeatureSource, Size, check_finite
 from headwater.errors import NotFittedError
 
 _CHUNK = 4096
@@ -45,7 +45,22 @@ def collect_vectors(
     return out
 
 
-class Gallery(nn.Module):
+class Growing(nn.Module):
+    """A module that is loaded with as many rows of the buffers `growing` as were saved."""
+
+    growing: ClassVar[tuple[str, ...]] = ()
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in self.growing:
+            found, own = state_dict.get(prefix + name), self.get_buffer(name)
+            if found is not None and found.shape[1:] == own.shape[1:]:
+                setattr(self, name, torch.empty_like(found, device=own.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+
+
+class Gallery(Growing):
     """Vectors to compare with; saved and loaded whatever their number.
 
     Distances are found as |a|² + |b|² − 2ab by matrix products, and the winner's is worked out
@@ -56,6 +71,7 @@ class Gallery(nn.Module):
     another shape. So a call is one image: its positions against the gallery in chunks of one size.
     """
 
+    growing = ("vectors",)
     vectors: Tensor
 
     def __init__(self, dim: int) -> None:
@@ -71,14 +87,9 @@ class Gallery(nn.Module):
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        found = state_dict.get(prefix + "vectors")
-        if found is not None and found.shape[1:] == self.vectors.shape[1:]:
-            self.vectors = torch.empty_like(found, device=self.vectors.device)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._ready = None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gallery:
         self._ready = None
@@ -154,7 +165,7 @@ class MapMaker(nn.Module):
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, source: tuple[int, int], target: tuple[int, int], sigma: float) -> None:
+    def __init__(self, source: Size, target: Size, sigma: float) -> None:
         super().__init__()
         self.register_buffer("rows", _resampling(source[0], target[0], sigma), persistent=False)
         self.register_buffer("columns", _resampling(source[1], target[1], sigma), persistent=False)

@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from heads.contract import (
-    Batch,
-    FeatureSource,
-    Head,
     HeadConfig,
-    Progress,
     Reference,
-    Scores,
-    Shape,
-    TrainOptions,
+    Shapes,
+    Size,
+    Training,
     check_finite,
     register,
 )
-from heads.gallery.neighbours import MapMaker
+from heads.gallery.gallery_head import OneMapConfig, OneMapHead, nearest_stages
 from heads.parts.seeds import draw_channels
 from heads.training.arithmetic import device_of, running
-from headwater.errors import ConfigError, DataError, NotFittedError
+from headwater.errors import ConfigError, DataError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
-
-#: Positions worked on at a time on a processor: what they take stays in its caches.
-_BLOCK = 64
 
 
 @dataclass(frozen=True)
-class PaDiMConfig(HeadConfig):
+class PaDiMConfig(OneMapConfig):
     """Settings of `padim`; the defaults are the paper's for a ResNet-18.
 
     Parameters
@@ -58,16 +49,16 @@ class PaDiMConfig(HeadConfig):
     memory: int = 256
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.ridge <= 0 or self.sigma < 0 or self.memory < 1:
+        super().__post_init__()
+        if self.channels < 1 or self.ridge <= 0 or self.memory < 1:
             raise ConfigError(
-                f"channels {self.channels}, ridge {self.ridge}, sigma {self.sigma}, "
-                f"memory {self.memory}",
-                expected="channels, ridge and memory above 0, sigma not below",
+                f"channels {self.channels}, ridge {self.ridge}, memory {self.memory}",
+                expected="all above 0",
             )
 
 
 @register
-class PaDiM(Head):
+class PaDiM(OneMapHead):
     """Mahalanobis distance of every position to that position's normal features.
 
     Defard et al., "PaDiM: a Patch Distribution Modeling Framework" (2021).
@@ -80,31 +71,26 @@ class PaDiM(Head):
     summary = "one Gaussian of the features per position"
     reads = "the stages nearest to strides 4, 8 and 16, or three blocks of a transformer, fused"
     reference = Reference("wide_resnet50_2", 224, {"layer1+layer2+layer3": (1792, 56, 56)})
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {"channels": 50}}
+    presets = {"small": {"channels": 50}}
 
+    #: Positions worked on at a time on a processor: what they take stays in its caches.
+    block: ClassVar[int] = 64
     drawn: Tensor
     mean: Tensor
     factor: Tensor
-    fitted: Tensor
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
-        if len(self.shapes) != 1:
-            raise ConfigError(f"padim: layers {', '.join(self.shapes)}", expected="one fused layer")
-        self.layer, (channels, height, width) = next(iter(self.shapes.items()))
-        self.size, places = (height, width), height * width
-        kept = min(self.config.channels, channels)
-        self.register_buffer("drawn", draw_channels(channels, kept, config.seed))
+        places = math.prod(self.feature_size)
+        kept = min(self.config.channels, self.channels)
+        self.register_buffer("drawn", draw_channels(self.channels, kept, config.seed))
         self.register_buffer("mean", torch.zeros(places, kept))
         # lower triangular, the inverse of the covariance's Cholesky factor
         self.register_buffer("factor", torch.zeros(places, kept, kept))
         self.register_buffer("fitted", torch.tensor(False))
-        self.maps = MapMaker(self.size, map_size, self.config.sigma)
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return the stages at strides 4, 8 and 16, fused at the finest; of a transformer, blocks.
 
         Raises
@@ -116,53 +102,34 @@ class PaDiM(Head):
         if not nodes and backbone.tokens and backbone.depth:
             thirds = {max(0, backbone.depth * k // 4 - 1) for k in (1, 2, 3)}
             nodes = tuple(f"blocks.{k}" for k in sorted(thirds))
-        if not nodes:
-            if not backbone.stages:
-                raise ConfigError(
-                    f"padim: {backbone.name} has no stages whose weights are at hand",
-                    remedy="name the nodes with nodes",
-                )
-            chosen = set()
-            for stride in (4, 8, 16):
-                away = [abs(math.log2(s / stride)) for s in backbone.strides]
-                chosen.add(away.index(min(away)))
-            nodes = tuple(backbone.stages[k] for k in sorted(chosen))
-        return Needs((LayerSpec(nodes),))
+        return Needs((LayerSpec(nodes or nearest_stages(cls.name, backbone, (4, 8, 16))),))
 
     def _vectors(self, maps: Tensor) -> Tensor:
         """Return ``[B, H * W, kept channels]`` of ``[B, C, H, W]``."""
         return maps[:, self.drawn].flatten(2).transpose(1, 2)
 
-    def fit(
-        self,
-        train: FeatureSource,
-        held_out: FeatureSource,
-        options: TrainOptions,
-        progress: Progress,
-    ) -> dict[str, float]:
+    def learn(self, training: Training) -> dict[str, float]:
         """Take mean and covariance per position over the plain training images, exactly.
 
         The drawn channels of all images are held in float16 (or float32 where that would lose
         something); covariances are made and factorized a block of positions at a time.
         """
-        self.check(train)
-        began, config, device = time.perf_counter(), self.config, device_of(options.device)
-        with running(device, options.threads), torch.no_grad():
+        device = device_of(training.options.device)
+        with running(device, training.options.threads), torch.no_grad():
             self.to(device)
-            rows = self._collect(train, progress)
+            rows = self._collect(training)
             count, places, kept = rows.shape
             threads = torch.get_num_threads() if device.type == "cpu" else 1
             # the covariance, its factor and the inverse: three float64 matrices a position
-            step = max(1, config.memory * 2**20 // (threads * 3 * 8 * kept * kept))
+            step = max(1, self.config.memory * 2**20 // (threads * 3 * 8 * kept * kept))
             if device.type == "cpu":
-                step = min(step, _BLOCK)
+                step = min(step, self.block)
             blocks = [slice(low, min(low + step, places)) for low in range(0, places, step)]
             # Plain threads, each alone with a block: sharing out small matrices costs more.
             with running(torch.device("cpu"), 1), ThreadPoolExecutor(threads) as pool:
                 for block in pool.map(lambda b: self._settle(rows, b), blocks):
-                    progress.step(block.stop, places, "Gaussians")
-            self.fitted.fill_(True)
-        return {"images": float(count), "fit_seconds": time.perf_counter() - began}
+                    training.progress.step(block.stop, places, "Gaussians")
+        return {"images": float(count)}
 
     @torch.no_grad()
     def _settle(self, rows: Tensor, block: slice) -> slice:
@@ -180,8 +147,9 @@ class PaDiM(Head):
         ).float()
         return block
 
-    def _collect(self, train: FeatureSource, progress: Progress) -> Tensor:
+    def _collect(self, training: Training) -> Tensor:
         """Return the drawn channels of all plain images, ``[N, H * W, kept]``."""
+        train = training.train
         plain = [i for i, view in enumerate(train.views) if view == 0]
         if not plain:
             raise DataError("padim: no normal images to learn from", remedy="add normal images")
@@ -193,21 +161,12 @@ class PaDiM(Head):
             if out.dtype == torch.float16 and not torch.equal(vectors.half().float(), vectors):
                 out = out.float()
             out[number] = vectors
-            progress.step(number + 1, len(plain), "reading features")
+            training.progress.step(number + 1, len(plain), "reading features")
         return out
 
-    @torch.no_grad()
-    def score(self, batch: Batch) -> Scores:
-        """Score each image alone: Mahalanobis distance per position, smoothed; its maximum."""
-        if not bool(self.fitted):
-            raise NotFittedError.of(self.name)
-        self.check(batch)
-        check_finite({self.layer: batch[self.layer]}, self.name)
-        maps = []
-        for one in batch[self.layer]:
-            # an image at a time, so that its company cannot change a bit of it
-            x = self._vectors(one[None].to(self.mean.device).float())[0] - self.mean
-            far = torch.bmm(self.factor, x[:, :, None])[:, :, 0].square().sum(1).sqrt()
-            maps.append(self.maps(far.reshape(self.size)))
-        stacked = torch.stack(maps)
-        return Scores(image=stacked.amax((1, 2)), maps=stacked)
+    def scored_alone(self, one: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the map of Mahalanobis distances, smoothed, and its maximum."""
+        x = self._vectors(one[None])[0] - self.mean
+        far = torch.bmm(self.factor, x[:, :, None])[:, :, 0].square().sum(1).sqrt()
+        heat = self.maps(far.reshape(self.feature_size))
+        return heat.amax(), heat

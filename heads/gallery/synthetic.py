@@ -26,14 +26,11 @@ class SyntheticDefects:
     ----------
     maps
         ``[N, C, H, W]`` float32.
-    labels
-        ``[N]`` bool, true where defective.
     masks
-        ``[N, H, W]`` bool at the maps' size.
+        ``[N, H, W]`` bool at the maps' size; of a normal map nothing.
     """
 
     maps: Tensor
-    labels: Tensor
     masks: Tensor
 
 
@@ -56,7 +53,7 @@ def blob(height: int, width: int, generator: torch.Generator) -> Tensor:
     return region.reshape(height, width)
 
 
-def synthetic_defects(normal: Tensor, seed: int, strength: float = 1.0) -> SyntheticDefects:
+def synthetic_defects(normal: Tensor, seed: int) -> SyntheticDefects:
     """Return the normal maps and one defective copy of each per kind.
 
     Parameters
@@ -65,8 +62,6 @@ def synthetic_defects(normal: Tensor, seed: int, strength: float = 1.0) -> Synth
         ``[N, C, H, W]`` of held-out normal images, N at least 1.
     seed
         Decides everything.
-    strength
-        How far a region goes from what it was, from 0 (unchanged) to 1.
 
     Raises
     ------
@@ -97,11 +92,10 @@ def synthetic_defects(normal: Tensor, seed: int, strength: float = 1.0) -> Synth
                 # one drawn direction for the whole region: a material of its own
                 new = (one[:, region] + noise * deviation).clamp_min(float(normal.min()))
             copy = one.clone()
-            copy[:, region] = torch.lerp(one[:, region], new, strength)
+            copy[:, region] = new
             altered.append(copy)
             masks.append(region)
     empty = torch.zeros(count, height, width, dtype=torch.bool)
-    labels = torch.tensor([False] * count + [True] * len(altered))
     return SyntheticDefects(
-        torch.cat((normal, torch.stack(altered))), labels, torch.cat((empty, torch.stack(masks)))
+        torch.cat((normal, torch.stack(altered))), torch.cat((empty, torch.stack(masks)))
     )

@@ -83,14 +83,14 @@ def pair_metrics(
     total, normal = len(ranking.keys), ranking.normal
     bad = total - normal
     out = Metrics()
-    parts = {
+    shares = {
         "precision": (tp, called, "no pixel is called changed"),
         "recall": (tp, bad, "no changed pixel in any mask"),
         "overall_accuracy": (total - called - bad + 2 * tp, total, "no pixels"),
         "f1": (2 * tp, called + bad, "no pixel is changed or called so"),
         "iou": (tp, called + bad - tp, "no pixel is changed or called so"),
     }
-    for name, (part, whole, reason) in parts.items():
+    for name, (part, whole, reason) in shares.items():
         if whole:
             out[name] = part / whole
         else:

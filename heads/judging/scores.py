@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.contract import Scores
+from heads.contract import Scores, Size
 from headwater.errors import ConfigError
 
 Fusion = Literal["sum", "product", "mean"]
@@ -39,7 +39,7 @@ def log_likelihood(z: Tensor) -> Tensor:
     return -0.5 * z.float().square().mean(1)
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(maps: Tensor, size: Size) -> Tensor:
     """Resize ``[B, h, w]`` bilinearly to ``[B, *size]``."""
     if tuple(maps.shape[1:]) == tuple(size):
         return maps
@@ -70,7 +70,7 @@ def top_k_mean(maps: Tensor, fraction: float) -> Tensor:
     return values.topk(k, dim=1, sorted=False).values.mean(1)
 
 
-def fuse(log_maps: Sequence[Tensor], size: tuple[int, int], how: Fusion) -> Tensor:
+def fuse(log_maps: Sequence[Tensor], size: Size, how: Fusion) -> Tensor:
     """Fuse the likelihood maps of several scales or branches at one size.
 
     Log-likelihoods are up-sampled first and exponentiated then: GCAFlow, section 3.7; DNFAD,
@@ -131,21 +131,21 @@ class LikelihoodScores(nn.Module):
         self.register_buffer("map_top", torch.zeros(()))
         self.register_buffer("image_top", torch.zeros(()))
 
-    def fused(self, log_maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def fused(self, log_maps: Sequence[Tensor], size: Size) -> tuple[Tensor, Tensor]:
         """Return the fused likelihoods for the map and for the image score, ``[B, *size]`` each."""
         for_map = fuse(log_maps, size, self.map_fusion)
         if self.image_fusion == self.map_fusion:
             return for_map, for_map
         return for_map, fuse(log_maps, size, self.image_fusion)
 
-    def fit(self, batches: Iterable[Sequence[Tensor]], size: tuple[int, int]) -> None:
+    def fit(self, batches: Iterable[Sequence[Tensor]], size: Size) -> None:
         """Fix the stored maxima on the log-likelihood maps of held-out normal images."""
         tops = [[p.max() for p in self.fused(maps, size)] for maps in batches]
         if tops:
             self.map_top.copy_(torch.stack([t[0] for t in tops]).max())
             self.image_top.copy_(torch.stack([t[1] for t in tops]).max())
 
-    def forward(self, log_maps: Sequence[Tensor], size: tuple[int, int]) -> Scores:
+    def forward(self, log_maps: Sequence[Tensor], size: Size) -> Scores:
         """Return maps and image scores of log-likelihood maps ``[B, h_i, w_i]``."""
         for_map, for_image = self.fused(log_maps, size)
         if self.normaliser == "image":

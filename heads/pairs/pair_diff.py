@@ -7,9 +7,8 @@ Wang et al., "AnoDFDNet: A Deep Feature Difference Network for Anomaly Detection
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +18,11 @@ from heads.contract import (
     Batch,
     FeatureSource,
     HeadConfig,
-    Progress,
     Reference,
     Scores,
-    Shape,
-    TrainOptions,
+    Shapes,
+    Size,
+    Training,
     register,
 )
 from heads.judging.scores import top_k_mean
@@ -33,8 +32,7 @@ from heads.pairs.transformer import MapTransformer
 from heads.pairs.unet import PairEncoder, SkipDecoder
 from heads.parts.elementary import channel_statistics
 from heads.parts.seeds import seeded
-from heads.training.sources import to_device
-from heads.training.trainer import Schedule, train_module
+from heads.training.trainer import Schedule, adam, train_module
 from headwater.errors import ConfigError, DataError, ShapeError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
 
@@ -128,15 +126,13 @@ class PairDiff(PairHead):
     cross-entropy (eq. 6, whose sum lacks a pair of brackets).
     """
 
-    name: ClassVar[str] = "pair_diff"
-    Config: ClassVar[type[HeadConfig]] = PairDiffConfig
-    paper: ClassVar[str] = "AnoDFDNet: deep feature difference network"
-    summary: ClassVar[str] = "paired images with change masks: differences, transformer, decoder"
-    reads: ClassVar[str] = (
-        "stages of strides 2 to 16, or four blocks of a transformer, of both images"
-    )
-    reference: ClassVar = Reference("", 256, {IMAGE: (3, 256, 256)}, {"encoder": "trained"})
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    name = "pair_diff"
+    Config = PairDiffConfig
+    paper = "AnoDFDNet: deep feature difference network"
+    summary = "paired images with change masks: differences, transformer, decoder"
+    reads = "stages of strides 2 to 16, or four blocks of a transformer, of both images"
+    reference = Reference("", 256, {IMAGE: (3, 256, 256)}, {"encoder": "trained"})
+    presets = {
         "small": {
             "embedding": 256,
             "mlp": 512,
@@ -150,13 +146,11 @@ class PairDiff(PairHead):
         },
         "published": {"encoder": "trained"},
     }
-    labelled: ClassVar[bool] = True
+    labelled = True
     config: PairDiffConfig
     scale: Tensor
 
-    def __init__(
-        self, config: HeadConfig, shapes: Mapping[str, Shape], map_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         config = self.config
         levels = list(self.shapes.values())
@@ -199,7 +193,7 @@ class PairDiff(PairHead):
         return cast("PairDiffConfig", config).encoder == "trained"
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return the stages of the strides asked for, or four blocks of a transformer.
 
         With the trained encoder: the one layer ``image``, which no backbone has; see
@@ -265,22 +259,17 @@ class PairDiff(PairHead):
         losses = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
         return {"loss": losses.mean((1, 2, 3))}
 
-    def fit(
-        self,
-        train: FeatureSource,
-        held_out: FeatureSource,
-        options: TrainOptions,
-        progress: Progress,
-    ) -> dict[str, float]:
-        """Learn from labelled pairs; `train` and `held_out` are `PairSource`s with masks.
+    def learn(self, training: Training) -> dict[str, float]:
+        """Learn from labelled pairs: the sources are `PairSource`s with masks.
 
         Raises
         ------
         DataError
             Pairs without masks, or masks without any changed pixel.
         ShapeError
-            Maps or masks of another size.
+            Masks of another size.
         """
+        train, held_out = training.train, training.held_out
         digest = self._check_labels(train, held_out)
         config = self.config
         if config.standardise and self.encoder is None:
@@ -297,15 +286,13 @@ class PairDiff(PairHead):
             self.loss,
             train,
             held_out,
-            optimizer=lambda parameters: torch.optim.Adam(
-                parameters, lr=config.lr, betas=config.betas
-            ),
+            optimizer=lambda parameters: adam(parameters, config, fused=False),
             schedule=Schedule(config.schedule),
             epochs=config.epochs,
             batch_size=config.batch_size,
             seed=config.seed,
-            options=options,
-            progress=progress,
+            options=training.options,
+            progress=training.progress,
             identity={
                 "head": self.name,
                 "config": dataclasses.asdict(config),
@@ -313,13 +300,12 @@ class PairDiff(PairHead):
                 "labels": digest,
             },
         )
-        self.fitted.fill_(True)
+        self.mark_fitted()
         return {**result.figures(), **self._held_out_figures(held_out)}
 
     def _check_labels(self, train: FeatureSource, held_out: FeatureSource) -> list[str]:
         digests = []
         for what, source in (("training", train), ("held-out", held_out)):
-            self.check(source)
             if not isinstance(source, PairSource) or not source.labelled:
                 raise DataError(
                     f"{self.name}: {what} pairs without change masks",
@@ -355,14 +341,9 @@ class PairDiff(PairHead):
             return {}
         return {"held_out_f1": 2 * tp / (called + bad), "held_out_iou": tp / (called + bad - tp)}
 
-    @torch.no_grad()
-    def score(self, batch: Batch) -> Scores:
+    def scored(self, batch: Batch) -> Scores:
         """Return change probabilities per pixel, and per pair the mean of its `top_k` largest."""
-        self.check_ready(batch)
-        device = self.fitted.device
-        names = [prefix + layer for prefix in (CURRENT, HISTORY) for layer in self.shapes]
-        logits = self.logits(to_device({k: batch[k] for k in names}, device))
-        maps = torch.sigmoid(logits.float())[:, 0]
+        maps = torch.sigmoid(self.logits(batch).float())[:, 0]
         return Scores(image=top_k_mean(maps, self.config.top_k), maps=maps)
 
 

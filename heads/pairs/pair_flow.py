@@ -8,32 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
-from FrEIA.framework import SequenceINN
 from torch import Tensor
 
-from heads.contract import (
-    Batch,
-    FeatureSource,
-    HeadConfig,
-    Progress,
-    Scores,
-    Shape,
-    TrainOptions,
-    register,
-)
+from heads.contract import Batch, HeadConfig, Scores, Size, Training, register
 from heads.flow.fast_flow import FastFlow, FastFlowConfig
 from heads.flow.flow_head import nll_per_dimension
-from heads.flow.map_head import stage_nodes, token_nodes
+from heads.flow.map_head import nodes_of
 from heads.judging.scores import top_k_mean, upsample
 from heads.pairs.pair_head import DifferenceSource, PairHead, differences
 from heads.pairs.source import CURRENT
-from heads.parts.coupling import AffineCoupling
-from heads.parts.elementary import ActNorm, Permute
-from heads.parts.seeds import seeded
-from heads.training.sources import to_device
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
 
@@ -93,31 +79,27 @@ class PairFlow(PairHead, FastFlow):
     (`features.images.crops.cut_normal_pairs`), at the scale at which pairs will be tested.
     """
 
-    name: ClassVar[str] = "pair_flow"
-    Config: ClassVar[type[HeadConfig]] = PairFlowConfig
-    paper: ClassVar[str] = "ours, on AnoDFDNet's feature differences and FastFlow's couplings"
-    summary: ClassVar[str] = "paired images without labels: flow head over feature differences"
-    reads: ClassVar[str] = FastFlow.reads + ", of both images"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    name = "pair_flow"
+    Config = PairFlowConfig
+    paper = "ours, on AnoDFDNet's feature differences and FastFlow's couplings"
+    summary = "paired images without labels: flow head over feature differences"
+    reads = FastFlow.reads + ", of both images"
+    presets = {
         "vit": {"steps": 20, "hidden_ratio": 0.16},
         "small": {"steps": 4, "epochs": 10, "strides": (2, 4), "root": True, "noise": 1.0},
     }
+    per_position = True
     config: PairFlowConfig
 
     @classmethod
-    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: tuple[int, int]) -> Needs:
+    def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
         """Return the stages of the strides asked for, or one block of a transformer.
 
         The image size is the run's own, but where the configuration names one.
         """
         assert isinstance(config, PairFlowConfig)
-        if config.nodes:
-            nodes = config.nodes
-        elif backbone.tokens:
-            nodes = token_nodes(cls.name, backbone, (7,))
-        else:
-            there = [s for s in sorted(config.strides) if s in backbone.strides]
-            nodes = stage_nodes(cls.name, backbone, there or config.strides)
+        there = [s for s in sorted(config.strides) if s in backbone.strides]
+        nodes = nodes_of(cls.name, config, backbone, (7,), there or config.strides)
         return Needs(tuple(LayerSpec((n,)) for n in nodes), config.resize(None))
 
     def inputs(self, batch: Batch) -> list[Tensor]:
@@ -131,23 +113,6 @@ class PairFlow(PairHead, FastFlow):
         if not self.config.root:
             return mean, std
         return torch.zeros_like(mean), (mean.square() + std.square()).sqrt()
-
-    def _stack(self, shape: Shape, index: int) -> SequenceINN:
-        """Return FastFlow's stack with log-determinants per position."""
-        stack = SequenceINN(*shape)
-        for step in range(self.config.steps):
-            seed = (self.config.seed * 1009 + index) * 1009 + step
-            with seeded(seed):
-                stack.append(
-                    AffineCoupling,
-                    subnet=self._subnet(self.config.kernels[step % len(self.config.kernels)]),
-                    clamp=self.config.clamp,
-                    two_sided=False,
-                    per_position=True,
-                )
-            stack.append(_affine)
-            stack.append(Permute, seed=seed, per_position=True)
-        return stack
 
     def positions(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return per layer the latents and the log-determinant per position, ``[B, H, W]``."""
@@ -170,55 +135,25 @@ class PairFlow(PairHead, FastFlow):
                 maps[i] = x + self.config.noise * std * noise
         return {"nll": nll_per_dimension(*self.latent_of(maps))}
 
-    def fit(
-        self,
-        train: FeatureSource,
-        held_out: FeatureSource,
-        options: TrainOptions,
-        progress: Progress,
-    ) -> dict[str, float]:
-        """Learn the density of normal pairs' differences; `train`, `held_out`: `PairSource`s."""
-        self.check(train)
-        self.check(held_out)
-        return FastFlow.fit(
-            self,
-            DifferenceSource(train, self.config.root),
-            DifferenceSource(held_out, self.config.root),
-            options,
-            progress,
-        )
-
-    def check(self, batch: Mapping[str, Tensor] | FeatureSource) -> None:
-        """Raise `ShapeError` where the pairs' maps are not those this head was built for."""
-        if isinstance(batch, DifferenceSource):
-            batch = batch.source
-        PairHead.check(self, batch)
+    def learn(self, training: Training) -> dict[str, float]:
+        """Learn the density of normal pairs' differences."""
+        train, held_out = (DifferenceSource(pairs, self.config.root) for pairs in training[:2])
+        return super().learn(training._replace(train=train, held_out=held_out))
 
     @property
     def score_limit(self) -> float | None:
         """The stored maximum, where that is what scores are taken from."""
         return super().score_limit if self.config.scoring == "likelihood" else None
 
-    @torch.no_grad()
-    def score(self, batch: Batch) -> Scores:
+    def scored(self, batch: Batch) -> Scores:
         """Score pairs by how unlikely their differences are; see `PairFlowConfig.scoring`."""
-        self.check_ready(batch)
-        pairs = {k: v for k, v in batch.items() if not k.startswith("_")}
-        pairs = to_device(pairs, self.fitted.device)
         if self.config.scoring == "likelihood":
-            return self.scorer(self.log_maps(pairs), self.map_size)
+            return super().scored(batch)
         maps = []
-        for z, log_det in self.positions(self.standardised(self.inputs(pairs))[0]):
+        for z, log_det in self.positions(self.standardised(self.inputs(batch))[0]):
             energy = 0.5 * z.float().square().mean(1)
             if self.config.scoring == "density":
                 energy = energy - log_det.float() / z.shape[1]
             maps.append(upsample(energy, self.map_size))
         joint = torch.stack(maps).mean(0)
         return Scores(image=top_k_mean(joint, self.config.top_k), maps=joint)
-
-
-def _affine(dims: Sequence[Shape]) -> ActNorm:
-    """Return a learnt affine map per channel that starts as the identity."""
-    part = ActNorm(dims, per_position=True)
-    part.ready.fill_(True)
-    return part

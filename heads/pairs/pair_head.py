@@ -1,4 +1,4 @@
-"""What the heads over pairs have in common: differences (AnoDFDNet, eq. 2) and the checks."""
+"""What the heads over pairs have in common: differences (AnoDFDNet, eq. 2) and the batch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from heads.contract import Batch, FeatureSource, Head, Shape, check_finite
+from heads.contract import Batch, FeatureSource, Head, Shape
 from heads.pairs.source import CURRENT, HISTORY
-from headwater.errors import NotFittedError, ShapeError
+from headwater.errors import ShapeError
 
 
 def differences(batch: Mapping[str, Tensor], root: bool = False) -> Batch:
@@ -85,38 +85,16 @@ class PairHead(Head):
     pairs: ClassVar[bool] = True
     fitted: Tensor
 
-    def check(self, batch: Mapping[str, Tensor] | FeatureSource) -> None:
-        """Raise `ShapeError` where a side's maps are not those this head was built for."""
-        found = (
-            {k: tuple(v.shape[1:]) for k, v in batch.items() if not k.startswith("_")}
-            if isinstance(batch, Mapping)
-            else dict(batch.shapes)
+    @property
+    def batch_shapes(self) -> dict[str, Shape]:
+        """Shape of each entry of a batch that is read: of each layer on both sides."""
+        sides = (CURRENT, HISTORY)
+        return {side + layer: shape for side in sides for layer, shape in self.shapes.items()}
+
+    def without(self, name: str) -> ShapeError:
+        """Return the error of a batch that has no entry `name`."""
+        return ShapeError(
+            f"{self.name}: {name!r} is not in the batch",
+            expected="pairs: current:<layer> and history:<layer> of " + ", ".join(self.shapes),
+            remedy="join two image sets to a PairSource",
         )
-        for layer, want in self.shapes.items():
-            for name in (CURRENT + layer, HISTORY + layer):
-                if name not in found:
-                    raise ShapeError(
-                        f"{self.name}: {name!r} is not in the batch",
-                        expected="pairs: current:<layer> and history:<layer> of "
-                        + ", ".join(self.shapes),
-                        remedy="join two image sets to a PairSource",
-                    )
-                if tuple(found[name]) != tuple(want):
-                    raise ShapeError(
-                        f"{self.name}: {name!r} has maps of shape {tuple(found[name])}",
-                        expected=f"{tuple(want)}, what the head was built for",
-                        remedy="use the extractor settings that the head was trained with",
-                    )
-
-    def check_ready(self, batch: Batch) -> None:
-        """Raise where the head is not fitted, the maps are of another shape or not finite.
-
-        Raises
-        ------
-        NotFittedError, ShapeError, FeatureRangeError
-        """
-        if not bool(self.fitted):
-            raise NotFittedError.of(self.name)
-        self.check(batch)
-        names = [prefix + layer for prefix in (CURRENT, HISTORY) for layer in self.shapes]
-        check_finite({k: batch[k] for k in names}, self.name)

@@ -278,15 +278,15 @@ class PairSource:
         """Return a side's distinct rows by layer, and the place of each row there."""
         wanted = np.unique(self._index[rows, side])
         cuts = np.flatnonzero(np.diff(wanted) > 1) + 1
-        parts: dict[str, list[Tensor]] = {}
+        blocks: dict[str, list[Tensor]] = {}
         for run in np.split(wanted, cuts):
             for start in range(int(run[0]), int(run[-1]) + 1, 64):
                 stop = min(start + 64, int(run[-1]) + 1)
                 for layer, maps in self._sources[side].read(start, stop).items():
                     if not layer.startswith("_"):
-                        parts.setdefault(layer, []).append(_narrow(maps))
+                        blocks.setdefault(layer, []).append(_narrow(maps))
         return (
-            {k: torch.cat(_one_dtype(v)) for k, v in parts.items()},
+            {k: torch.cat(_one_dtype(v)) for k, v in blocks.items()},
             {int(r): i for i, r in enumerate(wanted)},
         )
 
@@ -336,7 +336,7 @@ def _narrow(maps: Tensor) -> Tensor:
     return half if torch.equal(half.float(), maps) else maps.clone()
 
 
-def _one_dtype(parts: list[Tensor]) -> list[Tensor]:
-    if len({p.dtype for p in parts}) > 1:
-        return [p.float() for p in parts]
-    return parts
+def _one_dtype(blocks: list[Tensor]) -> list[Tensor]:
+    if len({p.dtype for p in blocks}) > 1:
+        return [p.float() for p in blocks]
+    return blocks

@@ -46,8 +46,8 @@ class TransformerLayer(nn.Module):
     def attend(self, z: Tensor) -> Tensor:
         """Return multi-head self-attention over tokens ``[B, L, width]``."""
         count, length, width = z.shape
-        parts = self.query_key_value(z).view(count, length, 3, self.heads, width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        three = self.query_key_value(z).view(count, length, 3, self.heads, width // self.heads)
+        query, key, value = three.permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(query, key, value)
         return self.project(seen.transpose(1, 2).reshape(count, length, width))
 

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.contract import Shape
+from heads.contract import Shape, Size
 from headwater.errors import ConfigError
-
-Size = tuple[int, int]
 
 
 def _unit(layer: nn.Module, channels: int, slope: float = 0.0) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Affine coupling with soft-clamped scales, one- or two-sided, optionally conditioned."""
+"""Affine coupling with soft-clamped scales, one- or two-sided."""
 
 from __future__ import annotations
 
@@ -40,10 +40,7 @@ class AffineCoupling(Elementary):
     dims_in
         One shape, ``(C,)`` or ``(C, H, W)``, C of at least 2.
     subnet
-        ``(channels in, channels out) -> module`` from the passive half (and conditions) to s and t
-        side by side.
-    dims_c
-        Shapes of conditions, concatenated to what the subnets see.
+        ``(channels in, channels out) -> module`` from the passive half to s and t side by side.
     clamp
         Alpha of `soft_clamp`.
     two_sided
@@ -56,7 +53,6 @@ class AffineCoupling(Elementary):
         self,
         dims_in: Sequence[Sequence[int]],
         subnet: Subnet,
-        dims_c: Sequence[Sequence[int]] = (),
         clamp: float = 1.9,
         two_sided: bool = True,
         per_position: bool = False,
@@ -64,40 +60,27 @@ class AffineCoupling(Elementary):
         super().__init__(dims_in, per_position)
         if self.channels < 2:
             raise ConfigError("coupling of one channel", expected="at least 2 channels")
-        self.dims_c = [tuple(d) for d in dims_c]
         self.clamp, self.two_sided = clamp, two_sided
         self.first = self.channels // 2
         second = self.channels - self.first
-        extra = sum(int(d[0]) for d in dims_c)
-        self.subnet1 = subnet(second + extra, 2 * self.first)
-        self.subnet2 = subnet(self.first + extra, 2 * second) if two_sided else None
+        self.subnet1 = subnet(second, 2 * self.first)
+        self.subnet2 = subnet(self.first, 2 * second) if two_sided else None
 
     def _sum(self, s: Tensor) -> Tensor:
         return s.sum(1) if self.per_position else s.flatten(1).sum(1)
 
-    def forward(
-        self,
-        x_or_z: Sequence[Tensor],
-        c: Sequence[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor], Tensor]:
+    def transform(self, x: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
         """Couple the halves, or undo it where `rev`."""
         # `split`, whose gradient is one concatenation: slices fill and add two maps of zeros.
-        a, b = x_or_z[0].split([self.first, self.channels - self.first], 1)
-        extra = list(c or [])
-
-        def see(x: Tensor) -> Tensor:
-            return torch.cat([x, *extra], 1) if extra else x
-
+        a, b = x.split([self.first, self.channels - self.first], 1)
         logdet: Tensor | float = 0.0
         if rev and self.subnet2 is not None:
-            b, s = affine(b, self.subnet2(see(a)), self.clamp, rev)
+            b, s = affine(b, self.subnet2(a), self.clamp, rev)
             logdet = logdet - self._sum(s)
-        a, s = affine(a, self.subnet1(see(b)), self.clamp, rev)
+        a, s = affine(a, self.subnet1(b), self.clamp, rev)
         logdet = logdet - self._sum(s) if rev else logdet + self._sum(s)
         if not rev and self.subnet2 is not None:
-            b, s = affine(b, self.subnet2(see(a)), self.clamp, rev)
+            b, s = affine(b, self.subnet2(a), self.clamp, rev)
             logdet = logdet + self._sum(s)
         assert isinstance(logdet, Tensor)
-        return (torch.cat([a, b], 1),), logdet
+        return torch.cat([a, b], 1), logdet

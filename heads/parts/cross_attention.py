@@ -49,15 +49,9 @@ class ChannelGate(Elementary):
             torch.tensor(2.0, dtype=seen.dtype, device=seen.device)
         )
 
-    def forward(
-        self,
-        x_or_z: Sequence[Tensor],
-        c: Sequence[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor], Tensor]:
+    def transform(self, x: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
         """Scale each channel by its gate, or undo it where `rev`."""
-        a, b = x_or_z[0][:, : self.first], x_or_z[0][:, self.first :]
+        a, b = x[:, : self.first], x[:, self.first :]
         sign = -1.0 if rev else 1.0
         if rev:
             log_b = self._log_gate(self.gate2, a)
@@ -67,8 +61,8 @@ class ChannelGate(Elementary):
         if not rev:
             log_b = self._log_gate(self.gate2, a)
             b = b * torch.exp(log_b)[:, :, None, None]
-        places = x_or_z[0].shape[2] * x_or_z[0].shape[3]
-        return (torch.cat([a, b], 1),), sign * places * (log_a.sum(1) + log_b.sum(1))
+        places = x.shape[2] * x.shape[3]
+        return torch.cat([a, b], 1), sign * places * (log_a.sum(1) + log_b.sum(1))
 
 
 def _excite(channels_in: int, hidden: int, channels_out: int) -> nn.Sequential:
@@ -90,17 +84,10 @@ class PublishedGate(Elementary):
         super().__init__(dims_in)
         self.attention = SqueezeExcite(self.channels, reduction)
 
-    def forward(
-        self,
-        x_or_z: Sequence[Tensor],
-        c: Sequence[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor], Tensor]:
+    def transform(self, x: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
         """Scale each channel by its gate; do nothing where `rev`."""
-        x = x_or_z[0]
         y = x if rev else x * self.attention.gate(x).to(x.dtype)[:, :, None, None]
-        return (y,), self.spread(0.0, x, rev)
+        return y, self.spread(0.0, x, rev)
 
 
 class CrossScaleSelfAttention(nn.Module):
@@ -131,8 +118,8 @@ class CrossScaleSelfAttention(nn.Module):
         query, key = self.query_key(tokens).chunk(2, dim=2)
         seen = F.scaled_dot_product_attention(query, key, self.value(tokens))
         out = tokens + self.gain.to(seen.dtype) * seen
-        parts = out.split([m.shape[2] * m.shape[3] for m in maps], dim=1)
+        of_scales = out.split([m.shape[2] * m.shape[3] for m in maps], dim=1)
         return [
             p.unflatten(1, m.shape[2:]).permute(0, 3, 1, 2)
-            for p, m in zip(parts, maps, strict=True)
+            for p, m in zip(of_scales, maps, strict=True)
         ]

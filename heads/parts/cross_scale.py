@@ -7,11 +7,11 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 
 from heads.parts.coupling import affine
 from heads.parts.cross_attention import CrossScaleSelfAttention
+from heads.parts.invertible import Invertible
 
 
 class CrossScaleSubnet(nn.Module):
@@ -142,7 +142,7 @@ def _taps(small: int, large: int, kernel: int, like: Tensor) -> Tensor:
     return torch.stack(shifted, 2).reshape(large, -1).to(like.dtype)
 
 
-class CrossScaleCoupling(InvertibleModule):
+class CrossScaleCoupling(Invertible):
     """Two-sided affine coupling of several maps at once (CS-Flow; CSA-Flow, section 3.2).
 
     The halves of every scale are scaled and shifted from the other halves of all scales.
@@ -163,16 +163,12 @@ class CrossScaleCoupling(InvertibleModule):
         subnet: Callable[[int, int], nn.Module],
         clamp: float = 3.0,
     ) -> None:
-        super().__init__([tuple(d) for d in dims_in])
+        super().__init__(dims_in)
         channels = int(dims_in[0][0])
         self.first, self.clamp = channels // 2, clamp
         second = channels - self.first
         self.subnet1 = subnet(second, 2 * self.first)
         self.subnet2 = subnet(self.first, 2 * second)
-
-    def output_dims(self, input_dims: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """Return the input's shapes: a coupling changes none."""
-        return input_dims
 
     def _side(
         self, active: list[Tensor], passive: list[Tensor], subnet: nn.Module, rev: bool
@@ -183,16 +179,10 @@ class CrossScaleCoupling(InvertibleModule):
         total = torch.stack([s.flatten(1).sum(1) for _, s in pairs]).sum(0)
         return [y for y, _ in pairs], -total if rev else total
 
-    def forward(
-        self,
-        x_or_z: Sequence[Tensor],
-        c: Sequence[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def change(self, maps: list[Tensor], rev: bool) -> tuple[list[Tensor], Tensor]:
         """Couple the halves of all scales, or undo it where `rev`."""
         # `split`, whose gradient is one concatenation: slices fill and add two maps of zeros.
-        halves = [x.split([self.first, x.shape[1] - self.first], 1) for x in x_or_z]
+        halves = [x.split([self.first, x.shape[1] - self.first], 1) for x in maps]
         a, b = [h[0] for h in halves], [h[1] for h in halves]
         if rev:
             b, logdet2 = self._side(b, a, self.subnet2, rev)
@@ -200,5 +190,4 @@ class CrossScaleCoupling(InvertibleModule):
         else:
             a, logdet1 = self._side(a, b, self.subnet1, rev)
             b, logdet2 = self._side(b, a, self.subnet2, rev)
-        joined = tuple(torch.cat(pair, 1) for pair in zip(a, b, strict=True))
-        return joined, logdet1 + logdet2
+        return [torch.cat(halves, 1) for halves in zip(a, b, strict=True)], logdet1 + logdet2

@@ -90,8 +90,8 @@ class DynamicSpatialAttention(nn.Module):
         kind = "cpu" if x.is_meta else x.device.type
         with torch.autocast(kind, enabled=False):
             x = x.to(self.point.weight.dtype)
-            pair = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)
-            return torch.sigmoid(self.point(self.dynamic(pair)))
+            both = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)
+            return torch.sigmoid(self.point(self.dynamic(both)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale ``[B, C, H, W]`` by its gate."""

@@ -8,14 +8,15 @@ log-determinants of any shape; `GraphINN` knows ``[B]`` only).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 
 from heads.contract import FeatureSource, check_finite
+from heads.parts.invertible import Invertible
 
 
 def soft_clamp(s: Tensor, alpha: float) -> Tensor:
@@ -23,8 +24,8 @@ def soft_clamp(s: Tensor, alpha: float) -> Tensor:
     return (2 * alpha / torch.pi) * torch.atan(s / alpha)
 
 
-class Elementary(InvertibleModule):
-    """Base of one-input parts whose log-determinant does not depend on the input's values.
+class Elementary(Invertible):
+    """Base of the parts that take one map and give one; they give `transform`.
 
     Parameters
     ----------
@@ -35,13 +36,18 @@ class Elementary(InvertibleModule):
     """
 
     def __init__(self, dims_in: Sequence[Sequence[int]], per_position: bool = False) -> None:
-        super().__init__([tuple(d) for d in dims_in])
+        super().__init__(dims_in)
         self.channels = int(dims_in[0][0])
         self.per_position = per_position
 
-    def output_dims(self, input_dims: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """Return the input's shape: nothing here changes it."""
-        return input_dims
+    def change(self, maps: list[Tensor], rev: bool) -> tuple[list[Tensor], Tensor]:
+        """Transform the one map."""
+        y, logdet = self.transform(maps[0], rev)
+        return [y], logdet
+
+    @abstractmethod
+    def transform(self, x: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
+        """Return the changed map and the log-determinant of that; the way back where `rev`."""
 
     def spread(self, position: Tensor | float, x: Tensor, rev: bool) -> Tensor:
         """Return one position's log-determinant as that of each sample (or position) of `x`."""
@@ -107,17 +113,10 @@ class Permute(Elementary):
     def _after_load(self, _keys: object) -> None:
         self.inverse = torch.argsort(self.order)
 
-    def forward(
-        self,
-        x_or_z: Sequence[Tensor],
-        c: Sequence[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor], Tensor]:
+    def transform(self, x: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
         """Permute, or undo it where `rev`."""
-        x = x_or_z[0]
         there, back = (self.inverse, self.order) if rev else (self.order, self.inverse)
-        return (_Reorder.apply(x, there, back),), self.spread(0.0, x, rev)
+        return _Reorder.apply(x, there, back), self.spread(0.0, x, rev)
 
 
 #: Least deviation of a channel over the channels' median. One that hardly moves on normal images
@@ -150,18 +149,11 @@ class Standardise(Elementary):
         self.mean.copy_(mean.to(self.mean))
         self.std.copy_(floored(std, 1e-6).to(self.std))
 
-    def forward(
-        self,
-        x_or_z: Sequence[Tensor],
-        c: Sequence[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor], Tensor]:
+    def transform(self, x: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
         """Standardise, or undo it where `rev`."""
-        x = x_or_z[0]
         mean, std = self.column(self.mean, x), self.column(self.std, x)
         y = x * std + mean if rev else (x - mean) / std
-        return (y,), self.spread(-self.std.to(x.dtype).log().sum(), x, rev)
+        return y, self.spread(-self.std.to(x.dtype).log().sum(), x, rev)
 
 
 def channel_statistics(
@@ -174,9 +166,9 @@ def channel_statistics(
         check_finite({k: v for k, v in batch.items() if k in (*layers, "_rows")}, "training", ids)
         for layer in layers:
             x = batch[layer].double()
-            pair = [x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]
+            found = [x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]
             sums[layer] = (
-                [a + b for a, b in zip(sums[layer], pair, strict=True)] if layer in sums else pair
+                [a + b for a, b in zip(sums[layer], found, strict=True)] if layer in sums else found
             )
     out = {}
     for layer, (first, second) in sums.items():
@@ -211,15 +203,8 @@ class ActNorm(Elementary):
         self.bias.copy_(-x.mean(dims) * self.log_scale.exp())
         self.ready.fill_(True)
 
-    def forward(
-        self,
-        x_or_z: Sequence[Tensor],
-        c: Sequence[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor], Tensor]:
+    def transform(self, x: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
         """Scale and shift, or undo it where `rev`."""
-        x = x_or_z[0]
         if self.training and not rev and not bool(self.ready):
             self._set_from(x)
         log_scale, bias = self.column(self.log_scale, x), self.column(self.bias, x)
@@ -227,4 +212,4 @@ class ActNorm(Elementary):
             y = (x - bias) * torch.exp(-log_scale)
         else:
             y = torch.addcmul(bias, x, torch.exp(log_scale))
-        return (y,), self.spread(self.log_scale.to(x.dtype).sum(), x, rev)
+        return y, self.spread(self.log_scale.to(x.dtype).sum(), x, rev)

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 
 from heads.parts.attention import channel_attention
 from heads.parts.coupling import affine
+from heads.parts.invertible import Invertible
 from heads.parts.subnets import ChannelNorm, damp
 from headwater.errors import ShapeError
 
@@ -68,7 +68,7 @@ class FusionSubnet(nn.Module):
         return out
 
 
-class FusionCoupling(InvertibleModule):
+class FusionCoupling(Invertible):
     """An affine coupling whose subnets see one half of every scale and change the other half.
 
     Both halves are changed, one after the other:
@@ -88,12 +88,11 @@ class FusionCoupling(InvertibleModule):
     def __init__(
         self,
         dims_in: Iterable[Dims],
-        dims_c: Iterable[Dims] | None = None,
         clamp: float = 1.9,
         attention: str | None = "gca",
     ) -> None:
-        super().__init__(dims_in, dims_c)
-        dims: list[Dims] = [tuple(d) for d in self.dims_in]  # type: ignore[misc]
+        dims = list(dims_in)
+        super().__init__(dims)
         if any(a[1] < b[1] or a[2] < b[2] for a, b in itertools.pairwise(dims)):
             raise ShapeError(f"fusion over maps {dims}", expected="maps from fine to coarse")
         self.clamp = clamp
@@ -104,28 +103,19 @@ class FusionCoupling(InvertibleModule):
         self.subnet_1 = FusionSubnet(halves_1, self.second, attention)
         self.subnet_2 = FusionSubnet(halves_2, self.first, attention)
 
-    def forward(
-        self,
-        x_or_z: Iterable[Tensor],
-        c: Iterable[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return the changed maps and the log-determinant per sample, ``[B]``."""
-        pairs = [
-            x.split([a, b], 1) for x, a, b in zip(x_or_z, self.first, self.second, strict=True)
-        ]
+    def change(self, maps: list[Tensor], rev: bool) -> tuple[list[Tensor], Tensor]:
+        """Change both halves of all scales, or undo it where `rev`."""
+        pairs = [x.split([a, b], 1) for x, a, b in zip(maps, self.first, self.second, strict=True)]
         one, two = [p[0] for p in pairs], [p[1] for p in pairs]
         if not rev:
-            two, log_det_2 = self._change(two, self.subnet_1(one), rev)
-            one, log_det_1 = self._change(one, self.subnet_2(two), rev)
+            two, log_det_2 = self._side(two, self.subnet_1(one), rev)
+            one, log_det_1 = self._side(one, self.subnet_2(two), rev)
         else:
-            one, log_det_1 = self._change(one, self.subnet_2(two), rev)
-            two, log_det_2 = self._change(two, self.subnet_1(one), rev)
-        out = tuple(torch.cat(p, 1) for p in zip(one, two, strict=True))
-        return out, log_det_1 + log_det_2
+            one, log_det_1 = self._side(one, self.subnet_2(two), rev)
+            two, log_det_2 = self._side(two, self.subnet_1(one), rev)
+        return [torch.cat(p, 1) for p in zip(one, two, strict=True)], log_det_1 + log_det_2
 
-    def _change(
+    def _side(
         self, active: list[Tensor], changes: list[Tensor], rev: bool
     ) -> tuple[list[Tensor], Tensor]:
         """Scale and shift the active halves of all scales; back where `rev`."""
@@ -135,7 +125,3 @@ class FusionCoupling(InvertibleModule):
             out.append(y)
             log_det = log_det + log_scale.sum((1, 2, 3))
         return out, -log_det if rev else log_det
-
-    def output_dims(self, input_dims: list[Dims]) -> list[Dims]:
-        """Return the dimensions unchanged."""
-        return input_dims

@@ -79,20 +79,13 @@ class InvertibleLinear(Elementary):
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_kept": {}}
 
-    def forward(
-        self,
-        x_or_z: Sequence[Tensor],
-        c: Sequence[Tensor] | None = None,
-        rev: bool = False,
-        jac: bool = True,
-    ) -> tuple[tuple[Tensor], Tensor]:
+    def transform(self, x: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
         """Mix the channels, or undo it where `rev`."""
-        x = x_or_z[0]
         # bfloat16 here would make the inverse wrong in the third digit
         with torch.autocast(x.device.type, enabled=False):
             y = linear(x, self.weight(x.dtype, rev))
         log_det = self.log_s.to(x.dtype).sum() + self.log_rotation.to(x.dtype)
-        return (y,), self.spread(log_det, x, rev)
+        return y, self.spread(log_det, x, rev)
 
 
 def _rotation(channels: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -137,7 +130,7 @@ def vector_glow(channels: int, steps: int, hidden: int, clamp: float, seed: int)
 def perceptron(channels_in: int, hidden: int, channels_out: int, layers: int = 4) -> nn.Sequential:
     """Return `layers` linear layers with batch norm and leaky ReLU between them."""
     widths = [channels_in, *[hidden] * (layers - 1)]
-    parts: list[nn.Module] = []
+    built: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
-        parts += [Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU()]
-    return nn.Sequential(*parts, Linear(widths[-1], channels_out))
+        built += [Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU()]
+    return nn.Sequential(*built, Linear(widths[-1], channels_out))

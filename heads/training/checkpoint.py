@@ -70,7 +70,3 @@ class Checkpoint:
             f"checkpoint {self.path} {why}; it is set aside as {aside.name}, training begins anew",
             stacklevel=4,
         )
-
-    def discard(self) -> None:
-        """Remove the file."""
-        self.path.unlink(missing_ok=True)

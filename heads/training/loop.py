@@ -1,28 +1,63 @@
-"""The moving parts of a training: steps, evaluation, the watch for divergence, the state."""
+"""The moving parts of a training: steps, evaluation, the watch for divergence, the state.
+
+And the result, which the loop fills in as it goes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from heads.contract import Batch, FeatureSource, check_finite
+from heads.contract import Batch, FeatureSource, Progress, check_finite
 from heads.training.arithmetic import autocast
 from heads.training.sources import to_device
 from headwater.errors import TrainingError
 from headwater.spec import Precision
 
-if TYPE_CHECKING:
-    from heads.contract import Progress
-    from heads.training.trainer import TrainResult
-
 Loss = Tensor | Mapping[str, Tensor]
 LossFn = Callable[[Batch], Loss]
+
+
+@dataclass
+class TrainResult:
+    """What a training did.
+
+    Parameters
+    ----------
+    epochs, steps
+        Done in all, resumed ones included.
+    history
+        ``{metric: value per epoch}``.
+    seconds
+        Wall-clock time of this call.
+    resumed_from
+        Epochs that a checkpoint had already done.
+    best_epoch
+        The epoch whose weights were kept, where early stopping was asked for.
+    precision
+        Arithmetic that was used.
+    """
+
+    epochs: int = 0
+    steps: int = 0
+    history: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    resumed_from: int = 0
+    best_epoch: int | None = None
+    precision: Precision = "float32"
+
+    def figures(self) -> dict[str, float]:
+        """Return the final figures by name: those of the epoch whose weights were kept."""
+        at = (self.best_epoch or self.epochs) - 1
+        kept = {k: v[at] for k, v in self.history.items() if v}
+        return {**kept, "epochs": float(self.epochs), "fit_seconds": self.seconds}
 
 
 class Run:

@@ -101,8 +101,8 @@ class TensorSource:
         )
 
     def _row_hash(self, row: int) -> str:
-        parts = [x[row].float().contiguous().cpu().numpy().tobytes() for x in self._maps.values()]
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        held = [x[row].float().contiguous().cpu().numpy().tobytes() for x in self._maps.values()]
+        return hashlib.sha256(b"".join(held)).hexdigest()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

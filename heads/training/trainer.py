@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,13 +17,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from heads.contract import FeatureSource, Progress, TrainOptions
+from heads.contract import FeatureSource, HeadConfig, Progress, TrainOptions
 from heads.training.arithmetic import choose_precision, device_of, running
 from heads.training.checkpoint import Checkpoint
-from heads.training.loop import LossFn, Run
+from heads.training.loop import LossFn, Run, TrainResult
 from heads.training.sources import source_fingerprint
 from headwater.errors import ConfigError, DataError
-from headwater.spec import Precision, digest
+from headwater.spec import digest
 
 
 @dataclass(frozen=True)
@@ -72,39 +72,23 @@ class Schedule:
         return LambdaLR(optimizer, factor)
 
 
-@dataclass
-class TrainResult:
-    """What a training did.
+def adam(
+    parameters: Iterable[nn.Parameter],
+    config: HeadConfig,
+    *,
+    decoupled: bool = False,
+    fused: bool = True,
+) -> Optimizer:
+    """Return Adam with those of its settings that the configuration has.
 
-    Parameters
-    ----------
-    epochs, steps
-        Done in all, resumed ones included.
-    history
-        ``{metric: value per epoch}``.
-    seconds
-        Wall-clock time of this call.
-    resumed_from
-        Epochs that a checkpoint had already done.
-    best_epoch
-        The epoch whose weights were kept, where early stopping was asked for.
-    precision
-        Arithmetic that was used.
+    These are ``lr``, ``betas``, ``eps`` and ``weight_decay``; the last is AdamW's where
+    `decoupled`. Where `fused` all parameters are one kernel, which leaves their versions as they
+    were.
     """
-
-    epochs: int = 0
-    steps: int = 0
-    history: dict[str, list[float]] = field(default_factory=dict)
-    seconds: float = 0.0
-    resumed_from: int = 0
-    best_epoch: int | None = None
-    precision: Precision = "float32"
-
-    def figures(self) -> dict[str, float]:
-        """Return the final figures by name: those of the epoch whose weights were kept."""
-        at = (self.best_epoch or self.epochs) - 1
-        kept = {k: v[at] for k, v in self.history.items() if v}
-        return {**kept, "epochs": float(self.epochs), "fit_seconds": self.seconds}
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    names = ("lr", "betas", "eps", "weight_decay")
+    settings = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return kind(parameters, fused=fused or None, **settings)
 
 
 def train_module(

@@ -96,6 +96,9 @@ def test_a_broken_package_keeps_no_other_head_from_working(site, tmp_path):
     assert "patchcore" in listed.stdout
     assert "nearest-mean (nearest_mean): ModuleNotFoundError" in " ".join(listed.stdout.split())
     asked = run(
-        site, "-c", "from heads.catalogue import get_head; get_head('nearest_mean')", PYTHONPATH=path
+        site,
+        "-c",
+        "from heads.catalogue import get_head; get_head('nearest_mean')",
+        PYTHONPATH=path,
     )
     assert "cannot be imported from nearest-mean" in asked.stderr

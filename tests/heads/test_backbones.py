@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from features.backbones.backbone import Backbone, load_backbone
-from heads.catalogue import get_head, make_config, registry
+from heads.catalogue import all_heads, get_head, make_config
 from headwater.errors import ConfigError
 
 SIZES = {
@@ -32,7 +32,7 @@ def backbone(name: str) -> Backbone:
     return load_backbone(name, untrained_seed=0)
 
 
-@pytest.mark.parametrize("head", sorted(registry()))
+@pytest.mark.parametrize("head", sorted(all_heads()))
 @pytest.mark.parametrize("name", SIZES)
 def test_a_head_is_built_on_what_the_backbone_gives(name: str, head: str) -> None:
     size = (SIZES[name], SIZES[name])
@@ -60,6 +60,6 @@ def test_cs_flow_takes_a_transformer_whose_patches_fill_the_smallest_image() -> 
 def test_a_backbone_without_stages_is_named() -> None:
     info = backbone("convnext_atto").info
     empty = type(info)("some_net", (), (), ())
-    for head in registry():
+    for head in all_heads():
         with pytest.raises(ConfigError, match="some_net"):
             get_head(head).needs(make_config(head, {}, "small"), empty, (256, 256))

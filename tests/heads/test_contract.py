@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from features.backbones.backbone import load_backbone
-from heads.catalogue import get_head, make_config, registry
+from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import Batch, FeatureSource, Head, NullProgress, Scores, TrainOptions
 from heads.flow.flow_head import FlowHead
 from heads.pairs.source import PairSource
@@ -26,8 +26,8 @@ from tests.heads.tiny import TINY, build, structured
 
 OPTIONS = TrainOptions(device="cpu", precision="float32", threads=1)
 # A head without a tiny instance fails one test, which says what to do, and not all of them.
-HEADS = sorted(set(registry()) & set(TINY))
-FLOWS = [n for n in HEADS if issubclass(registry()[n], FlowHead)]
+HEADS = sorted(set(all_heads()) & set(TINY))
+FLOWS = [n for n in HEADS if issubclass(all_heads()[n], FlowHead)]
 
 
 class Recorder(NullProgress):
@@ -69,7 +69,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 def test_every_head_has_a_tiny_instance() -> None:
-    missing = set(registry()) - set(TINY)
+    missing = set(all_heads()) - set(TINY)
     assert not missing, f"add {', '.join(sorted(missing))} to tests/heads_tiny.py"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from heads.catalogue import make_config, registry
+from heads.catalogue import all_heads, make_config
 from heads.contract import Head, NullProgress, Scores, TrainOptions
 from heads.flow.flow_head import FlowHead
 from headwater.errors import ConfigError
@@ -200,7 +200,7 @@ def test_a_switch_changes_what_it_names_and_nothing_else(case: tuple[Any, ...]) 
 
 
 def test_every_head_has_its_switches_tested() -> None:
-    assert {case[0] for case in CASES} >= set(registry()) & set(TINY)
+    assert {case[0] for case in CASES} >= set(all_heads()) & set(TINY)
 
 
 def test_cs_flow_is_csa_flow_without_attention_and_ms_flow_is_gca_flow_plain() -> None:

@@ -8,16 +8,16 @@ import pytest
 
 from flows.command.heads import WIDTH, describe_heads, lines
 from flows.command.main import main
-from heads.catalogue import registry
+from heads.catalogue import all_heads
 from heads.contract import Head, HeadConfig, register
 from headwater.errors import ConfigError
 
 
 def test_every_head_says_what_it_is_reads_and_holds() -> None:
     rows = {row["head"]: row for row in describe_heads()}
-    assert set(rows) == set(registry())
+    assert set(rows) == set(all_heads())
     for name, row in rows.items():
-        cls = registry()[name]
+        cls = all_heads()[name]
         assert row["summary"], name
         assert row["paper"], name
         assert row["reads"], name

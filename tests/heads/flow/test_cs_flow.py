@@ -100,7 +100,7 @@ def test_each_switch_adds_what_it_names(attention: str) -> None:
     kinds = [type(m) for m in head.modules()]
     assert (ChannelGate in kinds) == ("ca" in attention.split("+"))
     assert (CrossScaleSelfAttention in kinds) == ("sa" in attention or attention == "as_published")
-    assert (PublishedGate in kinds) == (attention == "as_published") == (not head.exact)
+    assert (PublishedGate in kinds) == (attention == "as_published")
     assert Standardise not in kinds
     plain = build("cs_flow", standardise=False, reduction=4)
     # Another attention changes neither the permutations nor the number of blocks.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from heads.catalogue import registry
+from heads.catalogue import all_heads
 from heads.contract import Head, NullProgress, TrainOptions
 from heads.flow.flow_head import FlowHead
 from heads.gallery.f2r import F2R, _Factorization
@@ -20,7 +20,7 @@ from tests.heads.tiny import TINY, build
 
 HEADS = [
     n
-    for n in sorted(set(registry()) & set(TINY))
+    for n in sorted(set(all_heads()) & set(TINY))
     if any(p.requires_grad for p in build(n).parameters())
 ]
 EPOCHS = 3
