@@ -36,9 +36,10 @@ from benchmarks.quality import BACKBONES
 from features.backbones.backbone import Backbone, load_backbone
 from features.extract import Job, extract
 from features.images.crops import cut_normal_pairs, cut_tiles, source_of
-from features.images.pairs import ImageSource, PairMasks, PairRecord, scan_pairs
+from features.images.pairs import PairRecord, scan_pairs
 from features.images.preprocess import mask_to_input, preprocess
 from features.images.records import ImageRecord
+from features.images.sources import ImageSource, PairMasks
 from heads.catalogue import get_head, make_config
 from heads.contract import Batch, NullProgress, Scores, TrainOptions
 from heads.judging.calibration import threshold_for

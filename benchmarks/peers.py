@@ -76,7 +76,6 @@ PAIRINGS = {
 def our_side(pairing: Pairing, images: Path, weights: Path) -> dict[str, Any]:
     """Extract once, train from the store; return seconds of each and this process's peak memory."""
     from features.backbones.backbone import load_backbone
-    from features.backbones.precision import best_precision
     from features.extract import Job, extract
     from features.images.scan import scan_mvtec
     from heads.catalogue import get_head, make_config
@@ -95,7 +94,7 @@ def our_side(pairing: Pairing, images: Path, weights: Path) -> dict[str, Any]:
     head = cls(config, backbone.shapes(layers, side), side)
     with tempfile.TemporaryDirectory() as folder:
         marks = [time.perf_counter()]
-        spec = backbone.default_spec(resize=side, precision=best_precision(backbone))
+        spec = backbone.default_spec(resize=side)
         marks.append(time.perf_counter())
         store = FeatureStore.open(folder, "bench")
         for block in extract([Job(r.sha256, r.path) for r in records], backbone, spec, layers):

@@ -21,7 +21,7 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ import torch
 from benchmarks.machine import machine
 from benchmarks.store_scale import SPEC, images, show, timed
 from headwater.spec import LayerSpec
-from storage.store.engine import LOCAL_PARALLEL, fetch_chunks, put_chunks, submit
+from storage.store.engine import LOCAL_PARALLEL, fetch_chunks, put_chunk, submit
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import chunk_rows
 from storage.store.reader import FeatureReader
@@ -64,6 +64,21 @@ def sync_files(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+
+
+def few_at_a_time(work: Iterable[Coroutine[Any, Any, Any]]) -> None:
+    """Run chunk traffic as the store does on a local disk."""
+
+    async def every() -> None:
+        gate = asyncio.Semaphore(LOCAL_PARALLEL)
+
+        async def one(piece: Coroutine[Any, Any, Any]) -> None:
+            async with gate:
+                await piece
+
+        await asyncio.gather(*(one(w) for w in work))
+
+    submit(every()).result()
 
 
 class Throughput:
@@ -114,11 +129,14 @@ class Throughput:
         for k, v in self.maps.items():
             rows = chunk_rows(v[0].nbytes)
             path = f"features/{SPEC.id}/{k}/maps/c"
-            chunks = {
-                f"{path}/{i}/0/0/0": v[a : a + rows].reshape(-1).view(np.uint8).data
+            few_at_a_time(
+                put_chunk(
+                    session.store,
+                    f"{path}/{i}/0/0/0",
+                    v[a : a + rows].reshape(-1).view(np.uint8).data,
+                )
                 for i, a in enumerate(range(0, len(v) // rows * rows, rows))
-            }
-            submit(put_chunks(session.store, chunks, LOCAL_PARALLEL)).result()
+            )
 
     def writes(self, rounds: int) -> None:
         """Time all ways of writing, turn by turn."""
@@ -165,22 +183,12 @@ class Throughput:
                         out[place].copy_(v[row])
 
         reader = store.reader(SPEC, self.layers, memory=0)
-        part = reader.open()[0]
+        excerpt = reader.open()[0]
 
         def engine() -> None:
             """Fetch all chunks and look at none."""
-
-            async def every() -> None:
-                gate = asyncio.Semaphore(part.parallel)
-
-                async def one(key: str) -> None:
-                    async with gate:
-                        await fetch_chunks(part.store, [key])
-
-                keys = [m.key(c) for m in part.maps.values() for c in range(-(-n // m.rows))]
-                await asyncio.gather(*(one(k) for k in keys))
-
-            submit(every()).result()
+            keys = [m.key(c) for m in excerpt.maps.values() for c in range(-(-n // m.rows))]
+            few_at_a_time(fetch_chunks(excerpt.store, [k]) for k in keys)
 
         def epoch(source: FeatureReader, seed: int | None) -> None:
             assert sum(len(b["_rows"]) for b in source.batches(batch, seed=seed)) == n

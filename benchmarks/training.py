@@ -20,7 +20,6 @@ import torch
 
 from benchmarks.machine import machine
 from features.backbones.backbone import Backbone, load_backbone
-from features.backbones.precision import best_precision
 from features.extract import Job, extract
 from features.images.pixels import read_image
 from features.images.preprocess import preprocess
@@ -76,7 +75,7 @@ class LiveSource:
 def measure(images: Path, weights: Path, backbone_name: str, head: str, epochs: int) -> dict:
     """Return seconds of both trainings and their ratio."""
     backbone = load_backbone(backbone_name, weights)
-    spec = backbone.default_spec(resize=(256, 256), precision=best_precision(backbone))
+    spec = backbone.default_spec(resize=(256, 256))
     config = make_config(head, {}, "small")
     layers = get_head(head).needs(config, backbone.info, (256, 256)).layers
     records = [r for r in scan_mvtec(images).records if r.split == "train"]

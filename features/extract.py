@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from features.backbones.backbone import Backbone
+from features.backbones.lanes import lane_count
 from features.images.pixels import decode_image, sha256_of_bytes
 from features.images.preprocess import make_view, preprocess
 from headwater.errors import ConfigError, HeadwaterError, ImageError
@@ -61,9 +62,7 @@ def extract(
     layers: Sequence[LayerSpec],
     *,
     batch: int | None = None,
-    workers: int | None = None,
     block_bytes: int = 64 << 20,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[FeatureBlock]:
     """Compute features in blocks, in the order of the jobs.
 
@@ -83,17 +82,23 @@ def extract(
         What to store.
     batch
         Images a lane takes at a time; by default what the backbone sees at once.
-    workers
-        Lanes; by default `torch.get_num_threads()`.
     block_bytes
         About how large a block is.
-    progress
-        Called with (jobs done, jobs in all).
 
     Raises
     ------
     ConfigError
         A specification that is not this backbone's, or views asked of a specification without.
+
+    Examples
+    --------
+    >>> from features.backbones.backbone import load_backbone
+    >>> from features.images.scan import scan_mvtec
+    >>> backbone = load_backbone("resnet10t", untrained_seed=0)
+    >>> jobs = [Job(r.sha256, r.path) for r in scan_mvtec(Path("leather")).records]
+    >>> spec, layers = backbone.default_spec(64, precision="float32"), [LayerSpec(("layer2",))]
+    >>> [block.maps["layer2"].shape for block in extract(jobs, backbone, spec, layers)]
+    [(13, 128, 8, 8)]
     """
     layers = tuple(layers)
     _check(jobs, backbone, spec)
@@ -103,13 +108,12 @@ def extract(
     rows = max(1, block_bytes // row_bytes)
     if rows > 64:
         rows -= rows % 64  # a block is then whole chunks of the store, but for the smallest maps
-    size = max(1, min(batch or backbone.batch_size(spec.input_size), rows))
-    count = workers or min(torch.get_num_threads(), 32)
-    ahead = max(2 * count, -(-rows // size))
+    batch = max(1, min(batch or backbone.batch_size(spec.input_size), rows))
+    ahead = max(2 * lane_count(), -(-rows // batch))
 
-    def run(part: Sequence[Job]) -> _Part:
+    def run(some: Sequence[Job]) -> _Done:
         good, images, failed = [], [], []
-        for job in part:
+        for job in some:
             try:
                 images.append(_load(job, spec))
                 good.append(job)
@@ -122,21 +126,16 @@ def extract(
         return good, {k: _numpy(v.to("cpu", dtype)) for k, v in maps.items()}, failed
 
     block = _Collector(shapes, _numpy(torch.empty(0, dtype=dtype)).dtype, rows)
-    done = 0
-    pool = backbone.lanes(count)
+    pool = backbone.lanes()
     queue: deque[Future] = deque()
-    starts = iter(range(0, len(jobs), size))
+    starts = iter(range(0, len(jobs), batch))
     try:
         while True:
             while len(queue) < ahead and (start := next(starts, None)) is not None:
-                queue.append(pool.submit(run, jobs[start : start + size]))
+                queue.append(pool.submit(run, jobs[start : start + batch]))
             if not queue:
                 break
-            good, maps, failed = queue.popleft().result()
-            done += len(good) + len(failed)
-            yield from block.add(good, maps, failed)
-            if progress is not None:
-                progress(done, len(jobs))
+            yield from block.add(*queue.popleft().result())
         yield from block.rest()
     finally:
         for future in queue:
@@ -144,7 +143,7 @@ def extract(
         wait(queue)
 
 
-_Part = tuple[list[Job], dict[str, np.ndarray], list[tuple[Job, str]]]
+_Done = tuple[list[Job], dict[str, np.ndarray], list[tuple[Job, str]]]
 
 
 class _Collector:

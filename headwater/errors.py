@@ -18,6 +18,13 @@ class HeadwaterError(Exception):
         What would have been right, valid choices included.
     remedy
         What the user can do now.
+
+    Examples
+    --------
+    >>> print(ConfigError("backbone 'resnet81'", expected="a timm model", remedy="see --help"))
+    backbone 'resnet81'
+      expected: a timm model
+      remedy: see --help
     """
 
     def __init__(self, culprit: str, *, expected: str = "", remedy: str = "") -> None:

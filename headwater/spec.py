@@ -19,7 +19,9 @@ Precision = Literal["float32", "bfloat16"]
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 
 #: Pixels a side to which images are resized where neither the user nor a head says otherwise.
-IMAGE_SIZE = 256
+DEFAULT_SIZE = 256
+#: Sides of a pair of images: a place now, and before. In the store each is an image set of its own.
+SIDES = ("current", "history")
 
 _POOL = re.compile(r"^(mean|avg)(\d+)(?:s(\d+))?$")
 
@@ -37,7 +39,11 @@ def _plain(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of `canonical(value)`."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of `canonical(value)`.
+
+    >>> digest({"b": 1, "a": (2, 3)}) == digest({"a": [2, 3], "b": 1})
+    True
+    """
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
 
 
@@ -100,7 +106,14 @@ class LayerSpec:
 
     @classmethod
     def parse(cls, text: str) -> LayerSpec:
-        """Read the text form; raises `ConfigError` where it is none."""
+        """Read the text form; raises `ConfigError` where it is none.
+
+        >>> layer = LayerSpec.parse("layer2+layer3@0.5~mean3")
+        >>> layer.nodes, layer.scale, layer.pooling
+        (('layer2', 'layer3'), 0.5, ('mean', 3, 1))
+        >>> layer.name
+        'layer2+layer3@0.5~mean3'
+        """
         head, *ops = text.strip().split("~")
         nodes, _, scale = head.partition("@")
         try:
@@ -179,12 +192,20 @@ class ExtractorSpec:
         Stored dtype.
     views
         None for the plain images; otherwise the rows are the views 1..count.
+
+    Examples
+    --------
+    >>> spec = ExtractorSpec("resnet18", "untrained:0", resize=(256, 256), crop=(224, 224))
+    >>> spec.input_size, spec.id
+    ((224, 224), 'aa344f100e93296b')
+    >>> ExtractorSpec.from_json(spec.to_json()) == spec
+    True
     """
 
     backbone: str
     weights: str
     options: tuple[tuple[str, Any], ...] = ()
-    resize: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)
+    resize: tuple[int, int] = (DEFAULT_SIZE, DEFAULT_SIZE)
     crop: tuple[int, int] | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -228,6 +249,8 @@ class ExtractorSpec:
 class BackboneInfo:
     """What a head may ask of a backbone before anything is extracted.
 
+    All of it is read from the running net, never from a table.
+
     Parameters
     ----------
     name
@@ -235,7 +258,7 @@ class BackboneInfo:
     stages
         Module names of the stage outputs whose weights are at hand, shallow to deep.
     channels, strides
-        Per stage, read from the running net, never from a table.
+        Per stage.
     tokens
         Whether nodes give patch tokens (a vision transformer), reshaped to maps when stored.
     depth

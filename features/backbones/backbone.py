@@ -13,23 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from features.backbones.inventory import Inventory
-from features.backbones.lanes import in_lane, in_one, lanes
+from features.backbones.lanes import in_lane, in_one, lane_count, lanes
 from features.backbones.network import build_net, channel_triple, fill_net
 from features.backbones.nodes import Nodes, combine
-from features.backbones.precision import best_precision
+from features.backbones.precision import faster_precision
 from features.backbones.weights import find_weights, read_weights
 from features.images.pixels import sha256_of
 from headwater.errors import ConfigError, LayerError
 from headwater.spec import (
-    IMAGE_SIZE,
+    DEFAULT_SIZE,
     BackboneInfo,
     ExtractorSpec,
     LayerSpec,
     Precision,
     StoredDtype,
 )
-
-__all__ = ["Backbone", "best_precision", "find_weights", "load_backbone", "restore_backbone"]
 
 #: Pixels of the batches that the net really sees: four images of 256 px on a CPU, beyond which the
 #: caches lose more than the operators gain.
@@ -99,7 +97,7 @@ class Backbone:
 
     def default_spec(
         self,
-        resize: int | tuple[int, int] = IMAGE_SIZE,
+        resize: int | tuple[int, int] = DEFAULT_SIZE,
         crop: int | tuple[int, int] | None = None,
         precision: Precision | None = None,
         dtype: StoredDtype = "float16",
@@ -112,7 +110,7 @@ class Backbone:
         resize, crop
             ``(height, width)`` or the side of a square, in pixels.
         precision
-            None takes `best_precision`.
+            None takes `best_precision`'s.
         dtype
             Stored dtype.
         settings
@@ -124,10 +122,26 @@ class Backbone:
             options=self.options,
             resize=(resize, resize) if isinstance(resize, int) else resize,
             crop=(crop, crop) if isinstance(crop, int) else crop,
-            precision=precision or best_precision(self),
+            precision=precision or self.best_precision(),
             dtype=dtype,
             **{"mean": self.mean, "std": self.std, **settings},
         )
+
+    def best_precision(self) -> Precision:
+        """Return the faster arithmetic of this net here, as `faster_precision` finds it."""
+        calls = self.calls
+        try:
+            return faster_precision(self.name, self.device.type, self._try)
+        finally:
+            self.calls = calls
+
+    def _try(self, precision: Precision) -> bool:
+        """Run a blank batch up to the last stage; False where there is no stage."""
+        last = self.info.stages[-1:]
+        if last:
+            blank = torch.zeros(self.batch_size(self.native_size), 3, *self.native_size)
+            self.maps(blank, (LayerSpec(last),), precision)
+        return bool(last)
 
     def check_weights(self, layers: Iterable[LayerSpec]) -> None:
         """Raise unless every parameter that `layers` depend on came from the weight file.
@@ -198,12 +212,12 @@ class Backbone:
         """
         layers = tuple(layers)
         self._inventory.check_layers(layers)
-        parts = batch.split(self.batch_size((batch.shape[-2], batch.shape[-1])))
+        batches = batch.split(self.batch_size((batch.shape[-2], batch.shape[-1])))
         with self._lock:
-            self.calls += len(parts) * len({x.scale for x in layers})
+            self.calls += len(batches) * len({x.scale for x in layers})
 
-        def run(part: Tensor) -> dict[str, Tensor]:
-            return self._run_part(part, layers, precision)
+        def run(batch: Tensor) -> dict[str, Tensor]:
+            return self._run_batch(batch, layers, precision)
 
         def join(done: list[dict[str, Tensor]]) -> dict[str, Tensor]:
             if len(done) == 1:
@@ -211,38 +225,38 @@ class Backbone:
             return {x.name: torch.cat([d[x.name] for d in done]) for x in layers}
 
         if self.device.type != "cpu" or in_lane():
-            return join([run(p) for p in parts])
+            return join([run(b) for b in batches])
         pool = self.lanes()
         # Joined in a lane too: outside, torch's threads would spin beside the lanes of others.
-        return pool.submit(join, list(pool.map(run, parts))).result()
+        return pool.submit(join, list(pool.map(run, batches))).result()
 
-    def lanes(self, count: int | None = None) -> ThreadPoolExecutor:
-        """Return the threads that run this net, as many as torch would use; kept from call to call.
+    def lanes(self) -> ThreadPoolExecutor:
+        """Return the threads that run this net (see `lane_count`), kept from call to call.
 
         New threads would first have to be given the memory that the net works in.
         """
         with self._lock:
-            count = count or min(torch.get_num_threads(), 32)
+            count = lane_count()
             if count not in self._pools:
                 self._pools[count] = lanes(count)
             return self._pools[count]
 
-    def _run_part(
-        self, part: Tensor, layers: tuple[LayerSpec, ...], precision: Precision
+    def _run_batch(
+        self, batch: Tensor, layers: tuple[LayerSpec, ...], precision: Precision
     ) -> dict[str, Tensor]:
         """Run one batch, filled up to the fixed shape."""
-        count = len(part)
-        size = self.batch_size((part.shape[-2], part.shape[-1]))
-        if count < size:
-            part = torch.cat([part, part.new_zeros(size - count, *part.shape[1:])])
-        part = part.to(self.device)
+        count = len(batch)
+        full = self.batch_size((batch.shape[-2], batch.shape[-1]))
+        if count < full:
+            batch = torch.cat([batch, batch.new_zeros(full - count, *batch.shape[1:])])
+        batch = batch.to(self.device)
         if self.device.type == "cpu":
-            maps = self._forward(part, layers, precision)
+            maps = self._forward(batch, layers, precision)
         else:
             with self._lock, torch.backends.cudnn.flags(
                 enabled=True, benchmark=False, deterministic=True, allow_tf32=False
             ):  # fmt: skip
-                maps = self._forward(part, layers, precision)
+                maps = self._forward(batch, layers, precision)
         return {k: v[:count] for k, v in maps.items()}
 
     def _forward(
@@ -254,11 +268,11 @@ class Backbone:
         with torch.no_grad():
             for scale in sorted({x.scale for x in layers}, reverse=True):
                 here = [x for x in layers if x.scale == scale]
-                size = (round(height * scale), round(width * scale))
+                input_size = (round(height * scale), round(width * scale))
                 x = batch
-                if size != (height, width):
+                if input_size != (height, width):
                     x = F.interpolate(
-                        x, size=size, mode="bilinear", align_corners=False, antialias=True
+                        x, size=input_size, mode="bilinear", align_corners=False, antialias=True
                     )
                 x = x.contiguous(memory_format=torch.channels_last)
                 nodes = {n for layer in here for n in layer.nodes}
@@ -269,22 +283,24 @@ class Backbone:
                 except (AssertionError, ValueError, RuntimeError) as error:
                     if isinstance(error, (torch.OutOfMemoryError, LayerError)):
                         raise
-                    raise self._inventory.size_error(size, error) from error
+                    raise self._inventory.size_error(input_size, error) from error
                 for layer in here:
-                    maps[layer.name] = self._layer(layer, raw, size)
+                    maps[layer.name] = self._layer(layer, raw, input_size)
         return maps
 
-    def _layer(self, layer: LayerSpec, raw: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+    def _layer(
+        self, layer: LayerSpec, raw: dict[str, Tensor], input_size: tuple[int, int]
+    ) -> Tensor:
         maps = []
         for node in layer.nodes:
             output = raw[node]
             if layer.norm and node == layer.nodes[-1]:
                 output = self._net.norm(output)  # type: ignore[operator]
-            made = self._inventory.to_map(output, size)
+            made = self._inventory.to_map(output, input_size)
             if made is None:
                 raise LayerError(
                     f"node {node} of {self.name} gives {tuple(output.shape)} for an input of"
-                    f" {size[0]}x{size[1]} px, which is no map",
+                    f" {input_size[0]}x{input_size[1]} px, which is no map",
                     expected="a node such as " + ", ".join(self.info.stages),
                 )
             maps.append(made)
@@ -331,6 +347,14 @@ def load_backbone(
         An unknown model or option.
     WeightsError
         A missing, damaged or mismatching file.
+
+    Examples
+    --------
+    >>> backbone = load_backbone("resnet10t", untrained_seed=0)
+    >>> backbone.info.stages, backbone.info.strides
+    (('act1', 'layer1', 'layer2', 'layer3', 'layer4'), (2, 4, 8, 16, 32))
+    >>> backbone.shapes([LayerSpec(("layer2",))], (64, 64))
+    {'layer2': (128, 8, 8)}
     """
     options = dict(options or {})
     if untrained_seed is not None:

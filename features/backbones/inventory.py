@@ -62,9 +62,9 @@ class Inventory:
                 self._info = self._describe()
             return self._info
 
-    def to_map(self, output: Tensor, size: tuple[int, int]) -> Tensor | None:
+    def to_map(self, output: Tensor, input_size: tuple[int, int]) -> Tensor | None:
         """Turn a module's output for an input of this size into ``[B, C, h, w]``, or None."""
-        return to_map(output, size, self._prefix, self._channels_last)
+        return to_map(output, input_size, self._prefix, self._channels_last)
 
     def needed(self, layers: tuple[LayerSpec, ...]) -> frozenset[str]:
         """Return the names of the tensors that layers depend on."""
@@ -105,11 +105,12 @@ class Inventory:
             self._nodes.hook(n for x in new for n in x.nodes)
             self._checked.update(new)
 
-    def size_error(self, size: tuple[int, int], error: Exception) -> ConfigError:
+    def size_error(self, input_size: tuple[int, int], error: Exception) -> ConfigError:
         """Return the error for an input of a size that the net refused."""
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         return ConfigError(
-            f"backbone {self._name} cannot take images of {size[0]}x{size[1]} px: {why}",
+            f"backbone {self._name} cannot take images of {input_size[0]}x{input_size[1]} px:"
+            f" {why}",
             expected=f"a size it was made for, as {self.native_size[0]}x{self.native_size[1]}",
             remedy="set another size, or for some nets the option img_size",
         )

@@ -21,6 +21,11 @@ _LOCK = threading.Lock()
 _HERE = threading.local()
 
 
+def lane_count() -> int:
+    """Return the number of lanes: as many as torch would use threads."""
+    return min(torch.get_num_threads(), 32)
+
+
 def lanes(count: int) -> ThreadPoolExecutor:
     """Return a pool of `count` threads in which torch runs single-threaded."""
     return ThreadPoolExecutor(count, thread_name_prefix="lane", initializer=_enter)

@@ -222,7 +222,7 @@ def _leaves(output: Tensor) -> set[int]:
 
 
 def to_map(
-    output: Tensor, size: tuple[int, int], prefix: int, channels_last: bool
+    output: Tensor, input_size: tuple[int, int], prefix: int, channels_last: bool
 ) -> Tensor | None:
     """Turn a module's output into maps ``[B, C, h, w]``, or None where it is none.
 
@@ -230,7 +230,7 @@ def to_map(
     ----------
     output
         ``[B, C, h, w]``, ``[B, h, w, C]`` or tokens ``[B, prefix + h * w, C]``.
-    size
+    input_size
         ``(height, width)`` of the net's input; tells grids from channels.
     prefix
         Number of tokens of the net (class, registers) that are no patches.
@@ -238,8 +238,8 @@ def to_map(
         Whether the net, by its own account, has channels last; where the sizes leave it open.
     """
     if output.ndim == 4:
-        first = _grid(tuple(output.shape[2:]), size)
-        last = _grid(tuple(output.shape[1:3]), size)
+        first = _grid(tuple(output.shape[2:]), input_size)
+        last = _grid(tuple(output.shape[1:3]), input_size)
         if last and (channels_last or not first):
             return output.permute(0, 3, 1, 2)
         return output if first else None
@@ -249,20 +249,21 @@ def to_map(
             n = output.shape[1] - skip
             if n <= 0:
                 continue
-            stride = (size[0] * size[1] / n) ** 0.5
-            grid = (round(size[0] / stride), round(size[1] / stride))
-            if grid[0] * grid[1] == n and _grid(grid, size):
+            stride = (input_size[0] * input_size[1] / n) ** 0.5
+            grid = (round(input_size[0] / stride), round(input_size[1] / stride))
+            if grid[0] * grid[1] == n and _grid(grid, input_size):
                 return output[:, skip:].transpose(1, 2).unflatten(2, grid)
     return None
 
 
-def _grid(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
+def _grid(shape: tuple[int, ...], input_size: tuple[int, int]) -> bool:
     """Whether a grid of this shape can cover an input of this size with one stride."""
-    if min(shape) < 1 or shape[0] > size[0] or shape[1] > size[1]:
+    height, width = input_size
+    if min(shape) < 1 or shape[0] > height or shape[1] > width:
         return False
-    stride = max(size[0] / shape[0], size[1] / shape[1])
+    stride = max(height / shape[0], width / shape[1])
     # Valid padding and odd sizes make grids a position or two smaller.
-    return all(abs(n - s / stride) <= 2 for n, s in zip(shape, size, strict=True))
+    return all(abs(n - s / stride) <= 2 for n, s in zip(shape, input_size, strict=True))
 
 
 def combine(layer: LayerSpec, maps: list[Tensor]) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from features.images.pixels import decode_image, read_mask
 from headwater.errors import HeadwaterError
@@ -58,10 +57,16 @@ class FileCache:
     ----------
     file
         The database, made where it does not exist; None remembers nothing.
+    rehash
+        Read every file, whatever is remembered.
+    progress
+        Called with (files done, files in all) as `facts` goes on.
     """
 
-    def __init__(self, file: Path | None) -> None:
-        self.reads = 0
+    def __init__(
+        self, file: Path | None, *, rehash: bool = False, progress: Progress | None = None
+    ) -> None:
+        self.reads, self.rehash, self.progress = 0, rehash, progress
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -98,23 +103,10 @@ class FileCache:
     def __enter__(self) -> FileCache:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._db.close()
 
-    def facts(
-        self,
-        paths: Sequence[str],
-        *,
-        mask: bool = False,
-        rehash: bool = False,
-        workers: int | None = None,
-        progress: Progress | None = None,
-    ) -> Iterator[FileFacts]:
+    def facts(self, paths: Sequence[str], *, mask: bool = False) -> Iterator[FileFacts]:
         """Yield the facts of each path, in order; only new and changed files are read.
 
         Parameters
@@ -123,17 +115,12 @@ class FileCache:
             Absolute paths.
         mask
             Whether these are masks (decoded as `read_mask` does) rather than images.
-        rehash
-            Read every file, whatever is remembered.
-        workers
-            Reading threads; hashing and decoding both release Python's lock.
-        progress
-            Called with (files done, files in all).
         """
-        with ThreadPoolExecutor(workers or min(8, (os.cpu_count() or 1) + 1)) as pool:
+        # Hashing and decoding both release Python's lock.
+        with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
             for start in range(0, len(paths), _CHUNK):
                 part = paths[start : start + _CHUNK]
-                known = {} if rehash else self._lookup(part, mask)
+                known = {} if self.rehash else self._lookup(part, mask)
                 found = [known.get(p) if _same(p, known.get(p)) else None for p in part]
                 todo = [p for p, f in zip(part, found, strict=True) if f is None]
                 fresh = dict(zip(todo, pool.map(lambda p: _read(p, mask), todo), strict=True))
@@ -142,8 +129,8 @@ class FileCache:
                     self._remember(fresh, mask)
                 for p, f in zip(part, found, strict=True):
                     yield f[1] if f else fresh[p][1]
-                if progress is not None:
-                    progress(min(start + _CHUNK, len(paths)), len(paths))
+                if self.progress is not None:
+                    self.progress(min(start + _CHUNK, len(paths)), len(paths))
 
     def _lookup(self, paths: Sequence[str], mask: bool) -> dict[str, _Entry]:
         marks = ",".join("?" * len(paths))

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from features.images.pairs import SIDES, PairRecord
+from features.images.pairs import PairRecord
 from features.images.pixels import read_image, read_mask
 from headwater.errors import ConfigError, DataError
+from headwater.spec import SIDES
 
 
 def crop_name(pair: PairRecord, top: int, left: int) -> str:
@@ -33,7 +34,7 @@ def source_of(key: str) -> str:
 def cut_normal_pairs(
     pairs: Sequence[PairRecord],
     out: Path,
-    size: int,
+    edge: int,
     *,
     per_pair: int = 4,
     margin: int = 0,
@@ -51,7 +52,7 @@ def cut_normal_pairs(
     out
         ``current/`` and ``history/`` below it receive PNG files named ``<key>@<top>_<left>``: a
         folder that `scan_pairs` reads.
-    size
+    edge
         Side of the square crops, pixels.
     per_pair
         Crops of a pair at most.
@@ -69,10 +70,17 @@ def cut_normal_pairs(
         A size, number or margin that cannot be.
     DataError
         Where no pair has room for a crop.
+
+    Examples
+    --------
+    >>> from features.images.pairs import scan_pairs
+    >>> crops = cut_normal_pairs(scan_pairs(Path("boards")).pairs, Path("crops"), 16, per_pair=1)
+    >>> crops[0].parent.name, source_of(f"train/{crops[0].stem}")
+    ('current', 'train/train_a')
     """
-    if size < 8 or per_pair < 1 or margin < 0:
+    if edge < 8 or per_pair < 1 or margin < 0:
         raise ConfigError(
-            f"crops of {size} px, {per_pair} per pair, margin {margin}",
+            f"crops of {edge} px, {per_pair} per pair, margin {margin}",
             expected="at least 8 px, at least 1 per pair, a margin of 0 or more",
         )
     written = []
@@ -84,36 +92,40 @@ def cut_normal_pairs(
         if pair.mask is None or not same:
             continue
         draw = int(hashlib.sha256(f"{seed}:{pair.key}".encode()).hexdigest()[:16], 16)
-        corners = _free_squares(read_mask(pair.mask), size, per_pair, margin, draw)
+        corners = _free_squares(read_mask(pair.mask), edge, per_pair, margin, draw)
         for side in SIDES if corners else ():
             pixels = read_image(getattr(pair, side).path)
             for top, left in corners:
                 path = out / side / crop_name(pair, top, left)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels[top : top + size, left : left + size]).save(path)
+                _save(pixels[top : top + edge, left : left + edge], path)
                 if side == SIDES[0]:
                     written.append(path)
     if not written:
         raise DataError(
-            f"none of {len(pairs)} pairs has an unchanged square of {size} px",
+            f"none of {len(pairs)} pairs has an unchanged square of {edge} px",
             expected="pairs with masks and room for a crop",
             remedy="ask for smaller crops or a smaller margin",
         )
     return written
 
 
+def _save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def _free_squares(
-    mask: np.ndarray, size: int, count: int, margin: int, draw: int
+    mask: np.ndarray, edge: int, count: int, margin: int, draw: int
 ) -> list[tuple[int, int]]:
     """Return up to `count` disjoint squares without a marked pixel, drawn uniformly one by one."""
     height, width = mask.shape
-    if height < size or width < size:
+    if height < edge or width < edge:
         return []
     taken = np.pad(mask, margin).astype(np.int32)
     rng, found = np.random.default_rng(draw), []
     for _ in range(count):
         area = np.pad(taken.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        span = size + 2 * margin
+        span = edge + 2 * margin
         inside = (
             area[span:, span:] - area[:-span, span:] - area[span:, :-span] + area[:-span, :-span]
         )
@@ -123,12 +135,12 @@ def _free_squares(
         top, left = np.unravel_index(rng.choice(free), inside.shape)
         found.append((int(top), int(left)))
         # In the padded frame the square itself begins `margin` further on.
-        rows = slice(int(top) + margin, int(top) + margin + size)
-        taken[rows, int(left) + margin : int(left) + margin + size] = 1
+        rows = slice(int(top) + margin, int(top) + margin + edge)
+        taken[rows, int(left) + margin : int(left) + margin + edge] = 1
     return found
 
 
-def cut_tiles(pairs: Sequence[PairRecord], out: Path, size: int) -> tuple[list[Path], int]:
+def cut_tiles(pairs: Sequence[PairRecord], out: Path, edge: int) -> tuple[list[Path], int]:
     """Cut pairs and their masks into a grid of square tiles, to test at the scale of the crops.
 
     Parameters
@@ -138,7 +150,7 @@ def cut_tiles(pairs: Sequence[PairRecord], out: Path, size: int) -> tuple[list[P
     out
         ``current/``, ``history/`` and, of pairs that have one, ``mask/`` below it receive PNG
         files named ``<key>@<top>_<left>``.
-    size
+    edge
         Side of the tiles, pixels. What is left at the right and lower border is not cut.
 
     Returns
@@ -150,18 +162,16 @@ def cut_tiles(pairs: Sequence[PairRecord], out: Path, size: int) -> tuple[list[P
     for pair in pairs:
         arrays = {side: read_image(getattr(pair, side).path) for side in SIDES}
         height, width = arrays["current"].shape[:2]
-        if arrays["history"].shape[:2] != (height, width) or min(height, width) < size:
+        if arrays["history"].shape[:2] != (height, width) or min(height, width) < edge:
             partial += 1
             continue
-        partial += bool(height % size or width % size)
+        partial += bool(height % edge or width % edge)
         if pair.mask is not None:
             arrays["mask"] = read_mask(pair.mask).astype(np.uint8) * 255
-        for top in range(0, height - size + 1, size):
-            for left in range(0, width - size + 1, size):
+        for top in range(0, height - edge + 1, edge):
+            for left in range(0, width - edge + 1, edge):
                 name = crop_name(pair, top, left)
                 for side, pixels in arrays.items():
-                    path = out / side / name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(pixels[top : top + size, left : left + size]).save(path)
+                    _save(pixels[top : top + edge, left : left + edge], out / side / name)
                 written.append(out / "current" / name)
     return written, partial

@@ -7,23 +7,18 @@ other (`PairScan.images`); the pairs join them by key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from features.images.cache import FileCache, FileFacts, Progress
+from features.images.cache import FileCache, Progress
 from features.images.folders import Walker, folder
-from features.images.pixels import read_image, read_mask
-from features.images.records import BrokenImage, ImageRecord, Split
+from features.images.pixels import read_mask
+from features.images.records import BrokenImage, ImageRecord, Scan, Split
 from headwater.errors import DataError
+from headwater.spec import SIDES
 
-SIDES = ("current", "history")
 #: Kind of a current image whose mask shows a change.
 CHANGED = "changed"
 
@@ -61,29 +56,16 @@ class PairRecord:
 
 
 @dataclass
-class PairScan:
-    """What a scan of pairs found.
+class PairScan(Scan):
+    """What a scan of pairs found; pairs of broken images are left out.
 
     Parameters
     ----------
-    root
-        The folder scanned.
     pairs
         Usable pairs: train before test, then by key.
-    broken
-        Images set aside; their pairs are left out.
-    problems
-        Sentences on what should be looked at; each names its file.
-    ignored, hashed
-        As of `features.images.records.ScanResult`.
     """
 
-    root: Path
     pairs: list[PairRecord] = field(default_factory=list)
-    broken: list[BrokenImage] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    ignored: int = 0
-    hashed: int = 0
 
     def images(self, side: str | None = None) -> list[ImageRecord]:
         """Return the distinct images of a side (``current``, ``history``), or of both.
@@ -101,22 +83,23 @@ class PairScan:
 
 
 def scan_pairs(
-    root: Path,
-    *,
-    cache: Path | None = None,
-    rehash: bool = False,
-    workers: int | None = None,
-    progress: Progress | None = None,
+    root: Path, *, cache: Path | None = None, rehash: bool = False, progress: Progress | None = None
 ) -> PairScan:
     """Scan a folder of pairs; pairs directly in the root are for training.
 
-    Masks are read to tell changed pairs from unchanged ones. `cache`, `rehash`, `workers` and
+    Masks are read to tell changed pairs from unchanged ones. `cache`, `rehash` and
     `progress` are those of `features.images.scan.scan_mvtec`.
 
     Raises
     ------
     DataError
         The folder does not exist, has not the layout, or no usable pair.
+
+    Examples
+    --------
+    >>> found = scan_pairs(Path("boards"))
+    >>> [(p.key, p.is_normal) for p in found.pairs]
+    [('train/a', False), ('train/b', True), ('train/c', False), ('test/d', False)]
     """
     root = folder(Path(root), "pairs")
     result, walker = PairScan(root), Walker(root)
@@ -132,14 +115,10 @@ def scan_pairs(
             expected="current/NAME.png and history/NAME.png, in it or in its train/ and test/; "
             "mask/NAME.png where labels are known",
         )
-    with FileCache(cache) as files:
-        options: dict[str, Any] = {"rehash": rehash, "workers": workers, "progress": progress}
-        facts = {
-            name: list(files.facts([f.get(name, "") for _, _, f in found], **options))
-            for name in SIDES
-        }
+    with FileCache(cache, rehash=rehash, progress=progress) as files:
+        facts = {name: list(files.facts([f.get(name, "") for _, _, f in found])) for name in SIDES}
         masked = [f["mask"] for _, _, f in found if "mask" in f]
-        masks = dict(zip(masked, files.facts(masked, mask=True, **options), strict=True))
+        masks = dict(zip(masked, files.facts(masked, mask=True), strict=True))
         result.hashed = files.reads
     pairs = []
     for n, (split, key, names) in enumerate(found):
@@ -147,11 +126,13 @@ def scan_pairs(
         bad = [BrokenImage(Path(f.path), f.reason) for f in sides if f.reason]
         result.broken += bad
         if not bad:
-            mask = _usable_mask(names.get("mask"), masks, sides[0], result)
-            records = [_record(f, split, mask if k == 0 else None) for k, f in enumerate(sides)]
-            label = masks[names["mask"]].sha256 if mask else ""
-            pairs.append(PairRecord(f"{split}/{key}", split, records[0], records[1], mask, label))
-    with ThreadPoolExecutor(workers or 2) as pool:
+            label = masks.get(names.get("mask", ""))
+            mask = result.usable_mask(label, sides[0], of="pair") if label else None
+            current = ImageRecord.of(sides[0], split, "good", mask)
+            history = ImageRecord.of(sides[1], split, "good", None)
+            sha = label.sha256 if label and mask else ""
+            pairs.append(PairRecord(f"{split}/{key}", split, current, history, mask, sha))
+    with ThreadPoolExecutor(2) as pool:
         changed = list(pool.map(_shows_change, [p.mask for p in pairs]))
     result.pairs = sorted(
         (
@@ -191,148 +172,5 @@ def _match(place: Path, walker: Walker, result: PairScan) -> Iterator[tuple[str,
             yield key, files
 
 
-def _usable_mask(
-    path: str | None, masks: Mapping[str, FileFacts], image: FileFacts, result: PairScan
-) -> Path | None:
-    if path is None:
-        return None
-    facts = masks[path]
-    if facts.reason:
-        result.problems.append(f"mask {path}: {facts.reason}; its pair counts without mask")
-        return None
-    if (facts.width, facts.height) != (image.width, image.height):
-        result.problems.append(
-            f"mask {path} is {facts.width}x{facts.height}, its current image "
-            f"{image.width}x{image.height}; the pair counts without mask"
-        )
-        return None
-    return Path(path)
-
-
-def _record(facts: FileFacts, split: Split, mask: Path | None) -> ImageRecord:
-    return ImageRecord(
-        Path(facts.path), facts.sha256, split, "good", mask, facts.width, facts.height, facts.bytes
-    )
-
-
 def _shows_change(mask: Path | None) -> bool:
     return mask is not None and bool(read_mask(mask).any())
-
-
-class Masked(Protocol):
-    """A pair, as far as its mask goes: a `PairRecord`, say."""
-
-    @property
-    def key(self) -> str:
-        """Its name."""
-
-    @property
-    def mask(self) -> Path | None:
-        """File of its mask."""
-
-
-class PairMasks:
-    """The masks of pairs at the network's input size, by the pair's number; can be pickled.
-
-    For `heads.pairs.source.PairSource`.
-
-    Parameters
-    ----------
-    pairs
-        Pairs that all have masks.
-    prepare
-        From a mask ``[H, W]`` bool to the input's, for instance
-        ``features.images.preprocess.mask_to_input`` with its `spec` filled in.
-
-    Raises
-    ------
-    DataError
-        Where pairs have no mask; names the first.
-    """
-
-    def __init__(
-        self, pairs: Sequence[Masked], prepare: Callable[[np.ndarray], np.ndarray]
-    ) -> None:
-        without = [p.key for p in pairs if p.mask is None]
-        if without:
-            raise DataError(
-                f"{len(without)} of {len(pairs)} pairs have no mask, the first {without[0]}",
-                expected="a mask for each pair, black where nothing changed",
-                remedy="add the masks or leave these pairs out",
-            )
-        self.paths = [p.mask for p in pairs]
-        self.prepare = prepare
-
-    def __call__(self, number: int) -> np.ndarray:
-        """Return ``[h, w]`` bool."""
-        path = self.paths[number]
-        assert path is not None
-        return self.prepare(read_mask(path))
-
-
-class ImageSource:
-    """Preprocessed images as a feature source with the one layer ``image``, ``[N, 3, h, w]``.
-
-    For heads that learn their own encoder; images are decoded when they are read. It has the form
-    of `heads.contract.FeatureSource`.
-
-    Parameters
-    ----------
-    records
-        Images; their hashes are the rows' ids.
-    prepare
-        From ``[H, W, 3]`` uint8 to ``[3, h, w]`` float32, for instance
-        ``features.images.preprocess.preprocess`` with its `spec` filled in.
-    size
-        ``(h, w)``.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[ImageRecord],
-        prepare: Callable[[np.ndarray], Tensor],
-        size: tuple[int, int],
-    ) -> None:
-        self.records, self.prepare, self.size = list(records), prepare, size
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """``{"image": (3, h, w)}``."""
-        return {"image": (3, *self.size)}
-
-    @property
-    def ids(self) -> list[str]:
-        """SHA-256 of each image."""
-        return [r.sha256 for r in self.records]
-
-    @property
-    def views(self) -> list[int]:
-        """Zeros."""
-        return [0] * len(self.records)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def _read(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        images = [self.prepare(read_image(self.records[r].path)).float() for r in rows]
-        return {"image": torch.stack(images) if images else torch.zeros(0, 3, *self.size)}
-
-    def read(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Return rows ``start:stop`` in order."""
-        return self._read(range(len(self))[start:stop])
-
-    def batches(
-        self, size: int, *, seed: int | None = None, drop_last: bool = False
-    ) -> Iterator[dict[str, Tensor]]:
-        """Yield batches, in order or in the order that `seed` decides, with ``_rows``."""
-        order = np.arange(len(self))
-        if seed is not None:
-            np.random.default_rng(seed).shuffle(order)
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            if drop_last and len(rows) < size:
-                return
-            yield {**self._read(rows.tolist()), "_rows": torch.from_numpy(rows)}
-
-    def release(self) -> None:
-        """Do nothing: images are held no longer than they are used."""

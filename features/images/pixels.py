@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from headwater.errors import DataError, ImageError
+from headwater.errors import ImageError
 
 #: Images with more pixels are refused before they are decoded (64 Mi pixels are 192 MiB of RGB).
 PIXEL_LIMIT = 1 << 26
@@ -59,10 +61,21 @@ def read_image(path: Path) -> np.ndarray:
     ImageError
         Not an image, truncated, more than `PIXEL_LIMIT` pixels, a side under `SMALLEST_SIDE`
         pixels, or pixels that are neither 8- nor 16-bit.
+
+    Examples
+    --------
+    >>> read_image(Path("leather/train/good/000.png")).shape
+    (32, 40, 3)
     """
+    with _opened(path) as file:
+        return decode_image(file, str(path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with Path(path).open("rb") as file:
-            return decode_image(file, str(path))
+            yield file
     except OSError as error:
         raise ImageError(
             f"{path}: {error.strerror or error}", expected="a readable file"
@@ -85,18 +98,11 @@ def decode_image(source: BinaryIO | bytes, name: str = "image") -> np.ndarray:
         raise ImageError(f"{name}: {error}", expected="an image that can be converted") from error
 
 
-def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_mask(path: Path) -> np.ndarray:
     """Read a ground-truth mask: what is not black is defective.
 
     In lossless files every non-zero pixel counts, whatever its value (1, 255, a label's number);
     in JPEG files, which smear edges, those above half of the range.
-
-    Parameters
-    ----------
-    path
-        Mask file.
-    size
-        Expected ``(height, width)``, or None for any.
 
     Returns
     -------
@@ -107,29 +113,21 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     ------
     ImageError
         The file cannot be read.
-    DataError
-        The mask has another size.
+
+    Examples
+    --------
+    >>> int(read_mask(Path("leather/ground_truth/spot/000_mask.png")).sum())
+    80
     """
-    try:
-        with Path(path).open("rb") as file:
-            image = _load(file, str(path))
-    except OSError as error:
-        raise ImageError(
-            f"{path}: {error.strerror or error}", expected="a readable file"
-        ) from error
+    with _opened(path) as file:
+        image = _load(file, str(path))
     lossy = image.format in ("JPEG", "MPO")
     if image.mode not in ("1", "L", "I", "F") and not image.mode.startswith("I;16"):
         image = image.convert("RGB")
     values = np.asarray(image)
     if values.ndim == 3:
         values = values.max(axis=2)
-    mask = values > 127 if lossy else values != 0
-    if size is not None and mask.shape != tuple(size):
-        raise DataError(
-            f"mask {path}: {mask.shape[1]}x{mask.shape[0]} pixels",
-            expected=f"{size[1]}x{size[0]}, the size of its image",
-        )
-    return np.ascontiguousarray(mask)
+    return np.ascontiguousarray(values > 127 if lossy else values != 0)
 
 
 def _load(source: BinaryIO | bytes, name: str) -> Image.Image:

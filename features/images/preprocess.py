@@ -35,6 +35,12 @@ def preprocess(image: np.ndarray, spec: ExtractorSpec) -> Tensor:
     -------
     torch.Tensor
         ``[3, h, w]`` float32, ``(h, w) = spec.input_size``.
+
+    Examples
+    --------
+    >>> spec = ExtractorSpec("resnet18", "untrained:0", resize=(64, 64), crop=(56, 56))
+    >>> preprocess(np.zeros((480, 640, 3), np.uint8), spec).shape
+    torch.Size([3, 56, 56])
     """
     mean, std = _scale(spec.mean, spec.std)
     pixels = torch.from_numpy(picture(image, spec)).permute(2, 0, 1)
@@ -90,6 +96,13 @@ def make_view(image: np.ndarray, sha256: str, k: int, views: ViewSpec) -> np.nda
     -------
     numpy.ndarray
         ``[H, W, 3]`` uint8.
+
+    Examples
+    --------
+    >>> image = np.arange(32 * 40 * 3, dtype=np.uint8).reshape(32, 40, 3)
+    >>> view = make_view(image, "ab" * 32, 1, ViewSpec(count=2, rotation=20))
+    >>> view.shape, bool((view == image).all())
+    ((32, 40, 3), False)
     """
     if k == 0:
         return image

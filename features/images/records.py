@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from features.images.cache import FileFacts
+
 Split = Literal["train", "test"]
 
 
@@ -38,6 +40,12 @@ class ImageRecord:
     height: int
     bytes: int
 
+    @classmethod
+    def of(cls, facts: FileFacts, split: Split, kind: str, mask: Path | None) -> ImageRecord:
+        """Return the record of a file that was read."""
+        size = (facts.width, facts.height, facts.bytes)
+        return cls(Path(facts.path), facts.sha256, split, kind, mask, *size)
+
     @property
     def is_normal(self) -> bool:
         """Whether it shows no defect."""
@@ -53,19 +61,15 @@ class BrokenImage:
 
 
 @dataclass
-class ScanResult:
-    """What a scan found.
+class Scan:
+    """What every scan tells.
 
     Parameters
     ----------
     root
         The folder scanned (of several, the first).
-    records
-        Usable images: train before test, then by kind and path.
     broken
         Images set aside.
-    duplicates
-        ``(kept, dropped)`` paths with the same bytes.
     problems
         Sentences on what should be looked at; each names its file.
     ignored
@@ -75,12 +79,43 @@ class ScanResult:
     """
 
     root: Path
-    records: list[ImageRecord] = field(default_factory=list)
     broken: list[BrokenImage] = field(default_factory=list)
-    duplicates: list[tuple[Path, Path]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     ignored: int = 0
     hashed: int = 0
+
+    def usable_mask(self, mask: FileFacts, image: FileFacts, *, of: str = "image") -> Path | None:
+        """Return a mask's path, or None and a problem where it does not fit its image.
+
+        `of` is what counts without the mask then: the image, or the pair it is the current one of.
+        """
+        if mask.reason:
+            self.problems.append(f"mask {mask.path}: {mask.reason}; its {of} counts without mask")
+            return None
+        if (mask.width, mask.height) != (image.width, image.height):
+            name = "image" if of == "image" else "current image"
+            self.problems.append(
+                f"mask {mask.path} is {mask.width}x{mask.height}, its {name}"
+                f" {image.width}x{image.height}; the {of} counts without mask"
+            )
+            return None
+        return Path(mask.path)
+
+
+@dataclass
+class ScanResult(Scan):
+    """What a scan of images found.
+
+    Parameters
+    ----------
+    records
+        Usable images: train before test, then by kind and path.
+    duplicates
+        ``(kept, dropped)`` paths with the same bytes.
+    """
+
+    records: list[ImageRecord] = field(default_factory=list)
+    duplicates: list[tuple[Path, Path]] = field(default_factory=list)
 
 
 @dataclass(slots=True)

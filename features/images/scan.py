@@ -11,35 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from features.images.cache import FileCache, FileFacts, Progress
-from features.images.folders import Walker, folder, inside
-from features.images.pixels import (
-    PIXEL_LIMIT,
-    SMALLEST_SIDE,
-    SUFFIXES,
-    decode_image,
-    read_image,
-    read_mask,
-    sha256_of,
-)
+from features.images.folders import Walker, folder
+from features.images.pixels import SUFFIXES
 from features.images.records import BrokenImage, Candidate, ImageRecord, ScanResult
 from headwater.errors import DataError
-
-__all__ = [
-    "PIXEL_LIMIT",
-    "SMALLEST_SIDE",
-    "SUFFIXES",
-    "BrokenImage",
-    "ImageRecord",
-    "ScanResult",
-    "decode_image",
-    "inside",
-    "list_images",
-    "read_image",
-    "read_mask",
-    "scan_folders",
-    "scan_mvtec",
-    "sha256_of",
-]
 
 #: One in this many normal images of a plain folder is kept for the test set.
 _TEST_SHARE = 5
@@ -49,6 +24,9 @@ def list_images(path: Path) -> list[Path]:
     """Return one image file, or all below a folder in order of path.
 
     Raises `DataError` where there are none.
+
+    >>> [p.name for p in list_images(Path("leather/test/dent"))]
+    ['000.png', '001.png']
     """
     path = Path(path)
     if path.is_file():
@@ -65,12 +43,7 @@ def list_images(path: Path) -> list[Path]:
 
 
 def scan_mvtec(
-    root: Path,
-    *,
-    cache: Path | None = None,
-    rehash: bool = False,
-    workers: int | None = None,
-    progress: Progress | None = None,
+    root: Path, *, cache: Path | None = None, rehash: bool = False, progress: Progress | None = None
 ) -> ScanResult:
     """Scan a folder in MVTec layout.
 
@@ -87,8 +60,6 @@ def scan_mvtec(
         are not read again.
     rehash
         Read every file all the same.
-    workers
-        Reading threads.
     progress
         Called with (files done, files in all), for the images and then for the masks.
 
@@ -96,6 +67,14 @@ def scan_mvtec(
     ------
     DataError
         The folder does not exist or has no normal training image.
+
+    Examples
+    --------
+    >>> found = scan_mvtec(Path("leather"))
+    >>> [(r.split, r.kind, r.path.name, r.mask) for r in found.records[:2]]
+    [('train', 'good', '000.png', None), ('train', 'good', '001.png', None)]
+    >>> found.broken, found.problems
+    ([], [])
     """
     root = folder(Path(root), "images")
     result, walker = ScanResult(root), Walker(root)
@@ -127,7 +106,7 @@ def scan_mvtec(
     _report_unused(masks, used, result)
     result.problems += walker.problems
     result.ignored = walker.ignored
-    return _finish(found, result, cache, rehash, workers, progress)
+    return _finish(found, result, FileCache(cache, rehash=rehash, progress=progress))
 
 
 def scan_folders(
@@ -137,7 +116,6 @@ def scan_folders(
     *,
     cache: Path | None = None,
     rehash: bool = False,
-    workers: int | None = None,
     progress: Progress | None = None,
 ) -> ScanResult:
     """Scan plain folders; the other parameters are those of `scan_mvtec`.
@@ -155,6 +133,12 @@ def scan_folders(
     masks
         Folder of masks named as their image or with ``_mask`` after the name, in the same
         subfolders or in none.
+
+    Examples
+    --------
+    >>> found = scan_folders(Path("leather/train/good"), Path("leather/test/dent"))
+    >>> sorted({(r.split, r.kind) for r in found.records})
+    [('test', 'defective'), ('test', 'good'), ('train', 'good')]
     """
     root = folder(Path(normal), "normal images")
     result, walkers = ScanResult(root), [Walker(root)]
@@ -181,9 +165,8 @@ def scan_folders(
     for walker in walkers:
         result.problems += walker.problems
         result.ignored += walker.ignored
-    return _finish(
-        found, result, cache, rehash, workers, progress, share_test=defective is not None
-    )
+    files = FileCache(cache, rehash=rehash, progress=progress)
+    return _finish(found, result, files, share_test=defective is not None)
 
 
 def _match_masks(bad: list[Candidate], root: Path, masks: Walker, result: ScanResult) -> None:
@@ -231,22 +214,15 @@ def _report_unused(
 
 
 def _finish(
-    found: list[Candidate],
-    result: ScanResult,
-    cache: Path | None,
-    rehash: bool,
-    workers: int | None,
-    progress: Progress | None,
-    share_test: bool = False,
+    found: list[Candidate], result: ScanResult, files: FileCache, share_test: bool = False
 ) -> ScanResult:
     """Read what is new, drop duplicates, set broken images aside, check the masks."""
     # In order of precedence among files with the same bytes: test before train, so that nothing
     # tested is trained on; a defect before good, so that no defect passes for normal.
     found.sort(key=lambda c: (c.split == "train", c.kind == "good", c.kind, c.path))
     kept: dict[str, tuple[Candidate, FileFacts]] = {}
-    with FileCache(cache) as files:
-        options = {"rehash": rehash, "workers": workers, "progress": progress}
-        facts = files.facts([c.path for c in found], **options)  # type: ignore[arg-type]
+    with files:
+        facts = files.facts([c.path for c in found])
         for c, f in zip(found, facts, strict=True):
             if f.reason:
                 result.broken.append(BrokenImage(Path(c.path), f.reason))
@@ -255,33 +231,17 @@ def _finish(
             else:
                 _report_duplicate(kept[f.sha256][0], c, result)
         masked = [(c, f) for c, f in kept.values() if c.mask]
-        mask_facts = files.facts([c.mask or "" for c, _ in masked], mask=True, **options)  # type: ignore[arg-type]
+        mask_facts = files.facts([c.mask or "" for c, _ in masked], mask=True)
         for (c, f), m in zip(masked, mask_facts, strict=True):
-            if m.reason:
-                result.problems.append(f"mask {m.path}: {m.reason}; its image counts without mask")
-                c.mask = None
-            elif (m.width, m.height) != (f.width, f.height):
-                result.problems.append(
-                    f"mask {m.path} is {m.width}x{m.height}, its image {f.width}x{f.height};"
-                    " the image counts without mask"
-                )
+            if result.usable_mask(m, f) is None:
                 c.mask = None
         result.hashed = files.reads
     if share_test:
         _share_out(kept)
     result.records = sorted(
         (
-            ImageRecord(
-                Path(c.path),
-                sha,
-                c.split,
-                c.kind,
-                Path(c.mask) if c.mask else None,
-                f.width,
-                f.height,
-                f.bytes,
-            )
-            for sha, (c, f) in kept.items()
+            ImageRecord.of(f, c.split, c.kind, Path(c.mask) if c.mask else None)
+            for c, f in kept.values()
         ),
         key=lambda r: (r.split == "test", r.kind != "good", r.kind, str(r.path)),
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.backbones.backbone import Backbone, load_backbone
-from features.backbones.precision import best_precision
 from features.backbones.weights import find_weights
 from headwater.spec import Precision, digest
 
@@ -93,6 +92,6 @@ def settle_precision(backbone: Backbone, wanted: str, home: Home, image_set: str
     settled: dict[str, Precision] = card.setdefault("precision", {})
     key = f"{backbone.name}:{backbone.weights_id}"
     if key not in settled:
-        settled[key] = best_precision(backbone)
+        settled[key] = backbone.best_precision()
         home.write_card(image_set, card)
     return settled[key]

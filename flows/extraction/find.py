@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.images.pairs import SIDES, scan_pairs
+from features.images.pairs import scan_pairs
 from features.images.records import ImageRecord, ScanResult
 from features.images.scan import scan_folders, scan_mvtec
 from flows.extraction.pair_list import PairList
+from headwater.spec import SIDES
 from storage.store.layout import side_name
 from storage.store.table import ImageRow
 

@@ -8,18 +8,18 @@ named by its content, and every extraction notes which snapshots of the sides it
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from features.images.pairs import SIDES, PairScan
+from features.images.pairs import PairScan
 from flows.extraction.samples import UNLABELLED, Sample
 from flows.runtime.home import Home
 from headwater.errors import DataError, SnapshotError
-from headwater.spec import digest
+from headwater.files import write_text
+from headwater.spec import SIDES, digest
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
 from storage.store.table import Selection, Table, sha_names
@@ -142,7 +142,7 @@ def save_pairs(home: Home, image_set: str, pairs: PairList) -> str:
     name = digest(pairs.to_json())
     path = _folder(home, image_set) / f"{name}.json"
     if not path.exists():
-        _write(path, json.dumps(pairs.to_json(), indent=0))
+        write_text(path, json.dumps(pairs.to_json(), indent=0))
     return name
 
 
@@ -170,7 +170,7 @@ def note_version(home: Home, image_set: str, version: Version) -> None:
     if known and replace(known[-1], at=new.at) == new:
         return
     path = _folder(home, image_set) / "versions.json"
-    _write(path, json.dumps([v.to_json() for v in [*known, new]], indent=1))
+    write_text(path, json.dumps([v.to_json() for v in [*known, new]], indent=1))
 
 
 def versions(home: Home, image_set: str) -> list[Version]:
@@ -230,13 +230,6 @@ def version_at(home: Home, image_set: str, snapshot: str | None = None) -> Versi
 
 def _folder(home: Home, image_set: str) -> Path:
     return home.root / "pairs" / image_set
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _now() -> str:

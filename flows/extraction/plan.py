@@ -15,7 +15,7 @@ from flows.runtime.settings import DEFAULT_HEADS, DEFAULT_PAIR_HEADS, Settings, 
 from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
 from headwater.errors import ConfigError
-from headwater.spec import IMAGE_SIZE, BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
+from headwater.spec import DEFAULT_SIZE, BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
 
 if TYPE_CHECKING:
     from features.backbones.backbone import Backbone
@@ -275,7 +275,7 @@ def plan_head(
     if _reads_images(name, config):
         backbone = None
     info = BackboneInfo(IMAGES, (), (), ()) if backbone is None else backbone.info
-    usual = (IMAGE_SIZE, IMAGE_SIZE)
+    usual = (DEFAULT_SIZE, DEFAULT_SIZE)
     needs = get_head(name).needs(config, info, size or usual)
     if size is None and needs.resize not in (None, usual):
         # Asked again at the head's own size: the choice of nodes may depend on it.

@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
+from headwater.files import replacing
+
 # Okabe and Ito's palette.
 BLUE, ORANGE, VERMILION, GREEN, SKY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#56B4E9"
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#dddddd"
@@ -72,8 +74,6 @@ def quiet(axes: Axes, title: str = "", x: str = "", y: str = "") -> Axes:
 
 def save(made: Figure, path: Path) -> Path:
     """Write a figure as PNG under a temporary name and move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    made.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-    temporary.replace(path)
+    with replacing(path) as new:
+        made.savefig(new, format="png", dpi=DPI, metadata={"Software": None})
     return path

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import DataError
+from headwater.files import write_text
 
 #: Set before any library is imported that would read them. A user's own value wins.
 QUIET = {
@@ -119,10 +120,7 @@ class Home:
     def write_card(self, image_set: str, card: dict[str, Any]) -> None:
         """Remember an image set's folders and backbone for the commands that follow."""
         path = self.root / "sets" / f"{image_set}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(card, indent=2, sort_keys=True))
-        temporary.replace(path)
+        write_text(path, json.dumps(card, indent=2, sort_keys=True))
 
     def prepare_environment(self) -> None:
         """Set the quiet defaults and Prefect's home. Call before Prefect or MLflow is imported."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from features.images.pairs import SIDES, ImageSource, PairMasks
 from features.images.pixels import sha256_of
 from features.images.preprocess import mask_to_input, preprocess
 from features.images.records import ImageRecord
+from features.images.sources import ImageSource, PairMasks
 from flows.extraction.pair_list import PairList, Version, load_pairs
 from flows.extraction.plan import training_key
 from flows.extraction.samples import Sample, digest_of, usable
@@ -22,7 +22,7 @@ from heads.contract import FeatureSource
 from heads.pairs.source import PairSource
 from heads.training.splits import split_held_out
 from headwater.errors import ConfigError, DataError, LayerError
-from headwater.spec import ExtractorSpec, LayerSpec, digest
+from headwater.spec import SIDES, ExtractorSpec, LayerSpec, digest
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
 from storage.store.reader import FeatureReader

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from headwater.files import replacing
 
 
 class Checkpoint:
@@ -33,17 +33,9 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write `state` (tensors, numbers, text, lists, mappings) in place of what was there."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Two trainings of one key may run at once (a lost worker that was not dead): own names.
-        temporary = self.path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save({"key": self.key, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # Two trainings of one key may run at once (a lost worker that was not dead).
+        with replacing(self.path) as new, new.open("wb") as file:
+            torch.save({"key": self.key, **state}, file)
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None where there is none that can be used.

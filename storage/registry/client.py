@@ -6,14 +6,12 @@ sent anywhere, nothing is printed that the user did not ask for.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 #: A user's own value wins.
@@ -35,6 +33,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 
 from headwater.errors import StoreError  # noqa: E402
+from headwater.files import locked, replacing  # noqa: E402
 
 __all__ = ["MlflowClient", "MlflowException", "database_uri", "mlflow", "prepare_database"]
 
@@ -103,13 +102,11 @@ def prepare_database(path: Path) -> str:
     if _revision(path) == newest:
         return database_uri(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _file_lock(path.with_name(path.name + ".lock")):
+    with locked(path.with_name(path.name + ".lock")):
         found = _revision(path)
         if found is None:
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            temporary.unlink(missing_ok=True)
-            _migrate(temporary)
-            temporary.replace(path)
+            with replacing(path) as new:
+                _migrate(new)
         elif found != newest:
             if found not in _known_revisions():
                 raise StoreError(
@@ -139,14 +136,3 @@ def _migrate(path: Path) -> None:
     finally:
         # Closes the last connection, which folds a write-ahead log into the file.
         engine.dispose()
-
-
-@contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; it goes with the process, however that ends."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
 import zarr.api.asynchronous
+from numcodecs import Blosc
 
 from headwater.errors import StoreError
-from storage.store.engine import PARALLEL, fetch_chunks, put_chunks, submit
+from storage.store.engine import PARALLEL, fetch_chunks, put_chunk, submit
 from storage.store.layout import column_codec
 
 
@@ -72,17 +73,31 @@ class Later:
         return results
 
 
-def open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, Any]:
-    """Open arrays below a group, all at once."""
-    base, store = group.path, group.store
+class Arrays:
+    """The arrays below a group, each opened once."""
 
-    async def every() -> list[Any]:
-        paths = [f"{base}/{n}" if base else n for n in names]
-        work = (zarr.api.asynchronous.open_array(store=store, path=p) for p in paths)
-        return list(await asyncio.gather(*work))
+    def __init__(self, group: zarr.Group) -> None:
+        self.group = group
+        self._arrays: dict[str, Any] = {}
 
-    opened = submit(every()).result() if names else []
-    return {n: zarr.Array(a) for n, a in zip(names, opened, strict=True)}
+    def array(self, name: str) -> Any:
+        """Return an array by its path below the group."""
+        if name not in self._arrays:
+            self._arrays[name] = self.group[name]
+        return self._arrays[name]
+
+    def open_all(self, names: Iterable[str]) -> None:
+        """Open several arrays at once."""
+        new = [n for n in names if n not in self._arrays]
+        base, store = self.group.path, self.group.store
+
+        async def every() -> list[Any]:
+            paths = [f"{base}/{n}" if base else n for n in new]
+            work = (zarr.api.asynchronous.open_array(store=store, path=p) for p in paths)
+            return list(await asyncio.gather(*work))
+
+        opened = submit(every()).result() if new else []
+        self._arrays.update({n: zarr.Array(a) for n, a in zip(new, opened, strict=True)})
 
 
 async def append(array: Any, values: Any) -> None:
@@ -184,8 +199,6 @@ class Maps:
         for item in array.metadata.codecs:
             kind = item.to_dict()["name"]
             if kind == "blosc":
-                from numcodecs import Blosc
-
                 settings = item.to_dict()["configuration"]
                 shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[settings["shuffle"]]
                 codec = Blosc(settings["cname"], settings["clevel"], shuffle)
@@ -263,7 +276,7 @@ class Maps:
                 # Compressing takes long enough for another thread.
                 plain = self.codec is None
                 raw = self.encode(block) if plain else await asyncio.to_thread(self.encode, block)
-                await put_chunks(store, {self.key(chunk): raw})
+                await put_chunk(store, self.key(chunk), raw)
                 return len(raw)
 
         return sum(await asyncio.gather(*(one(a, b) for a, b in runs(rows // self.rows))))

@@ -11,16 +11,17 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from headwater.errors import FeatureRangeError
-from storage.store.layout import DISK_DTYPE, bfloat16_bits
+from storage.store.layout import DISK_DTYPE
 
 Key = tuple[str, int]
+_PER_ROW = ("mean", "spread", "minimum", "maximum")
 #: Bytes of float32 looked at together: with the disk's values they fit a core's own cache.
 _PIECE = 1024 * 1024
 _THREADS = min(4, os.cpu_count() or 1)
@@ -45,19 +46,28 @@ class RowStatistics:
     maximum: np.ndarray
     pixels: int
 
-    def block(self, pick: np.ndarray | slice = slice(None)) -> np.ndarray:
+    def take(self, pick: np.ndarray) -> RowStatistics:
+        """Return the statistics of some rows."""
+        return replace(self, **{k: getattr(self, k)[pick] for k in _PER_ROW})
+
+    @staticmethod
+    def join(pieces: Sequence[RowStatistics]) -> RowStatistics:
+        """Return the statistics of the rows of several, one after the other."""
+        every: dict[str, Any] = {
+            k: np.concatenate([getattr(p, k) for p in pieces]) for k in _PER_ROW
+        }
+        return replace(pieces[0], **every)
+
+    def block(self) -> np.ndarray:
         """Return float32 ``[4, channels]``: mean, variance, minimum, maximum over rows.
 
         Means and squared deviations are merged as in Chan, Golub and LeVeque, "Algorithms for
         computing the sample variance" (1983), eq. 2.1, so that large means do no harm.
         """
-        means, spread = self.mean[pick], self.spread[pick]
-        mean = means.mean(0)
-        total = spread.sum(0) + self.pixels * ((means - mean) ** 2).sum(0)
-        variance = total / max(1, len(means) * self.pixels)
-        return np.stack(
-            [mean, variance, self.minimum[pick].min(0), self.maximum[pick].max(0)]
-        ).astype(np.float32)
+        mean = self.mean.mean(0)
+        total = self.spread.sum(0) + self.pixels * ((self.mean - mean) ** 2).sum(0)
+        variance = total / max(1, len(self.mean) * self.pixels)
+        return np.stack([mean, variance, self.minimum.min(0), self.maximum.max(0)]).astype("f4")
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,12 @@ class Prepared:
     data: np.ndarray
     crc32: np.ndarray
     statistics: RowStatistics
+
+    def take(self, pick: np.ndarray) -> Prepared:
+        """Return some rows, ascending; all of them without a copy."""
+        if len(pick) == len(self.data):
+            return self
+        return Prepared(self.data[pick], self.crc32[pick], self.statistics.take(pick))
 
 
 def as_float(data: np.ndarray, dtype: str) -> torch.Tensor:
@@ -147,7 +163,8 @@ def _disk(maps: Any, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
     # max(max, -min) spares the copy that abs makes; NaN and infinity come through.
     largest = np.maximum(flat.max(1), -flat.min(1)).astype(np.float64)
     if dtype == "bfloat16":
-        return bfloat16_bits(maps), largest
+        values = torch.from_numpy(np.ascontiguousarray(maps, np.float32))
+        return values.bfloat16().view(torch.uint16).numpy(), largest
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(maps.astype(want)), largest
 

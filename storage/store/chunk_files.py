@@ -40,7 +40,7 @@ _scratch = threading.local()
 #: Where a chunk is: file name, offset, length.
 Place = tuple[str, int, int]
 #: Arguments of `read_rows`.
-Job = tuple[Place, Tensor, np.ndarray, np.ndarray, torch.dtype]
+Reading = tuple[Place, Tensor, np.ndarray, np.ndarray, torch.dtype]
 #: Threads that read: more would only take the processors from each other.
 READERS = min(4, os.cpu_count() or 1)
 
@@ -200,8 +200,13 @@ def _bytes(tensor: Tensor) -> np.ndarray:
     return tensor.reshape(len(tensor), -1).view(torch.uint8).numpy()
 
 
+def in_a_row(numbers: np.ndarray) -> bool:
+    """Whether each number is the one before plus one."""
+    return bool(numbers[-1] - numbers[0] + 1 == len(numbers) and np.all(np.diff(numbers) == 1))
+
+
 def _convert(out: Tensor, to: np.ndarray, values: Tensor) -> None:
-    if to[-1] - to[0] + 1 == len(to) and not np.any(np.diff(to) != 1):
+    if in_a_row(to):
         out[int(to[0]) : int(to[-1]) + 1].copy_(values)
         return
     for place, value in zip(to.tolist(), values, strict=True):

@@ -13,7 +13,7 @@ reader sees them.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,6 @@ def allocate(
 
     Parameters
     ----------
-    store
-        The store.
     spec
         The extractor.
     shapes
@@ -182,8 +180,8 @@ def write_block(ticket: Ticket, keys: Sequence[Key], maps: Mapping[str, Any]) ->
     named = {k[0]: n for k, n in zip(ticket.keys, ticket.names, strict=False)}
     ready = prepare(maps, keys, ticket.spec.dtype, shapes, named)
     written = 0
-    for layer, part in ready.items():
-        written += extractor.maps(layer).write(fork.store, rows, part.data)
+    for layer, block in ready.items():
+        written += extractor.maps(layer).write(fork.store, rows, block.data)
     return Written(
         number=ticket.number,
         spec=ticket.spec,
@@ -290,14 +288,13 @@ class _Merge:
             touched |= empty
             ours = np.flatnonzero(empty & (at == block.rows) & merged)
             if len(ours):
-                part = block.statistics[layer].block(ours)
-                extractor.record(layer, at[ours], block.crc32[layer][ours], part, later)
-                later.run()  # a layer's second part below needs to know of the first
+                statistics = block.statistics[layer].take(ours).block()
+                extractor.record(layer, at[ours], block.crc32[layer][ours], statistics, later)
+                later.run()  # a layer's other rows below need to know of these
             others = np.flatnonzero(empty & ~((at == block.rows) & merged))
             if len(others):
-                part2 = _reread(block, layer, others)
-                every = np.arange(len(others))
-                extractor.fill(self.session.store, layer, at[others], part2, every, later)
+                copied = _reread(block, layer, others)
+                extractor.fill(self.session.store, layer, at[others], copied, later)
             report["maps"][layer] = report["maps"].get(layer, 0) + int(empty.sum())
         later.run()
         report["rows"] += int(fresh.sum())
@@ -311,13 +308,11 @@ def _reread(block: Written, layer: str, pick: np.ndarray) -> Prepared:
     fork = pickle.loads(block.fork)
     extractor = Extractor.open(zarr.open_group(fork.store), block.spec.id)
     assert extractor is not None
-    data = read_rows(extractor.maps(layer), fork.store, block.rows[pick])
-    found = block.statistics[layer]
-    parts = (found.mean[pick], found.spread[pick], found.minimum[pick], found.maximum[pick])
-    return Prepared(data, block.crc32[layer][pick], RowStatistics(*parts, pixels=found.pixels))
+    data = _read_rows(extractor.maps(layer), fork.store, block.rows[pick])
+    return Prepared(data, block.crc32[layer][pick], block.statistics[layer].take(pick))
 
 
-def read_rows(maps: Maps, store: Any, rows: np.ndarray) -> np.ndarray:
+def _read_rows(maps: Maps, store: Any, rows: np.ndarray) -> np.ndarray:
     """Return some rows in the disk dtype, whatever their order."""
     out = np.empty((len(rows), *maps.shape[1:]), maps.dtype)
     chunks = np.unique(rows // maps.rows).tolist()
@@ -327,9 +322,3 @@ def read_rows(maps: Maps, store: Any, rows: np.ndarray) -> np.ndarray:
             raise StoreError(f"array {maps.path}: chunk {chunk} is missing")
         out[mine] = data[rows[mine] - chunk * maps.rows]
     return out
-
-
-def tickets_left(tickets: Sequence[Ticket], done: Iterable[int]) -> Iterator[Ticket]:
-    """Yield the tickets that are yet to be done."""
-    finished = set(done)
-    yield from (t for t in tickets if t.number not in finished)

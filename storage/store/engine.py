@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import sys
 import threading
-import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import numpy as np
 from zarr.core.buffer import default_buffer_prototype
 
 from headwater.errors import DiskFullError, SnapshotError, StoreError
+from headwater.files import locked
 from storage.store.layout import BRANCH, check_set_name
 
 # Its warning that a local folder is unsafe for several committers is answered by `commit_lock`.
@@ -39,6 +38,8 @@ MANIFEST_CHUNKS = 8192
 #: a few only push each other out of the processor's cache.
 PARALLEL = 16
 LOCAL_PARALLEL = 3
+#: Seconds to wait for the commit of another process.
+LOCK_SECONDS = 1800.0
 
 # The engine passes each chunk through memory of its own, 4 MB a time. Above its threshold the C
 # library gives such a block back to the kernel at once and the next one pays a page fault per 4 KB
@@ -52,16 +53,22 @@ def is_remote(location: str | Path) -> bool:
     return str(location).startswith("s3://")
 
 
+def _address(location: str) -> tuple[str, str, str | None]:
+    """Return bucket and prefix of an S3 address, and the endpoint that the environment names."""
+    bucket, _, prefix = location.removeprefix("s3://").strip("/").partition("/")
+    env = os.environ
+    return bucket, prefix, env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
+
+
 def storage_for(location: str, image_set: str) -> icechunk.Storage:
     """Return Icechunk's storage for one image set below `location`."""
     check_set_name(image_set, sides=True)
     if not is_remote(location):
         return icechunk.local_filesystem_storage(str(Path(location) / image_set))
-    bucket, _, prefix = location[len("s3://") :].strip("/").partition("/")
+    bucket, prefix, endpoint = _address(location)
     if not bucket:
         raise StoreError(f"store location {location!r}", expected="s3://bucket/prefix")
     env = os.environ
-    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
     return icechunk.s3_storage(
         bucket=bucket,
         prefix=f"{prefix}/{image_set}" if prefix else image_set,
@@ -109,9 +116,8 @@ def list_sets(location: str | Path) -> list[str]:
             expected="boto3 for listing a bucket",
             remedy="name the set, or pip install boto3",
         ) from None
-    bucket, _, prefix = str(location)[len("s3://") :].strip("/").partition("/")
+    bucket, prefix, endpoint = _address(str(location))
     base_key = f"{prefix}/" if prefix else ""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     try:
         pages = boto3.client("s3", endpoint_url=endpoint).get_paginator("list_objects_v2")
         names = {
@@ -216,38 +222,11 @@ def read_whole(array: Any, part: slice = slice(None)) -> np.ndarray:
         ) from error
 
 
-@contextlib.contextmanager
-def commit_lock(location: str, image_set: str, timeout: float = 1800.0) -> Iterator[None]:
-    """Hold the image set's commit lock; on S3 there is none to hold.
-
-    Works between threads and between processes: every holder opens the file anew, and `flock`
-    belongs to the open file. A killed holder's lock is gone with it.
-    """
+def commit_lock(location: str, image_set: str) -> contextlib.AbstractContextManager[None]:
+    """Hold the image set's commit lock; on S3 there is none to hold."""
     if is_remote(location):
-        yield
-        return
-    path = Path(location) / f".{image_set}.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        deadline, pause = time.monotonic() + timeout, 0.001
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-            if time.monotonic() > deadline:
-                raise StoreError(
-                    f"the commit lock {path} has been held for {timeout:.0f} s",
-                    expected="another process to finish its commit",
-                    remedy=f"see which process holds it: fuser {path}",
-                )
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.05)
-        yield
-    finally:
-        os.close(handle)
+        return contextlib.nullcontext()
+    return locked(Path(location) / f".{image_set}.lock", LOCK_SECONDS, work="commit")
 
 
 # --- raw chunk traffic ---------------------------------------------------------------------------
@@ -290,16 +269,9 @@ async def fetch_chunks(store: Any, keys: Sequence[str], *, errors: bool = False)
     return list(await asyncio.gather(*(one(k) for k in keys), return_exceptions=errors))
 
 
-async def put_chunks(store: Any, chunks: Mapping[str, Any], parallel: int = PARALLEL) -> None:
-    """Store raw bytes under each key."""
-    make = default_buffer_prototype().buffer.from_bytes
-    gate = asyncio.Semaphore(parallel)
-
-    async def one(key: str, data: Any) -> None:
-        async with gate:
-            await store.set(key, make(data))
-
-    await asyncio.gather(*(one(k, v) for k, v in chunks.items()))
+async def put_chunk(store: Any, key: str, data: Any) -> None:
+    """Store raw bytes under a key."""
+    await store.set(key, default_buffer_prototype().buffer.from_bytes(data))
 
 
 def tip(repository: icechunk.Repository) -> str:

@@ -15,6 +15,7 @@ from headwater.errors import LayerError
 from headwater.spec import ExtractorSpec, LayerSpec
 from headwater.version import __version__
 from storage.store.arrays import (
+    Arrays,
     Later,
     Maps,
     append,
@@ -22,7 +23,6 @@ from storage.store.arrays import (
     create_column,
     grow,
     lengthen,
-    open_arrays,
 )
 from storage.store.checks import Prepared
 from storage.store.engine import PARALLEL, read_whole
@@ -46,19 +46,12 @@ def combine(images: np.ndarray, views: np.ndarray) -> np.ndarray:
     return images.astype(np.int64) * _VIEWS + views.astype(np.int64)
 
 
-class Extractor:
-    """The group ``features/<spec.id>`` at one snapshot; index arrays are read when first needed.
-
-    Parameters
-    ----------
-    group
-        The opened group.
-    """
+class Extractor(Arrays):
+    """The group ``features/<spec.id>`` at one snapshot; index arrays are read when first needed."""
 
     def __init__(self, group: zarr.Group) -> None:
-        self.group = group
+        super().__init__(group)
         self.spec = ExtractorSpec.from_json(dict(group.attrs["extractor"]))  # type: ignore[arg-type]
-        self._layers: dict[str, Any] = {}
 
     @classmethod
     def open(cls, root: zarr.Group, spec_id: str) -> Extractor | None:
@@ -85,12 +78,6 @@ class Extractor:
 
     def __len__(self) -> int:
         return int(self.array("image").shape[0])
-
-    def array(self, name: str) -> Any:
-        """Return an array of the group by its path below it."""
-        if name not in self._layers:
-            self._layers[name] = self.group[name]
-        return self._layers[name]
 
     @functools.cached_property
     def image(self) -> np.ndarray:
@@ -198,7 +185,7 @@ class Extractor:
         names = ["image", "view"]
         names += [f"{x}/{n}" for x in self.layers for n in ("maps", "crc32", "block")]
         names += [f"{x}/{n}" for x in layers for n in ("blocks", "statistics")]
-        self._layers.update(open_arrays(self.group, [n for n in names if n not in self._layers]))
+        self.open_all(names)
 
     def append(self, images: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Append rows to the index and lengthen every layer; return the new row numbers."""
@@ -227,18 +214,16 @@ class Extractor:
         store: Any,
         layer: str,
         rows: np.ndarray,
-        part: Prepared,
-        pick: np.ndarray,
+        ready: Prepared,
         later: Later,
         parallel: int = PARALLEL,
     ) -> None:
-        """Write ``part``'s rows `pick` to feature rows `rows` when `later` runs.
+        """Write maps to feature rows `rows` when `later` runs.
 
         Of what `later` returns, the numbers are the bytes stored.
         """
-        data = part.data if len(pick) == len(part.data) else part.data[pick]
-        later.add(self.maps(layer).put, store, rows, data, parallel)
-        self.record(layer, rows, part.crc32[pick], part.statistics.block(pick), later)
+        later.add(self.maps(layer).put, store, rows, ready.data, parallel)
+        self.record(layer, rows, ready.crc32, ready.statistics.block(), later)
 
     def record(
         self,
@@ -272,10 +257,8 @@ class Plan:
 
     Parameters
     ----------
-    wanted
-        Keys asked for.
-    missing
-        Per layer name, how many of them it lacks.
+    wanted, missing
+        Number of keys asked for, and per layer name how many of them it lacks.
     tasks
         The work, grouped so that nothing that is stored is computed again.
     """

@@ -31,7 +31,7 @@ from storage.store.engine import (
     tip,
 )
 from storage.store.extractors import Extractor, Plan, Shape, make_plan
-from storage.store.fetch import PartRef
+from storage.store.fetch import ExcerptRef
 from storage.store.layout import FEATURES, IMAGES, StoreOptions
 from storage.store.reader import FeatureReader
 from storage.store.sync import SyncReport, compare
@@ -54,6 +54,24 @@ class FeatureStore:
     """One image set's store. Cheap to open; safe to use from several threads and processes.
 
     Use `FeatureStore.open`.
+
+    Examples
+    --------
+    >>> store = FeatureStore.open("store", "screws")
+    >>> spec, layers = ExtractorSpec("resnet18", "untrained:0"), [LayerSpec.parse("layer2")]
+    >>> images = [ImageRow(c * 64, f"train/good/{c}.png") for c in "abc"]
+    >>> store.sync(images).counts["added"]  # they enter with their features
+    3
+    >>> store.plan(spec, layers, [(i.sha256, 0) for i in images]).todo
+    3
+    >>> maps = {"layer2": np.random.default_rng(0).random((3, 8, 4, 4), np.float32)}
+    >>> store.write(spec, [(i.sha256, 0) for i in images], maps, images).images
+    3
+    >>> [i.path for i in store.table().images()]
+    ['train/good/a.png', 'train/good/b.png', 'train/good/c.png']
+    >>> reader = store.reader(spec, layers, Selection(normal=True))
+    >>> [tuple(b["layer2"].shape) for b in reader.batches(2, seed=1)]
+    [(2, 8, 4, 4), (1, 8, 4, 4)]
     """
 
     def __init__(
@@ -210,29 +228,20 @@ class FeatureStore:
                 lambda: {"headwater": __version__, **(metadata() if metadata else {})},
             )
 
-    def sync(self, images: Iterable[ImageRow], *, complete: bool = True) -> SyncReport:
+    def sync(self, images: Iterable[ImageRow]) -> SyncReport:
         """Compare scanned images with the table; commit removals, returns, renames and labels.
 
         New contents are only reported: they enter the table with their features (`write`).
-
-        Parameters
-        ----------
-        images
-            What was scanned.
-        complete
-            False where `images` is only part of the set: nothing counts as removed then, but
-            for contents whose path has another content now.
         """
-        scan = images if isinstance(images, list) else list(images)
-        table = self.table()
-        changes = compare(table, scan, complete=complete)
+        scan = list(images)
+        changes = compare(self.table(), scan)
         if not changes.any:
             return SyncReport(**changes.report, snapshot=self.snapshot)
 
         def work(session: icechunk.Session) -> str:
             nonlocal changes
             table = Table(subgroup(zarr.open_group(session.store), IMAGES))
-            changes = compare(table, scan, complete=complete)
+            changes = compare(table, scan)
             if not changes.any:
                 raise NothingToDoError
             table.update(changes.rows, **changes.values)
@@ -285,8 +294,6 @@ class FeatureStore:
         keys: Sequence[Key],
         maps: Mapping[str, Any],
         images: Iterable[ImageRow] = (),
-        *,
-        message: str = "",
     ) -> WriteReport:
         """Check a block of features and commit it together with its images.
 
@@ -302,8 +309,6 @@ class FeatureStore:
             ``{layer name: [n, C, H, W]}``, numpy or torch, in the stored dtype or float32.
         images
             The images of the block (all that are not in the table must be there).
-        message
-            Put before the commit's own message.
 
         Raises
         ------
@@ -325,7 +330,7 @@ class FeatureStore:
             report.update(put_block(session, spec, keys, ready, rows, self.options, parallel))
             if not report["rows"] and not any(report["maps"].values()):
                 raise NothingToDoError
-            return message + describe(spec, report)
+            return describe(spec, report)
 
         def facts() -> dict[str, Any]:
             return {k: report[k] for k in ("rows", "images")} | {"extractor": spec.id}
@@ -351,7 +356,6 @@ class FeatureStore:
         select: Selection | None = None,
         snapshot: str | None = None,
         *,
-        views: Sequence[int] | None = None,
         missing: str = "error",
         memory: int | None = None,
     ) -> FeatureReader:
@@ -365,8 +369,6 @@ class FeatureStore:
             Which images; without it, all that are there at the snapshot.
         snapshot
             Id or tag; the newest without it. The reader stays at it whatever is written later.
-        views
-            View numbers; all without it.
         missing
             What to do about selected images that lack a layer: ``"error"`` or ``"skip"`` (they are
             listed in the reader's `missing`).
@@ -381,17 +383,16 @@ class FeatureStore:
         StoreError
             Selected images lack a layer.
         """
-        part = PartRef(
+        excerpt = ExcerptRef(
             location=self.location,
             image_set=self.image_set,
             snapshot=self.resolve(snapshot),
             spec_id=spec.id,
             layers=tuple(x.name for x in layers),
             select=select or Selection(),
-            views=None if views is None else tuple(views),
             missing=missing,
         )
-        reader = FeatureReader((part,), memory=memory)
+        reader = FeatureReader((excerpt,), memory=memory)
         reader.open()
         return reader
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from headwater.errors import StoreError
 from storage.store.arrays import Maps, runs
 from storage.store.checks import as_float
-from storage.store.chunk_files import READERS, Job, Place, locate, read_rows, readers
+from storage.store.chunk_files import READERS, Place, Reading, in_a_row, locate, read_rows, readers
 from storage.store.engine import LOCAL_PARALLEL, PARALLEL, guard, is_remote, shared_repository
 from storage.store.extractors import Extractor
 from storage.store.layout import IMAGES
@@ -31,8 +31,8 @@ AHEAD = 3
 
 
 @dataclass(frozen=True)
-class PartRef:
-    """What a reader needs in order to find its rows again, in any process."""
+class ExcerptRef:
+    """Some images' rows of one extractor at one snapshot, so that any process finds them again."""
 
     location: str
     image_set: str
@@ -40,13 +40,12 @@ class PartRef:
     spec_id: str
     layers: tuple[str, ...]
     select: Selection
-    views: tuple[int, ...] | None = None
     missing: str = "error"
 
 
 @dataclass
-class Part:
-    """An opened `PartRef`: the feature rows it holds, ascending."""
+class Excerpt:
+    """An opened `ExcerptRef`: the feature rows it holds, ascending, and where they are."""
 
     store: Any
     maps: dict[str, Maps]
@@ -61,8 +60,8 @@ class Part:
     files: dict[str, dict[int, Place]]
 
 
-def open_part(ref: PartRef) -> Part:
-    """Find a part's rows at its snapshot; raises what is wrong with it."""
+def open_excerpt(ref: ExcerptRef) -> Excerpt:
+    """Find an excerpt's rows at its snapshot; raises what is wrong with it."""
     where = f"store {ref.location}/{ref.image_set}"
     with guard(where):
         repository = shared_repository(ref.location, ref.image_set)
@@ -79,8 +78,6 @@ def open_part(ref: PartRef) -> Part:
         wanted = ref.select.mask(table)
         here = extractor.image >= 0
         here[here] = wanted[extractor.image[here]]
-        if ref.views is not None:
-            here &= np.isin(extractor.view, ref.views)
         maps, filled = {}, here.copy()
         for layer in ref.layers:
             maps[layer] = extractor.maps(layer)
@@ -99,7 +96,7 @@ def open_part(ref: PartRef) -> Part:
                 expected="features of all selected images",
                 remedy="extract again with these layers, or skip what is missing",
             )
-        return Part(
+        return Excerpt(
             store=store,
             maps=maps,
             encoding=extractor.spec.dtype,
@@ -114,7 +111,7 @@ def open_part(ref: PartRef) -> Part:
         )
 
 
-def _files(ref: PartRef, maps: Maps) -> dict[int, Place]:
+def _files(ref: ExcerptRef, maps: Maps) -> dict[int, Place]:
     """Return the files of chunks that can be read without the engine."""
     if is_remote(ref.location) or maps.codec is not None:
         return {}
@@ -128,27 +125,27 @@ def _bits(values: Tensor) -> np.ndarray:
     return same.numpy()
 
 
-#: Fetches of chunks of which a later batch needs more rows, by (part, layer, chunk).
+#: Fetches of chunks of which a later batch needs more rows, by (excerpt, layer, chunk).
 Held = dict[tuple[int, str, int], "asyncio.Task[np.ndarray]"]
 
 
 async def gather(
-    parts: Sequence[Part],
-    part: np.ndarray,
+    excerpts: Sequence[Excerpt],
+    excerpt: np.ndarray,
     row: np.ndarray,
     out: dict[str, Tensor],
     held: Held | None = None,
 ) -> dict[str, Tensor]:
-    """Fetch rows into `out`: row ``row[i]`` of part ``part[i]`` becomes ``out[layer][i]``.
+    """Fetch rows into `out`: row ``row[i]`` of ``excerpts[excerpt[i]]`` becomes ``out[layer][i]``.
 
     Each chunk is moved to where its rows belong as soon as it is there, and few are under way at
     once: its memory, still in the processor's cache, then serves the next one. Keeping the
     chunks of a window instead costs a page fault per 4 KB. `out` is in the stored dtype or in
     float32; `held` carries the last chunk of each layer from one call to the next.
     """
-    gate = asyncio.Semaphore(max(p.parallel for p in parts))
+    gate = asyncio.Semaphore(max(e.parallel for e in excerpts))
 
-    async def fetch(source: Part, layer: str, chunk: int) -> np.ndarray:
+    async def fetch(source: Excerpt, layer: str, chunk: int) -> np.ndarray:
         (data,) = await source.maps[layer].fetch(source.store, [chunk])
         if data is None:
             raise StoreError(
@@ -158,7 +155,7 @@ async def gather(
         return data
 
     async def one(
-        source: Part, layer: str, chunk: int, place: np.ndarray, at: np.ndarray, key: Any
+        source: Excerpt, layer: str, chunk: int, place: np.ndarray, at: np.ndarray, key: Any
     ) -> None:
         async with gate:
             got = await (fetch(source, layer, chunk) if key is None else last[key])
@@ -168,10 +165,10 @@ async def gather(
         return [n for n in numbers if not read_rows(*direct[n])]
 
     work, last = [], Held()
-    direct: list[Job] = []
+    direct: list[Reading] = []
     behind: list[Any] = []
-    for number, source in enumerate(parts):
-        mine = np.flatnonzero(part == number)
+    for number, source in enumerate(excerpts):
+        mine = np.flatnonzero(excerpt == number)
         # Chunks in the order in which their first rows are wanted do nobody harm: sort by row.
         mine = mine[np.argsort(row[mine], kind="stable")]
         for layer, maps in source.maps.items():
@@ -207,15 +204,14 @@ async def gather(
 
 def place_rows(out: Tensor, place: np.ndarray, source: Tensor, rows: np.ndarray) -> None:
     """``out[place[i]] = source[rows[i]]``, with conversion where the dtypes differ."""
-    if place[-1] - place[0] + 1 == len(place) and not np.any(np.diff(place) != 1):
+    if in_a_row(place):
         copy_rows(out[int(place[0]) : int(place[-1]) + 1], source, rows)
     elif out.dtype != source.dtype:
         out[torch.from_numpy(place)] = source[torch.from_numpy(rows)].to(out.dtype)
     else:
         # numpy's assignment is several times faster here than torch's index_copy_.
-        whole = len(rows) == len(source) and not np.any(np.diff(rows) != 1)
         data = _bits(source)
-        _bits(out)[place] = data if whole else data[rows]
+        _bits(out)[place] = data if len(rows) == len(source) and in_a_row(rows) else data[rows]
 
 
 def copy_rows(out: Tensor, source: Tensor, rows: np.ndarray) -> None:

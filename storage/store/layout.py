@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from headwater.errors import ConfigError
+from headwater.spec import SIDES
 
 FORMAT = 1
 BRANCH = "main"
@@ -54,8 +55,6 @@ DISK_DTYPE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
 }
 
-#: Sides of a set of pairs, each an image set of its own.
-SIDES = ("current", "history")
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -138,16 +137,3 @@ def column_codec() -> Any:
     from zarr.codecs import ZstdCodec
 
     return ZstdCodec(level=3, checksum=True)
-
-
-def bfloat16_bits(values: np.ndarray) -> np.ndarray:
-    """Return the uint16 bit patterns of float32 `values` rounded to the nearest even bfloat16."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    nan = np.isnan(values)
-    return np.where(nan, np.uint32(0x7FC0), rounded).astype(np.uint16)
-
-
-def bfloat16_values(bits: np.ndarray) -> np.ndarray:
-    """Return the float32 values of uint16 bfloat16 bit patterns."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -27,12 +27,12 @@ from storage.store.extractors import Shape
 from storage.store.fetch import (
     AHEAD,
     Batch,
+    Excerpt,
+    ExcerptRef,
     Held,
-    Part,
-    PartRef,
     copy_rows,
     gather,
-    open_part,
+    open_excerpt,
     read_ahead,
 )
 from storage.store.table import sha_names
@@ -45,51 +45,55 @@ RESIDENT_BYTES = 2 * 1024**3
 
 
 class FeatureReader:
-    """A `heads.contract.FeatureSource` over one or several parts of stores.
+    """A `heads.contract.FeatureSource` over one or several excerpts of stores.
 
-    Get one from `FeatureStore.reader`. Rows are in the order of the store, parts one after the
+    Get one from `FeatureStore.reader`. Rows are in the order of the store, excerpts one after the
     other.
 
     Parameters
     ----------
-    parts
+    excerpts
         References; all must have the same layers and shapes.
     keep
-        Row numbers (of the parts put end to end) to keep, in this order; all without it.
+        Row numbers (of the excerpts put end to end) to keep, in this order; all without it.
     memory
         Bytes that may be resident.
     """
 
     def __init__(
-        self, parts: Sequence[PartRef], keep: np.ndarray | None = None, memory: int | None = None
+        self,
+        excerpts: Sequence[ExcerptRef],
+        keep: np.ndarray | None = None,
+        memory: int | None = None,
     ) -> None:
-        self.parts, self.keep, self.memory = tuple(parts), keep, memory
-        self._opened: list[Part] | None = None
+        self.excerpts, self.keep, self.memory = tuple(excerpts), keep, memory
+        self._opened: list[Excerpt] | None = None
         self._resident: dict[str, Tensor] | None = None
         self._pool = BufferPool()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"parts": self.parts, "keep": self.keep, "memory": self.memory}
+        return {"excerpts": self.excerpts, "keep": self.keep, "memory": self.memory}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def open(self) -> list[Part]:
-        """Open the parts (done by itself when first needed); raises what is wrong with them."""
+    def open(self) -> list[Excerpt]:
+        """Open the excerpts (done by itself when first needed); raises what is wrong with them."""
         if self._opened is None:
-            opened = [open_part(p) for p in self.parts]
-            shapes = [{k: m.shape[1:] for k, m in p.maps.items()} for p in opened]
+            opened = [open_excerpt(e) for e in self.excerpts]
+            shapes = [{k: m.shape[1:] for k, m in e.maps.items()} for e in opened]
             if any(s != shapes[0] for s in shapes[1:]):
                 raise DataError(
-                    f"parts of different shapes: {shapes}", expected="the same layers and shapes"
+                    f"excerpts of different shapes: {shapes}",
+                    expected="the same layers and shapes",
                 )
-            part = np.concatenate([np.full(len(p.rows), i) for i, p in enumerate(opened)])
-            row = np.concatenate([p.rows for p in opened])
-            sha = np.concatenate([p.sha for p in opened])
-            views = np.concatenate([p.views for p in opened])
+            number = np.concatenate([np.full(len(e.rows), i) for i, e in enumerate(opened)])
+            row = np.concatenate([e.rows for e in opened])
+            sha = np.concatenate([e.sha for e in opened])
+            views = np.concatenate([e.views for e in opened])
             if self.keep is not None:
-                part, row, sha, views = (x[self.keep] for x in (part, row, sha, views))
-            self._part, self._row = part.astype(np.int64), row.astype(np.int64)
+                number, row, sha, views = (x[self.keep] for x in (number, row, sha, views))
+            self._excerpt, self._row = number.astype(np.int64), row.astype(np.int64)
             self._sha, self._views = sha, views
             self._opened = opened
         return self._opened
@@ -98,13 +102,13 @@ class FeatureReader:
 
     @property
     def snapshot(self) -> str:
-        """Snapshot of the first part."""
-        return self.parts[0].snapshot
+        """Snapshot of the first excerpt."""
+        return self.excerpts[0].snapshot
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Layer names."""
-        return self.parts[0].layers
+        return self.excerpts[0].layers
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -126,20 +130,18 @@ class FeatureReader:
 
     @property
     def images(self) -> np.ndarray:
-        """Row in the image table behind each row (of the part's own store)."""
-        images = np.concatenate([p.images for p in self.open()])
+        """Row in the image table behind each row (of the excerpt's own store)."""
+        images = np.concatenate([e.images for e in self.open()])
         return images if self.keep is None else images[self.keep]
 
     @property
     def missing(self) -> list[str]:
         """Paths of selected images that lack a layer and are left out."""
-        return [str(p) for part in self.open() for p in part.table.path[part.lacking]]
+        return [str(p) for e in self.open() for p in e.table.path[e.lacking]]
 
     def column(self, name: str) -> list[Any]:
         """Return a column of the image table per row: ``path``, ``split``, ``kind``, ``mask``..."""
-        opened = self.open()
-        parts = [p.table.column(name)[p.images] for p in opened]
-        values = np.concatenate(parts)
+        values = np.concatenate([e.table.column(name)[e.images] for e in self.open()])
         return (values if self.keep is None else values[self.keep]).tolist()
 
     def __len__(self) -> int:
@@ -156,17 +158,17 @@ class FeatureReader:
         self.open()
         rows = np.asarray(rows, np.int64)
         keep = rows if self.keep is None else self.keep[rows]
-        return FeatureReader(self.parts, keep, self.memory)
+        return FeatureReader(self.excerpts, keep, self.memory)
 
     @staticmethod
     def concat(readers: Sequence[FeatureReader]) -> FeatureReader:
         """Return the rows of several readers one after the other: plain images and their views."""
-        parts: list[PartRef] = []
+        excerpts: list[ExcerptRef] = []
         keep, start = [], 0
         for reader in readers:
-            total = sum(len(p.rows) for p in reader.open())
+            total = sum(len(e.rows) for e in reader.open())
             keep.append(start + (np.arange(total) if reader.keep is None else reader.keep))
-            parts += [replace(p, layers=readers[0].layers) for p in reader.parts]
+            excerpts += [replace(e, layers=readers[0].layers) for e in reader.excerpts]
             start += total
             if set(reader.layers) != set(readers[0].layers):
                 raise DataError(
@@ -174,7 +176,7 @@ class FeatureReader:
                 )
         plain = all(r.keep is None for r in readers)
         joined = None if plain else np.concatenate(keep)
-        return FeatureReader(parts, joined, readers[0].memory)
+        return FeatureReader(excerpts, joined, readers[0].memory)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -195,8 +197,8 @@ class FeatureReader:
         """
         opened = self.open()
         n = len(self)
-        unit = max(m.rows for p in opened for m in p.maps.values())
-        group = self._part * (1 << 40) + self._row // unit
+        unit = max(m.rows for e in opened for m in e.maps.values())
+        group = self._excerpt * (1 << 40) + self._row // unit
         place = np.arange(n) if seed is None else np.lexsort((self._row, group))
         cuts = np.concatenate([[0], np.flatnonzero(np.diff(group[place])) + 1, [n]])
         row_bytes = sum(m.row_bytes for m in opened[0].maps.values())
@@ -302,8 +304,8 @@ class FeatureReader:
 
     def _empty(self, rows: int) -> dict[str, Tensor]:
         """Return room for rows in the stored dtype."""
-        part = self.open()[0]
-        dtype = as_float(np.zeros(1, next(iter(part.maps.values())).dtype), part.encoding).dtype
+        first = self.open()[0]
+        dtype = as_float(np.zeros(1, next(iter(first.maps.values())).dtype), first.encoding).dtype
         return {k: self._pool.take((rows, *s), dtype) for k, s in self.shapes.items()}
 
     def _batch(self, rows: int) -> Batch:
@@ -315,7 +317,7 @@ class FeatureReader:
     ) -> Future[dict[str, Tensor]]:
         """Start fetching rows into `room`, which may be larger."""
         room = {k: v[: len(order)] for k, v in room.items()}
-        return submit(gather(self.open(), self._part[order], self._row[order], room, held))
+        return submit(gather(self.open(), self._excerpt[order], self._row[order], room, held))
 
     def _from_windows(
         self, windows: Sequence[tuple[int, dict[str, Tensor]]], first: int, last: int

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from storage.store.table import ImageRow, Table
-
-_TEXT = np.dtypes.StringDType()
-#: Images that are looked at together: bounds the memory of a comparison.
-_SLICE = 8192
+from storage.store.table import TEXT, TOGETHER, ImageRow, Table
 
 
 @dataclass(frozen=True)
@@ -67,19 +63,16 @@ class Changes:
         return bool(len(self.remove) or len(self.restore) or len(self.rows))
 
 
-def compare(table: Table, images: Iterable[ImageRow], *, complete: bool) -> Changes:
+def compare(table: Table, scan: list[ImageRow]) -> Changes:
     """Compare scanned images with the table, by columns.
 
     Parameters
     ----------
     table
         The table at the newest snapshot.
-    images
-        What was scanned; of several with one content the first counts.
-    complete
-        Whether `images` is all there is, so that what it lacks was removed.
+    scan
+        All images there are; of several with one content the first counts.
     """
-    scan = images if isinstance(images, list) else list(images)
     rows, taken = _rows_of(table, scan)
     if not taken.all():
         scan, rows = [scan[i] for i in np.flatnonzero(taken).tolist()], rows[taken]
@@ -91,28 +84,16 @@ def compare(table: Table, images: Iterable[ImageRow], *, complete: bool) -> Chan
     for name in ("split", "kind", "mask"):
         labelled |= _differs(table, scan, rows, name)[0]
     change = np.flatnonzero(moved | labelled)
-    at = rows[known]
     result = Changes(restore=rows[gone], rows=rows[change])
     for name in ("path", "split", "kind", "mask"):
         result.values[name] = _texts([scan[i] for i in change.tolist()], name)
-    removed = np.zeros(0, np.int64)
-    if complete:
-        seen = np.zeros(len(table), bool)
-        seen[at] = True
-        removed = np.flatnonzero((table.removed_at == 0) & ~seen)
-    added = _paths(scan, ~known)
-    returned = _paths(scan, gone)
-    fresh = [*added, *returned]
-    if not complete and len(fresh) and len(table):
-        # A path that has other content now has lost its old one, whatever else was not looked at.
-        names = set(fresh)
-        here = np.fromiter((p in names for p in table.path.tolist()), bool, len(table))
-        here[at] = False
-        removed = np.flatnonzero(here & (table.removed_at == 0))
-    result.remove = removed
-    gone_paths = table.values("path", removed).tolist()
+    seen = np.zeros(len(table), bool)
+    seen[rows[known]] = True
+    result.remove = np.flatnonzero((table.removed_at == 0) & ~seen)
+    gone_paths = table.values("path", result.remove).tolist()
+    added, returned = _paths(scan, ~known), _paths(scan, gone)
     # One path with another content is a replacement, neither an addition nor a removal.
-    replaced = set(gone_paths) & set(fresh)
+    replaced = set(gone_paths) & {*added, *returned}
     renamed = np.flatnonzero(moved & ~gone)
     before = [old_path[i] for i in renamed.tolist()]
     result.report = {
@@ -128,7 +109,7 @@ def compare(table: Table, images: Iterable[ImageRow], *, complete: bool) -> Chan
 
 
 def _texts(images: Sequence[ImageRow], name: str) -> np.ndarray:
-    return np.array([getattr(i, name) for i in images], _TEXT)
+    return np.array([getattr(i, name) for i in images], TEXT)
 
 
 def _paths(scan: Sequence[ImageRow], which: np.ndarray) -> list[str]:
@@ -137,9 +118,7 @@ def _paths(scan: Sequence[ImageRow], which: np.ndarray) -> list[str]:
 
 def _rows_of(table: Table, scan: Sequence[ImageRow]) -> tuple[np.ndarray, np.ndarray]:
     """Return the table's row of each image, -1 for a new one, and which are the first of theirs."""
-    rows = np.empty(len(scan), np.int64)
-    for a in range(0, len(scan), _SLICE):
-        rows[a : a + _SLICE] = table.find([i.sha256 for i in scan[a : a + _SLICE]])
+    rows = table.find([i.sha256 for i in scan])
     first = np.zeros(len(scan), bool)
     known = np.flatnonzero(rows >= 0)
     first[known[np.unique(rows[known], return_index=True)[1]]] = True
@@ -157,11 +136,11 @@ def _differs(
     """Return which known images have another text in a column, and what they had."""
     column, differs = table.column(name), np.zeros(len(scan), bool)
     old: dict[int, str] = {}
-    for a in range(0, len(scan), _SLICE):
-        at = rows[a : a + _SLICE]
+    for a in range(0, len(scan), TOGETHER):
+        at = rows[a : a + TOGETHER]
         known = np.flatnonzero(at >= 0)
         was = column[at[known]]
-        other = np.flatnonzero(was != _texts(scan[a : a + _SLICE], name)[known])
+        other = np.flatnonzero(was != _texts(scan[a : a + TOGETHER], name)[known])
         differs[a + known[other]] = True
         old.update(zip((a + known[other]).tolist(), was[other].tolist(), strict=True))
     return differs, old

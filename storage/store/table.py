@@ -15,13 +15,13 @@ import numpy as np
 import zarr
 
 from headwater.errors import ConfigError, DataError
-from storage.store.arrays import Later, append, create_column, open_arrays, runs, set_rows
+from storage.store.arrays import Arrays, Later, append, create_column, runs, set_rows
 from storage.store.engine import fetch_chunks, read_whole, submit
 from storage.store.layout import COLUMN_ROWS, COLUMNS, IMAGES
 
-_TEXT = np.dtypes.StringDType()
+TEXT = np.dtypes.StringDType()
 #: Images of a scan that are looked at together: bounds the memory of a comparison.
-_SLICE = 8192
+TOGETHER = 8192
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,14 @@ class Selection:
         Images that arrived after this point in time.
     sha256
         Only these.
+
+    Examples
+    --------
+    >>> table = store.table()
+    >>> [i.path for i in table.images(table.rows(Selection(normal=False)))]
+    ['test/dent/8.png', 'test/dent/9.png']
+    >>> len(table.rows(Selection(split="train", known_by="2001-01-01")))
+    0
     """
 
     split: str | None = None
@@ -185,38 +193,17 @@ def nanoseconds(moment: dt.datetime | str | int) -> int:
     return (delta.days * 86_400 + delta.seconds) * 10**9 + delta.microseconds * 1000
 
 
-class Table:
-    """The image table at one snapshot. Columns are read when first asked for.
-
-    Parameters
-    ----------
-    group
-        The opened ``images`` group.
-    """
-
-    def __init__(self, group: zarr.Group) -> None:
-        self._group = group
-        self._arrays: dict[str, Any] = {}
+class Table(Arrays):
+    """The image table, the group ``images``, at one snapshot; columns are read when asked for."""
 
     def __len__(self) -> int:
         return int(self.array("sha256").shape[0])
-
-    def array(self, name: str) -> Any:
-        """Return the Zarr array behind a column."""
-        if name not in self._arrays:
-            self._arrays[name] = self._group[name]
-        return self._arrays[name]
-
-    def load(self, names: Sequence[str]) -> None:
-        """Open the arrays behind several columns at once."""
-        new = [n for n in names if n not in self._arrays]
-        self._arrays.update(open_arrays(self._group, new))
 
     def column(self, name: str) -> np.ndarray:
         """Return a whole column."""
         array = self.array(name)
         text = COLUMNS[name][0] == "string"
-        values = np.empty(array.shape, _TEXT if text else array.dtype)
+        values = np.empty(array.shape, TEXT if text else array.dtype)
         # A few chunks at a time: decoding makes a Python object of every string.
         for a in range(0, len(values), 4 * COLUMN_ROWS):
             part = slice(a, a + 4 * COLUMN_ROWS)
@@ -226,7 +213,7 @@ class Table:
     def values(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return a column at ascending `rows`, reading only the chunks that hold them."""
         array = self.array(name)
-        found = np.empty(len(rows), _TEXT if COLUMNS[name][0] == "string" else array.dtype)
+        found = np.empty(len(rows), TEXT if COLUMNS[name][0] == "string" else array.dtype)
         for start, stop in runs(rows // COLUMN_ROWS):
             first = int(rows[start]) // COLUMN_ROWS * COLUMN_ROWS
             chunk = read_whole(array, slice(first, first + COLUMN_ROWS))
@@ -253,8 +240,8 @@ class Table:
     def find(self, names: Sequence[str]) -> np.ndarray:
         """Return the row of each SHA-256, -1 where unknown."""
         found = np.empty(len(names), np.int64)
-        for a in range(0, len(names), _SLICE):
-            found[a : a + _SLICE] = self.index.find(sha_array(names[a : a + _SLICE]))
+        for a in range(0, len(names), TOGETHER):
+            found[a : a + TOGETHER] = self.index.find(sha_array(names[a : a + TOGETHER]))
         return found
 
     def rows(self, select: Selection | None = None) -> np.ndarray:
@@ -282,10 +269,10 @@ class Table:
             "removed_at": np.zeros(len(images), np.int64),
         }
         for name in ("path", "split", "kind", "mask"):
-            values[name] = np.array([getattr(i, name) for i in images], _TEXT)
+            values[name] = np.array([getattr(i, name) for i in images], TEXT)
         for name in ("width", "height"):
             values[name] = np.array([getattr(i, name) for i in images], np.int32)
-        self.load(tuple(COLUMNS))
+        self.open_all(COLUMNS)
         for name in COLUMNS:
             later.add(append, self.array(name), values[name])
         return np.arange(start, start + len(images), dtype=np.int64)

@@ -33,18 +33,14 @@ class NothingToDoError(Exception):
 
 @dataclass(frozen=True)
 class WriteReport:
-    """What a `write` stored.
+    """What a `write` stored, and the `snapshot` that holds it.
 
     Parameters
     ----------
-    snapshot
-        The snapshot that holds the block.
-    rows
-        New feature rows.
+    rows, images
+        New feature rows, and images that entered the table.
     maps
         Per layer, rows written (new or filled in).
-    images
-        Images that entered the table.
     known
         Keys that were there completely.
     bytes
@@ -195,9 +191,9 @@ def put_block(
     extractor = Extractor.open(root, spec.id) or Extractor.create(root, spec)
     later = Later()
     images, new_images = assign_images(Table(subgroup(root, IMAGES)), keys, rows, later)
-    for layer, part in ready.items():
+    for layer, block in ready.items():
         if not extractor.has(layer):
-            extractor.add_layer(layer, part.data.shape[1:], options)  # type: ignore[arg-type]
+            extractor.add_layer(layer, block.data.shape[1:], options)  # type: ignore[arg-type]
     extractor.load(ready)
     views = np.array([k[1] for k in keys], np.int64)
     at = extractor.find(images, views)
@@ -206,17 +202,17 @@ def put_block(
         at[fresh] = extractor.append(images[fresh], views[fresh])
     count = {}
     todo = np.zeros(len(keys), bool)
-    for layer, part in ready.items():
-        if extractor.shape(layer) != tuple(part.data.shape[1:]):
+    for layer, block in ready.items():
+        if extractor.shape(layer) != tuple(block.data.shape[1:]):
             raise StoreError(
-                f"layer {layer}: maps {tuple(part.data.shape[1:])}",
+                f"layer {layer}: maps {tuple(block.data.shape[1:])}",
                 expected=f"{extractor.shape(layer)}, which another process stored meanwhile",
             )
         pick = np.flatnonzero(extractor.block(layer)[at] < 0)
         todo[pick] = True
         count[layer] = len(pick)
         if len(pick):
-            extractor.fill(session.store, layer, at[pick], part, pick, later, parallel)
+            extractor.fill(session.store, layer, at[pick], block.take(pick), later, parallel)
     written = sum(n for n in later.run() if n)
     return {
         "rows": len(fresh),

@@ -23,12 +23,10 @@ _DAY = dt.timedelta(days=1)
 
 @dataclass(frozen=True)
 class GcReport:
-    """What a garbage collection removed, or would.
+    """What a garbage collection removed or, as a `dry_run` that changes nothing, would remove.
 
     Parameters
     ----------
-    dry_run
-        Nothing was changed.
     expired
         Snapshots that are (would be) gone.
     kept
@@ -57,8 +55,6 @@ def gc(
 
     Parameters
     ----------
-    store
-        The store.
     older_than
         Snapshots older than this (or written before it) expire, but never the newest, tagged
         ones and those in `protect`.
@@ -77,6 +73,12 @@ def gc(
     ------
     ConfigError
         `grace` is too short for S3.
+
+    Examples
+    --------
+    >>> report = gc(store, older_than=dt.timedelta(days=30))
+    >>> report.dry_run, report.expired
+    (True, [])
     """
     check_grace(store, grace)
     now = dt.datetime.now(dt.UTC)
@@ -143,6 +145,3 @@ def _rehearse(
         shutil.copytree(source, copy, copy_function=os.link)
         storage = icechunk.local_filesystem_storage(str(copy))
         return _collect(icechunk.Repository.open(storage), limit, objects, protect)
-
-
-# --- export --------------------------------------------------------------------------------------

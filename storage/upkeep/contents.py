@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,10 @@ def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
     layer shape, dtype, rows, coverage of the present images, bytes of their maps, what the
     snapshot's chunks take on the disk (``stored_bytes``), and the ratio of the two: below 1 where
     uncompressed chunks are not full.
+
+    >>> facts = inspect(store)
+    >>> facts["kinds"], [x["name"] for x in facts["extractors"][0]["layers"]]
+    ({'test/dent': 2, 'train/good': 8}, ['layer1+layer2@0.5~mean3', 'layer2'])
     """
     snapshot = store.resolve(snapshot)
     table = store.table(snapshot)
@@ -32,7 +35,7 @@ def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
     kinds = collections.Counter(zip(split.tolist(), kind.tolist(), strict=True))
     with guard(store.name):
         written = store.repository.lookup_snapshot(snapshot).written_at
-    extractors = [_describe(e, table, here) for e in store.extractors(snapshot)]
+    extractors = [_describe(e, here) for e in store.extractors(snapshot)]
     return {
         "image_set": store.image_set,
         "location": store.location,
@@ -48,7 +51,7 @@ def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
     }
 
 
-def _describe(extractor: Extractor, table: Table, here: np.ndarray) -> dict[str, Any]:
+def _describe(extractor: Extractor, here: np.ndarray) -> dict[str, Any]:
     spec = extractor.spec
     assigned = extractor.image >= 0
     present = assigned.copy()
@@ -64,7 +67,8 @@ def _describe(extractor: Extractor, table: Table, here: np.ndarray) -> dict[str,
         array = extractor.array(f"{name}/maps")
         compression = str(array.attrs.get("compression", "none"))
         full = chunks * maps.rows * maps.row_bytes
-        stored = full if maps.codec is None else _stored(array)
+        # Of compressed chunks the sizes are looked at, not the bytes.
+        stored = full if maps.codec is None else int(array.nbytes_stored())
         layers.append(
             {
                 "name": name,
@@ -90,11 +94,6 @@ def _describe(extractor: Extractor, table: Table, here: np.ndarray) -> dict[str,
     }
 
 
-def _stored(array: Any) -> int:
-    """Return the bytes of an array's chunks as stored (they are looked at, not read)."""
-    return int(array.nbytes_stored())
-
-
 @dataclass(frozen=True)
 class StoreDiff:
     """What changed from one snapshot to another. Images are named by path.
@@ -113,16 +112,15 @@ class StoreDiff:
     layers_removed: list[str]
     rows: dict[str, int]
 
-    def to_json(self) -> str:
-        """Return it as JSON."""
-        return json.dumps(self.__dict__, indent=2)
-
 
 def diff(store: FeatureStore, old: str, new: str | None = None) -> StoreDiff:
     """Compare two snapshots (ids or tags) of a set; `new` is the newest without it.
 
     Rows of the table never move, so the tables are compared column by column, and of a column
     only the chunks whose stored bytes differ are decoded.
+
+    >>> diff(store, "before").added
+    ['test/dent/8.png', 'test/dent/9.png']
     """
     before, after = store.resolve(old), store.resolve(new)
     one, two = Table(_images(store, before)), Table(_images(store, after))

@@ -8,7 +8,6 @@ random splits of all images into groups of the same sizes (a permutation test).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +25,10 @@ from storage.store.writing import subgroup
 
 @dataclass(frozen=True)
 class LayerDrift:
-    """Distances of one layer.
+    """Distances of one layer of an extractor, of `reference` images and `new` ones.
 
     Parameters
     ----------
-    extractor, layer
-        Which.
-    reference, new
-        Number of images.
     channels, dimensions
         Channels of the layer, and dimensions after the projection.
     mean_distance
@@ -91,55 +86,47 @@ def drift(
     store: FeatureStore,
     since: str,
     *,
-    layers: Sequence[str] | None = None,
     select: Selection | None = None,
-    snapshot: str | None = None,
-    seed: int = 0,
     dimensions: int = 64,
     splits: int = 199,
-    most: int = 20_000,
 ) -> list[LayerDrift]:
-    """Compare images that came after a snapshot with those that were there.
+    """Compare images that came after a snapshot with those that were there, in every layer.
+
+    Projection, splits and samples are the same at every call.
 
     Parameters
     ----------
-    store
-        The store.
     since
         Snapshot or tag: what was present there is the reference, also if it was removed since, but
         not what is known by now to be no part of `select`.
-    layers
-        Layer names; all layers of all extractors without it.
     select
         Which images count; normal ones without it.
-    snapshot
-        Where the new images are taken from; the newest without it.
-    seed
-        Of projection, splits and samples.
     dimensions
         More channels than this are projected down to it.
     splits
         Random splits.
-    most
-        Images of either side beyond this many are sampled.
 
     Raises
     ------
     DataError
         Fewer than two images on either side.
+
+    Examples
+    --------
+    >>> found = drift(store, "before", select=Selection(), splits=19)
+    >>> [(x.layer, x.reference, x.new, x.drifted) for x in found]
+    [('layer1+layer2@0.5~mean3', 8, 2, False), ('layer2', 8, 2, False)]
     """
-    now, then = store.resolve(snapshot), store.resolve(since)
+    now, then = store.snapshot, store.resolve(since)
     select = select or Selection(normal=True)
     results = []
     for extractor in store.extractors(now):
         if extractor.spec.views is not None:
             continue
         for layer in extractor.layers:
-            if layers is not None and layer not in layers:
-                continue
-            rng = np.random.default_rng(seed)
+            rng = np.random.default_rng(0)
             sides = [
-                side.subset(_sample(np.arange(len(side)), most, rng))
+                side.subset(_sample(len(side), rng))
                 for side in _sides(store, extractor, layer, select, then, now)
             ]
             if min(len(s) for s in sides) < 2:
@@ -177,14 +164,15 @@ def _sides(
     return reference, new
 
 
-def _sample(rows: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
+def _sample(count: int, rng: np.random.Generator, most: int = 20_000) -> np.ndarray:
+    """Return the numbers of at most so many of `count` rows, ascending."""
+    return np.arange(count) if count <= most else np.sort(rng.choice(count, most, replace=False))
 
 
 def pooled(reader: FeatureReader) -> np.ndarray:
     """Return the maps of a one-layer reader averaged over pixels, float64 ``[rows, channels]``."""
     (layer,) = reader.layers
-    streamed = FeatureReader(reader.parts, reader.keep, memory=0)
+    streamed = FeatureReader(reader.excerpts, reader.keep, memory=0)
     means = [b[layer].mean((2, 3), dtype=torch.float64).numpy() for b in streamed.batches(64)]
     return np.concatenate(means)
 

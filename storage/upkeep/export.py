@@ -27,8 +27,6 @@ def export(
 
     Parameters
     ----------
-    store
-        The store.
     target
         With `plain` a folder that becomes an ordinary Zarr v3 group; otherwise a location (folder
         or ``s3://bucket/prefix``) that gets a Headwater store of the set with this one snapshot.
@@ -41,6 +39,12 @@ def export(
     ------
     ConfigError
         The target exists.
+
+    Examples
+    --------
+    >>> size = export(store, "plain")
+    >>> zarr.open_group("plain")["images/path"][:2].tolist()
+    ['train/good/0.png', 'train/good/1.png']
     """
     source = store.root(snapshot).store
     if not plain:

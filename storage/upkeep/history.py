@@ -1,10 +1,9 @@
-"""What a data engineer asks of a store: history, contents, differences, tags."""
+"""A set's past: its commits, and the tags that give some of them a name and keep them."""
 
 from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +42,11 @@ def tag(store: FeatureStore, name: str, snapshot: str | None = None) -> str:
     ------
     ConfigError
         The name belongs to another snapshot, or did.
+
+    Examples
+    --------
+    >>> tag(store, "release-1") == store.snapshot == store.resolve("release-1")
+    True
     """
     target = store.resolve(snapshot)
     if not name or "/" in name:
@@ -81,6 +85,9 @@ def log(store: FeatureStore, limit: int | None = None) -> list[LogEntry]:
     """Return commits, newest first.
 
     Tagged ones are among them even where a garbage collection took them out of the branch's line.
+
+    >>> [entry.message for entry in log(store)][-2:]
+    ['create the image set', 'Repository initialized']
     """
     named: dict[str, list[str]] = {}
     for name, snapshot in tags(store).items():
@@ -96,13 +103,4 @@ def log(store: FeatureStore, limit: int | None = None) -> list[LogEntry]:
     return [
         LogEntry(i.id, i.written_at, i.message, tuple(named.get(i.id, ())), dict(i.metadata))
         for i in newest
-    ]
-
-
-def summary(entries: Sequence[LogEntry]) -> list[str]:
-    """Return the log as lines of text."""
-    return [
-        f"{e.snapshot}  {e.written_at:%Y-%m-%d %H:%M:%S}  {e.message}"
-        + (f"  [{', '.join(e.tags)}]" if e.tags else "")
-        for e in entries
     ]

@@ -26,16 +26,12 @@ from storage.upkeep.verify import drop_rows
 
 @dataclass(frozen=True)
 class PurgeReport:
-    """What a purge gave up, or would.
+    """What a purge gave up or, as a `dry_run` that changes nothing, would give up.
 
     Parameters
     ----------
-    dry_run
-        Nothing was changed.
-    images
-        Removed images that lose features.
-    maps
-        Maps that are given up, of all layers and views.
+    images, maps
+        Removed images that lose features, and their maps of all layers and views.
     bytes
         Bytes of chunks that go with them, before compression.
     shared_bytes
@@ -59,12 +55,15 @@ def purge(
 
     Parameters
     ----------
-    store
-        The store.
     older_than
         Images removed before it, or longer ago than it, lose their features.
     dry_run
         Only say what would happen.
+
+    Examples
+    --------
+    >>> purge(store, older_than=dt.timedelta(days=30)).images
+    0
     """
     now = dt.datetime.now(dt.UTC)
     limit = nanoseconds(now - older_than if isinstance(older_than, dt.timedelta) else older_than)

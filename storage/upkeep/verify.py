@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,12 +87,15 @@ def verify(
 
     Parameters
     ----------
-    store
-        The store.
     snapshot
         Id or tag; the newest without it.
     progress
         Called with bytes read and bytes in all.
+
+    Examples
+    --------
+    >>> verify(store).ok
+    True
     """
     report = VerifyReport(store.resolve(snapshot))
     try:
@@ -221,10 +224,10 @@ def _verify_layer(
             for number in np.unique(block[rows]).tolist():
                 mine = block[rows] == number
                 pieces = open_blocks.setdefault(number, [])
-                pieces.append((rows[mine], _take(found, mine)))
+                pieces.append((rows[mine], found.take(mine)))
                 if sum(len(p[0]) for p in pieces) == count[number]:
                     members = np.concatenate([p[0] for p in pieces])
-                    again = _join([p[1] for p in pieces]).block()
+                    again = RowStatistics.join([p[1] for p in pieces]).block()
                     del open_blocks[number]
                     if number not in spoilt and not _same(again, statistics[number]):
                         text = f"statistics of block {number} differ"
@@ -241,21 +244,6 @@ def _decode(maps: Maps, raw: Any) -> tuple[np.ndarray | None, str]:
         return maps.decode(raw), ""
     except StoreError:
         return None, "its chunk cannot be decoded"
-
-
-def _take(found: RowStatistics, mine: np.ndarray) -> RowStatistics:
-    parts = (found.mean[mine], found.spread[mine], found.minimum[mine], found.maximum[mine])
-    return RowStatistics(*parts, pixels=found.pixels)
-
-
-def _join(parts: Sequence[RowStatistics]) -> RowStatistics:
-    return RowStatistics(
-        np.concatenate([p.mean for p in parts]),
-        np.concatenate([p.spread for p in parts]),
-        np.concatenate([p.minimum for p in parts]),
-        np.concatenate([p.maximum for p in parts]),
-        pixels=parts[0].pixels,
-    )
 
 
 def _same(again: np.ndarray, stored: np.ndarray) -> bool:
@@ -331,7 +319,7 @@ def drop_rows(
                 if data is not None:
                     part = np.ascontiguousarray(data[mine])
                     pieces.append(row_statistics(part, extractor.spec.dtype))
-            value = _join(pieces).block()
+            value = RowStatistics.join(pieces).block()
         one = np.array([number])
         set_rows(extractor.array(f"{layer}/blocks"), one, np.array([[start, len(left)]]))
         set_rows(extractor.array(f"{layer}/statistics"), one, value[None])

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from headwater.spec import ExtractorSpec, LayerSpec, ViewSpec
+from storage.store.distributed import Ticket, Written, allocate, write_block
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import StoreOptions
 from storage.store.table import ImageRow, Selection
+from storage.store.writing import WriteReport
 
 SPEC = ExtractorSpec("resnet18", "0" * 64, resize=(64, 64))
 VIEWS = ExtractorSpec("resnet18", "0" * 64, resize=(64, 64), views=ViewSpec(2, 30.0))
 LAYERS = tuple(LayerSpec.parse(t) for t in ("layer2", "layer1+layer2@0.5~mean3"))
+NAMES = tuple(x.name for x in LAYERS)
 SHAPES = {"layer2": (6, 8, 8), "layer1+layer2@0.5~mean3": (4, 5, 3), "layer3": (3, 2, 2)}
 #: Chunks of 4 and 32 rows: few images fill several chunks.
 OPTIONS = StoreOptions(chunk_bytes=3000)
@@ -31,7 +35,7 @@ def image(i: int | str, path: str | None = None, **more: object) -> ImageRow:
 
 
 def maps_of(
-    keys: Iterable[tuple[str, int]], layers: Sequence[str], dtype: str = "float16"
+    keys: Iterable[tuple[str, int]], layers: Sequence[str] = NAMES, dtype: str = "float16"
 ) -> dict[str, np.ndarray]:
     """Return the maps an extractor would give."""
     keys = list(keys)
@@ -52,6 +56,27 @@ def keys_of(images: Iterable[ImageRow], view: int = 0) -> list[tuple[str, int]]:
     return [(i.sha256, view) for i in images]
 
 
+def write(
+    store: FeatureStore, images: Sequence[ImageRow], layers: Sequence[str] = NAMES
+) -> WriteReport:
+    """Write the plain features of images as one block."""
+    keys = keys_of(images)
+    return store.write(SPEC, keys, maps_of(keys, layers), images)
+
+
+def allot(
+    store: FeatureStore, images: Sequence[ImageRow], layers: Sequence[str] = NAMES, **more: Any
+) -> list[Ticket]:
+    """Cut the extraction of images into tickets, as many as there are chunks."""
+    shapes = {name: SHAPES[name] for name in layers}
+    return allocate(store, SPEC, shapes, keys_of(images), about_bytes=1, **more)
+
+
+def work(ticket: Ticket) -> Written:
+    """Do what a worker does with a ticket."""
+    return write_block(ticket, ticket.keys, maps_of(ticket.keys, [x.name for x in ticket.layers]))
+
+
 def extract(
     store: FeatureStore,
     images: Sequence[ImageRow],
@@ -61,8 +86,12 @@ def extract(
     block: int = 5,
     complete: bool = True,
 ) -> int:
-    """Sync, plan, and write what is missing in blocks; return the number of maps computed."""
-    store.sync(images, complete=complete)
+    """Sync, plan, and write what is missing in blocks; return the number of maps computed.
+
+    Where `images` is not `complete` but only some of the set, there is nothing to sync.
+    """
+    if complete:
+        store.sync(images)
     views = range(1, spec.views.count + 1) if spec.views else [0]
     wanted = [(i.sha256, v) for i in images for v in views]
     computed = 0

@@ -17,13 +17,6 @@ from headwater.errors import WeightsError
 from tests.features.nets import NET, layers, state_of
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / f"{NET}.whole.safetensors"
-    save_file(state_of(), path)
-    return path
-
-
 def without(state: dict[str, torch.Tensor], *prefixes: str) -> dict[str, torch.Tensor]:
     return {k: v for k, v in state.items() if not k.startswith(prefixes)}
 

@@ -10,47 +10,25 @@ import numpy as np
 import pytest
 
 from headwater.errors import FeatureRangeError
-from storage.store.distributed import (
-    Ticket,
-    Written,
-    allocate,
-    commit_blocks,
-    tickets_left,
-    write_block,
-)
-from storage.store.feature_store import FeatureStore
+from storage.store.distributed import commit_blocks, write_block
 from storage.upkeep.verify import verify
 from tests.storage.storekit import (
     LAYERS,
-    OPTIONS,
-    SHAPES,
     SPEC,
+    allot,
     contents,
     expected,
     extract,
     image,
-    keys_of,
     maps_of,
+    work,
 )
-
-TWO = {x.name: SHAPES[x.name] for x in LAYERS}
-
-
-def work(ticket: Ticket) -> Written:
-    """Do what a worker does."""
-    return write_block(ticket, ticket.keys, maps_of(ticket.keys, [x.name for x in ticket.layers]))
-
-
-@pytest.fixture
-def store(tmp_path):
-    return FeatureStore.open(tmp_path, "bolts", options=OPTIONS)
 
 
 def test_workers_in_other_processes(store):
     images = [image(i) for i in range(100)]
     extract(store, images[:7], block=7)
-    keys = [k for t in store.plan(SPEC, LAYERS, keys_of(images)).tasks for k in t.keys]
-    tickets = allocate(store, SPEC, TWO, keys, about_bytes=1)
+    tickets = allot(store, images[7:])
     assert len(tickets) == 3
     assert len(contents(store)) == 7  # reserved rows are seen by nobody
     assert verify(store).ok
@@ -65,13 +43,12 @@ def test_workers_in_other_processes(store):
 
 def test_a_lost_ticket_is_done_again_and_twice_is_once(store):
     images = [image(i) for i in range(70)]
-    tickets = allocate(store, SPEC, TWO, keys_of(images), about_bytes=1)
+    tickets = allot(store, images)
     work(tickets[1])  # its worker dies before the result is home
     first = [work(tickets[0])]
     report = commit_blocks(store, first, images)
     assert report.rows == len(tickets[0].keys)
-    left = list(tickets_left(tickets, [0]))
-    done = [work(t) for t in left]
+    done = [work(t) for t in tickets[1:]]
     assert commit_blocks(store, first + done, images).rows == 70 - report.rows
     assert commit_blocks(store, done, images).snapshot == store.snapshot
     assert contents(store) == expected(images)
@@ -80,7 +57,7 @@ def test_a_lost_ticket_is_done_again_and_twice_is_once(store):
 
 def test_others_commit_in_between(store):
     images = [image(i) for i in range(60)]
-    tickets = allocate(store, SPEC, TWO, keys_of(images), about_bytes=1)
+    tickets = allot(store, images)
     done = [work(t) for t in tickets]
     # Another process stores some of the same images, and some of its own, in between.
     extract(store, [*images[10:20], *(image(i) for i in range(90, 95))], complete=False)
@@ -93,8 +70,7 @@ def test_others_commit_in_between(store):
 def test_a_layer_is_filled_in_and_chunks_are_not_shared(store):
     images = [image(i) for i in range(40)]
     extract(store, images, LAYERS[:1], block=40)
-    shape = {LAYERS[1].name: TWO[LAYERS[1].name]}
-    tickets = allocate(store, SPEC, shape, keys_of(images), about_bytes=1)
+    tickets = allot(store, images, [LAYERS[1].name])
     chunks = [set((t.rows // 32).tolist()) for t in tickets]
     assert len(chunks) == 2
     assert not chunks[0] & chunks[1]
@@ -110,13 +86,13 @@ def test_a_layer_is_filled_in_and_chunks_are_not_shared(store):
 def test_a_worker_names_bad_maps_and_may_leave_images_out(store):
     images = [image(i) for i in range(8)]
     names = {i.sha256: i.path for i in images}
-    (ticket,) = allocate(store, SPEC, TWO, keys_of(images), names=names)
-    maps = maps_of(ticket.keys, list(TWO))
+    (ticket,) = allot(store, images, names=names)
+    maps = maps_of(ticket.keys)
     maps["layer2"][3] = np.inf
     with pytest.raises(FeatureRangeError, match=r"train/good/3\.png"):
         write_block(ticket, ticket.keys, maps)
     rest = [k for i, k in enumerate(ticket.keys) if i != 3]
-    commit_blocks(store, [write_block(ticket, rest, maps_of(rest, list(TWO)))], images)
+    commit_blocks(store, [write_block(ticket, rest, maps_of(rest))], images)
     assert contents(store) == expected([i for n, i in enumerate(images) if n != 3])
-    assert store.plan(SPEC, LAYERS, keys_of(images)).todo == 1
+    assert store.plan(SPEC, LAYERS, ticket.keys).todo == 1
     assert verify(store).ok

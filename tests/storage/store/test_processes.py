@@ -18,17 +18,7 @@ from storage.store.feature_store import FeatureStore
 from storage.upkeep.collect import gc
 from storage.upkeep.history import log
 from storage.upkeep.verify import verify
-from tests.storage.storekit import (
-    LAYERS,
-    OPTIONS,
-    SPEC,
-    contents,
-    expected,
-    extract,
-    image,
-    keys_of,
-    maps_of,
-)
+from tests.storage.storekit import LAYERS, OPTIONS, SPEC, contents, expected, extract, image, write
 
 HERE = Path(__file__).parent
 
@@ -126,6 +116,6 @@ def test_a_disk_that_fills_up(small_disk):
     freed = gc(store, older_than=dt.timedelta(0), grace=dt.timedelta(0), dry_run=False)
     assert freed.bytes > 0
     new = [image("one more")]
-    store.write(SPEC, keys_of(new), maps_of(keys_of(new), [x.name for x in LAYERS]), new)
+    write(store, new)
     assert contents(store) == kept | expected(new)
     assert log(store)[0].message.endswith("1 new images")

@@ -13,25 +13,14 @@ import pytest
 
 import storage.store.feature_store as module
 from headwater.errors import SnapshotError
-from storage.store.distributed import allocate, commit_blocks, write_block
+from storage.store.distributed import commit_blocks
 from storage.store.engine import list_sets
 from storage.store.feature_store import FeatureStore
 from storage.upkeep.collect import gc
 from storage.upkeep.export import export
 from storage.upkeep.history import log, tag
 from storage.upkeep.verify import verify
-from tests.storage.storekit import (
-    LAYERS,
-    OPTIONS,
-    SHAPES,
-    SPEC,
-    contents,
-    expected,
-    extract,
-    image,
-    keys_of,
-    maps_of,
-)
+from tests.storage.storekit import OPTIONS, allot, contents, expected, extract, image, work, write
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -54,8 +43,7 @@ def test_a_store_in_a_bucket(bucket, tmp_path):
     assert list_sets(where) == ["bolts"]
     assert gc(again).expired == []
     assert old in {e.snapshot for e in log(again)}
-    tickets = allocate(again, SPEC, {"layer3": SHAPES["layer3"]}, keys_of(now))
-    done = [write_block(t, t.keys, maps_of(t.keys, ["layer3"])) for t in tickets]
+    done = [work(t) for t in allot(again, now, ["layer3"])]
     assert commit_blocks(again, done).maps == {"layer3": len(now)}
     # From the bucket to a folder and the other way round.
     export(again, tmp_path, plain=False)
@@ -98,10 +86,6 @@ def test_two_threads_race_for_the_commit(bucket, monkeypatch):
 
     monkeypatch.setattr(module, "put_block", slow)
     spans = ([image(i) for i in range(6)], [image(i) for i in range(3, 9)])
-
-    def write(store, images):
-        keys = keys_of(images)
-        return store.write(SPEC, keys, maps_of(keys, [x.name for x in LAYERS]), images)
 
     with ThreadPoolExecutor(2) as pool:
         reports = list(pool.map(write, (one, two), spans))

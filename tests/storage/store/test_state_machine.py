@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import storage.store.feature_store as module
 from headwater.spec import LayerSpec
-from storage.store.distributed import allocate, commit_blocks, write_block
+from storage.store.distributed import allocate, commit_blocks
 from storage.store.feature_store import FeatureStore
 from storage.store.table import ImageRow
 from storage.upkeep.collect import gc
@@ -24,9 +24,19 @@ from storage.upkeep.contents import diff
 from storage.upkeep.history import tag
 from storage.upkeep.purge import purge
 from storage.upkeep.verify import Damage, invalidate, verify
-from tests.storage.storekit import OPTIONS, SHAPES, SPEC, VIEWS, contents, expected, image, maps_of
+from tests.storage.storekit import (
+    OPTIONS,
+    SHAPES,
+    SPEC,
+    VIEWS,
+    contents,
+    expected,
+    image,
+    maps_of,
+    work,
+)
 
-NAMES = list(SHAPES)
+NAMES = list(SHAPES)  # the third layer, too
 ZERO = dt.timedelta(0)
 numbers = st.integers(0, 24)
 layers = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True)
@@ -74,9 +84,8 @@ class Machine(RuleBasedStateMachine):
         renamed=st.lists(numbers, max_size=3),
         relabelled=st.lists(numbers, max_size=3),
         back=st.lists(numbers, max_size=3),
-        complete=st.booleans(),
     )
-    def sync(self, which, gone, renamed, relabelled, back, complete):
+    def sync(self, which, gone, renamed, relabelled, back):
         """A scan in which some images are gone, back, renamed or relabelled."""
         lost = {image(i).sha256 for i in gone}
         scan = {s: r for s, r in self.table.items() if s not in lost}
@@ -91,11 +100,10 @@ class Machine(RuleBasedStateMachine):
             sha = image(i).sha256
             if sha in scan:
                 scan[sha] = replace(scan[sha], kind="dent", split="test", mask=f"{i}.png")
-        report = self.stores[which].sync(scan.values(), complete=complete)
-        assert report.counts["removed"] == (len(set(self.table) - set(scan)) if complete else 0)
+        report = self.stores[which].sync(scan.values())
+        assert report.counts["removed"] == len(set(self.table) - set(scan))
         assert report.counts["added"] == len(set(scan) - set(self.known))
-        if complete:
-            self.table = {}
+        self.table = {}
         for sha, row in scan.items():
             if sha in self.known:
                 self.table[sha] = self.known[sha] = row
@@ -170,7 +178,7 @@ class Machine(RuleBasedStateMachine):
         if not keys:
             return
         tickets = allocate(store, SPEC, {name: SHAPES[name]}, keys, about_bytes=1)
-        done = [write_block(t, t.keys, maps_of(t.keys, [name])) for t in tickets]
+        done = [work(t) for t in tickets]
         first = rows[some[0]]
         self._write(self.stores[1], SPEC, [(first.sha256, 0)], [name], [first])
         commit_blocks(store, done[1:], rows.values())

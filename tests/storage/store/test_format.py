@@ -1,6 +1,6 @@
 """The store is open: plain Zarr, xarray, ten lines of someone else's code, and old stores for ever.
 
-``python -m tests.storage.store.test_open FOLDER`` writes a golden store for a new format version.
+``python -m tests.storage.store.test_format FOLDER`` writes a golden store for a new format version.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tests.storage.storekit import (
     image,
     keys_of,
     maps_of,
+    write,
 )
 
 HERE = Path(__file__).parent
@@ -84,8 +85,7 @@ def test_what_was_written_once_opens_for_ever(folder, tmp_path):
     assert [i.path for i in then] == told["paths"]
     # It takes new features and a reader finds them with the old ones.
     new = [image("today")]
-    layer = [x.name for x in LAYERS]
-    store.write(SPEC, keys_of(new), maps_of(keys_of(new), layer), new)
+    write(store, new)
     assert len(store.reader(SPEC, LAYERS)) == 8
     assert verify(store).ok
 

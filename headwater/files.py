@@ -1,0 +1,95 @@
+"""Files that several processes share: replaced in one step, or held under a lock.
+
+Both hold what they promise when a process is killed: a reader sees the old file or the new one
+and nothing between, and a lock goes with the process that held it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from headwater.errors import StoreError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a new name beside `path`; what is written there takes its place in one step.
+
+    The place is taken when the block ends, once the bytes are on the disk; where the block raises,
+    nothing is left of it. The folder is made if absent. Two processes that write one file do not
+    meet: whoever ends last has written it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "sets" / "bottles.json"
+    >>> with replacing(path) as new:
+    ...     _ = new.write_text("{}")
+    >>> path.read_text(), [p.name for p in path.parent.iterdir()]
+    ('{}', ['bottles.json'])
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden, and with a name of its own: a killed writer's is in nobody's way.
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield new
+        with new.open("rb+") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text in one step (see `replacing`)."""
+    with replacing(path) as new:
+        new.write_text(text)
+
+
+@contextmanager
+def locked(path: Path, timeout: float | None = None, *, work: str = "work") -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is made if absent and stays where it is.
+
+    Excludes threads as well as processes, on any file system that has ``flock`` (NFS has it since
+    version 4). The file is left behind on purpose: removing it would let two processes hold locks
+    on two files of one name.
+
+    Parameters
+    ----------
+    path
+        The file, empty and used for nothing else.
+    timeout
+        Seconds to wait; as long as it takes without it.
+    work
+        What is done under the lock, for the message.
+
+    Raises
+    ------
+    StoreError
+        Another process still holds the lock after `timeout` seconds.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with locked(Path(tempfile.mkdtemp()) / "set.lock"):
+    ...     pass  # nobody else is here
+    """
+    # late: a command that locks nothing starts 40 ms earlier
+    from filelock import FileLock, Timeout
+
+    # Without its soft fallback, whose lock files would outlive a killed process.
+    lock = FileLock(path, poll_interval=0.005, fallback_to_soft=False, preserve_lock_file=True)
+    try:
+        held = lock.acquire(-1 if timeout is None else timeout)
+    except Timeout:
+        raise StoreError(
+            f"the {work} lock {path} has been held for {timeout:.0f} s",
+            expected=f"another process to finish its {work}",
+            remedy=f"see which process holds it: fuser {path}",
+        ) from None
+    with held:
+        yield
