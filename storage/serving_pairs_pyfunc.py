@@ -1,5 +1,9 @@
 """An old name, kept: registered models import it (docs/architecture.md, "Old names")."""
 
-from storage.serving.pair_pyfunc import PairModel
+from headwater.samples import PAIR
+from storage.serving.pyfunc import SIGNATURES
+from storage.serving.pyfunc import ServedModel as PairModel
 
-__all__ = ["PairModel"]
+PAIR_SIGNATURE = SIGNATURES[PAIR]
+
+__all__ = ["PAIR_SIGNATURE", "PairModel"]

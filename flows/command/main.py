@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -225,13 +225,20 @@ def predict(
     if bool(images) == bool(pair):
         raise ConfigError("predict", expected="images, or --pair CURRENT HISTORY")
     _, place = settings_from(options, write=False)
-    if pair:
-        from flows.use.predict_pairs import predict_pairs as score
-    else:
-        from flows.use.predict import predict_images as score  # type: ignore[assignment]
+    from flows.use.predict import predict as score
+
     with Reporter(quiet=json_).live() as reporter:
-        given: Any = pair or images
-        rows, broken = score(place, image_set, given, head, version, out_dir, threshold, reporter)
+        rows, broken = score(
+            place,
+            image_set,
+            reporter,
+            images=images or (),
+            pair=pair,
+            head=head,
+            version=version,
+            folder=out_dir,
+            threshold=threshold,
+        )
     if json_:
         failed = [{"image": str(b.path), "error": b.reason} for b in broken]
         out.print_json(json.dumps([*rows, *failed]))

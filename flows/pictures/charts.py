@@ -1,27 +1,22 @@
-"""Pictures of results: curves, score histogram, leaderboard, drift; and, re-exported, heat maps.
+"""Pictures of figures: curves, score histogram, drift.
 
 Each function takes plain numbers, writes one PNG and returns its path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from flows.pictures.maps import Cell, heat_map_sheet, heat_scale, overview, prediction_overlay
 from flows.pictures.style import (
     BLUE,
     FAINT,
-    GREEN,
     INK,
     MUTED,
-    ORANGE,
     VERMILION,
     figure,
     quiet,
@@ -29,24 +24,6 @@ from flows.pictures.style import (
 )
 from heads.judging.metrics import auroc, average_precision, precision_recall_curve, roc_curve
 from headwater.errors import DataError
-
-__all__ = [
-    "Cell",
-    "curves",
-    "drift",
-    "heat_map_sheet",
-    "heat_scale",
-    "leaderboard",
-    "overview",
-    "prediction_overlay",
-    "score_histogram",
-]
-
-_METRICS = (
-    ("image_auroc", "image AUROC", BLUE),
-    ("pixel_auroc", "pixel AUROC", ORANGE),
-    ("aupro", "AUPRO", GREEN),
-)
 
 
 def curves(scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path) -> Path:
@@ -175,69 +152,6 @@ def _range(values: np.ndarray, threshold: float) -> tuple[float, float]:
     high = min(high, wide) if high > wide else high
     pad = 0.02 * (high - low) or max(abs(high), 1.0) * 0.02
     return low - pad, high + pad
-
-
-def leaderboard(rows: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> Path:
-    """Draw a group of bars a model: image AUROC, pixel AUROC, AUPRO, best on top.
-
-    Parameters
-    ----------
-    rows
-        As from `storage.registry.registry.Registry.leaderboard`.
-    path
-        PNG to write.
-    title
-        Above it.
-
-    Raises
-    ------
-    DataError
-        Without rows.
-    """
-    made = figure(7.6, 1.1 + 0.78 * max(1, len(rows)))
-    draw_leaderboard(made.subplots(), rows, title)
-    return save(made, path)
-
-
-def draw_leaderboard(axes: Axes, rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
-    """Draw the leaderboard into axes; see `leaderboard`."""
-    if not rows:
-        raise DataError("no models to draw", expected="at least one row")
-    ordered = sorted(rows, key=lambda r: r["metrics"].get("image_auroc", -1.0))
-    present = [m for m in _METRICS if any(m[0] in r["metrics"] for r in ordered)]
-    height = 0.8 / max(1, len(present))
-    for k, (key, name, colour) in enumerate(present):
-        for at, row in enumerate(ordered):
-            value = row["metrics"].get(key)
-            place = at + 0.4 - height * (k + 0.5)
-            if value is None:
-                # Said, so that a missing bar is not taken for a zero.
-                axes.text(0.01, place, f"no {name}", fontsize=8, color=MUTED, va="center")
-                continue
-            axes.barh(place, value, height * 0.86, color=colour)
-            axes.text(value + 0.008, place, f"{value:.3f}", fontsize=8.5, va="center", color=INK)
-    names = [_model(r) for r in ordered]
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlim(0, 1.09)
-    axes.set_ylim(-0.55, len(names) - 0.45)
-    axes.set_xticks(np.arange(0, 1.01, 0.2))
-    axes.xaxis.grid(True, color=FAINT, lw=0.8)
-    quiet(axes, title)
-    axes.tick_params(axis="y", length=0, labelsize=10)
-    if present:
-        axes.legend(
-            handles=[Patch(color=colour, label=name) for _, name, colour in present],
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.26 / len(rows) - 0.05),
-            ncols=3,
-            frameon=False,
-            fontsize=9,
-        )
-
-
-def _model(row: Mapping[str, Any]) -> str:
-    version = f" v{row['version']}" if row.get("version") else ""
-    return f"{row['head']}{version}"
 
 
 def drift(

@@ -7,12 +7,16 @@ drawn in several threads at once.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from headwater.files import replacing
 
@@ -35,26 +39,47 @@ def figure(width: float, height: float) -> Figure:
     return made
 
 
-def bare_figure(width: float, height: float) -> Figure:
-    """Return an empty figure whose axes are placed by hand."""
-    made = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(made)
-    return made
+def text_width(text: str) -> int:
+    """Return the room, in pixels, that a line of a board's usual text needs."""
+    return round(7.2 * len(text))
 
 
-def pixel_board(made: Figure, width: float, height: float) -> Axes:
-    """Return axes that cover the figure, in pixels from the upper left."""
-    board = made.add_axes((0, 0, 1, 1))
-    board.set_axis_off()
-    pixel_limits(board, width, height)
-    return board
+class Board:
+    """A picture laid out by hand, in pixels from the upper left.
 
+    Parameters
+    ----------
+    width, height
+        In pixels.
+    """
 
-def pixel_limits(board: Axes, width: float, height: float) -> None:
-    """Set a board's limits, which pictures put on it have changed."""
-    board.set_xlim(0, width)
-    board.set_ylim(height, 0)
-    board.set_aspect("auto")
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self._figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(self._figure)
+        self._axes = self._figure.add_axes((0, 0, 1, 1))
+        self._axes.set_axis_off()
+
+    def text(
+        self, x: float, y: float, text: str, size: float = 8.5, colour: str = INK, **how: Any
+    ) -> None:
+        """Write; `how` is what `matplotlib.text.Text` takes besides."""
+        self._axes.text(x, y, text, fontsize=size, color=colour, **how)
+
+    def bar(self, x: float, y: float, width: float, height: float, colour: str) -> None:
+        """Fill a rectangle."""
+        self._axes.add_patch(Rectangle((x, y), width, height, color=colour, lw=0))
+
+    def pixels(self, image: NDArray[np.uint8], x: float, y: float) -> None:
+        """Put an image ``[h, w, 3]``, pixel for pixel."""
+        extent = (x, x + image.shape[1], y + image.shape[0], y)
+        self._axes.imshow(image, extent=extent, interpolation="none")
+
+    def save(self, path: Path) -> Path:
+        """Write the board as PNG; see `save`."""
+        # Set last: pictures put on it have changed them.
+        self._axes.set(xlim=(0, self.width), ylim=(self.height, 0), aspect="auto")
+        return save(self._figure, path)
 
 
 def quiet(axes: Axes, title: str = "", x: str = "", y: str = "") -> Axes:

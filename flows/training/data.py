@@ -22,6 +22,7 @@ from heads.contract import FeatureSource
 from heads.pairs.source import PairSource
 from heads.training.splits import split_held_out
 from headwater.errors import ConfigError, DataError, LayerError
+from headwater.samples import IMAGE, PAIR
 from headwater.spec import SIDES, ExtractorSpec, LayerSpec, digest
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
@@ -61,6 +62,7 @@ class StoredSamples:
         known_by: int | None = None,
     ) -> None:
         self.at, self.spec, self.layers = at, spec, layers
+        self.kind = PAIR if at.pairs else IMAGE
         self.select = Selection(known_by=known_by)
         self.pairs: PairList | None = load_pairs(home, image_set, at.pairs) if at.pairs else None
         names = [side_name(image_set, s) for s in SIDES] if at.pairs else [image_set]
@@ -251,8 +253,7 @@ class TrainingData(StoredSamples):
             if training.known_by is not None
             else f"`headwater extract {training.image_set}` computes them"
         )
-        what = "image" if self.pairs is None else "pair"
         return [
-            f"{training.plan.head}: {len(self.lacking)} {what}(s) without stored features were "
-            f"left out, such as {self.lacking[0]}; {cure}"
+            f"{training.plan.head}: {len(self.lacking)} {self.kind.name}(s) without stored "
+            f"features were left out, such as {self.lacking[0]}; {cure}"
         ]

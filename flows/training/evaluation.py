@@ -1,6 +1,6 @@
 """Scores of held-out and test samples, and what follows: thresholds, metrics, the table.
 
-Images and pairs are judged by the same steps. What differs is small and named: `IMAGES`, `PAIRS`.
+Images and pairs are judged by the same steps. What differs is small and named: `JUDGING`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from heads.contract import FeatureSource, Head
 from heads.judging.calibration import Calibration, calibrate, fixed
 from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
+from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec
 
 #: A probability above this is a defect or a change.
@@ -77,15 +78,13 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Judging:
     """What differs between judging images and judging pairs of them.
 
     Parameters
     ----------
     key
         What a sample's key is called in the table.
-    verdicts
-        At or below the threshold, and above it.
     metrics
         From a judgement's scores, maps and masks.
     columns
@@ -95,7 +94,6 @@ class Kind:
     """
 
     key: str
-    verdicts: tuple[str, str]
     metrics: Callable[[Judgement], Metrics]
     columns: Callable[[Judgement, int], dict[str, Any]]
     worst: Callable[[dict[str, Any]], Any]
@@ -107,7 +105,7 @@ def judge(data: TrainingData, head: Head, held_out: FeatureSource) -> Judgement:
     Probabilities are cut at 0.5. Other scores are cut where few held-out samples, all of them
     normal, reach.
     """
-    kind, target = PAIRS if head.pairs else IMAGES, data.training.options.target_fpr
+    judging, target = JUDGING[data.kind], data.training.options.target_fpr
     calibration, held_scores = fixed(EVEN, target), None
     if not head.labelled:
         held_scores, maps = score_source(head, held_out)
@@ -124,12 +122,12 @@ def judge(data: TrainingData, head: Head, held_out: FeatureSource) -> Judgement:
     judged = Judgement(
         samples, scores, maps, masks, calibration, held_scores, seconds, Metrics(), notes, []
     )
-    judged.metrics = kind.metrics(judged)
+    judged.metrics = judging.metrics(judged)
     for reason in dict.fromkeys(judged.metrics.omitted.values()):
         names = [k for k, v in judged.metrics.omitted.items() if v == reason]
         notes.append(f"{head.name}: no {', '.join(names)}: {reason}")
     notes += [*calibration.caveats, *data.notes()]
-    judged.table = sorted((_row(kind, judged, i) for i in range(len(samples))), key=kind.worst)
+    judged.table = sorted((_row(data, judged, i) for i in range(len(samples))), key=judging.worst)
     for sample in samples[:1]:
         with contextlib.suppress(OSError, ValueError):
             images = tuple(read_image(path) for path in sample.paths)
@@ -164,17 +162,17 @@ def mask_of(sample: Sample, spec: ExtractorSpec, notes: list[str]) -> np.ndarray
         return None
 
 
-def _row(kind: Kind, judged: Judgement, i: int) -> dict[str, Any]:
+def _row(data: TrainingData, judged: Judgement, i: int) -> dict[str, Any]:
     sample, score = judged.samples[i], float(judged.scores[i])
-    flagged = score > judged.calibration.threshold
+    judging, flagged = JUDGING[data.kind], score > judged.calibration.threshold
     return {
         "index": i,
-        kind.key: sample.key,
+        judging.key: sample.key,
         "kind": sample.kind,
         "score": score,
-        "verdict": kind.verdicts[flagged],
+        "verdict": data.kind.verdicts[flagged],
         "correct": None if sample.defective is None else flagged == sample.defective,
-        **kind.columns(judged, i),
+        **judging.columns(judged, i),
     }
 
 
@@ -201,8 +199,6 @@ def _image_columns(judged: Judgement, i: int) -> dict[str, Any]:
         "sha256": judged.samples[i].contents[0],
     }
 
-
-IMAGES = Kind("path", ("normal", "anomalous"), image_metrics, _image_columns, lambda r: r["margin"])
 
 # --- pairs ---------------------------------------------------------------------------------------
 
@@ -249,4 +245,7 @@ def _most_wrong(row: dict[str, Any]) -> tuple[int, int]:
     return (1 if wrong is None else -wrong, -row["index"])
 
 
-PAIRS = Kind("key", ("unchanged", "changed"), change_metrics, _pair_columns, _most_wrong)
+JUDGING = {
+    IMAGE: Judging("path", image_metrics, _image_columns, lambda row: row["margin"]),
+    PAIR: Judging("key", change_metrics, _pair_columns, _most_wrong),
+}

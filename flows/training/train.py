@@ -19,11 +19,11 @@ from flows.training.evaluation import Judgement, judge
 from flows.training.trainings import Training, TrainOutcome
 from heads.catalogue import get_head
 from heads.contract import FeatureSource, Head, Shape, TrainOptions
-from heads.pairs.source import CURRENT
 from headwater.errors import ConfigError, WeightsError
 from storage.registry.registry import Registry
 from storage.registry.runs import Run
-from storage.serving.detector import save_model
+from storage.serving.detector import Detector
+from storage.serving.save import save_model
 
 
 def find_trained(training: Training, key: str, registry: Registry) -> TrainOutcome | None:
@@ -123,8 +123,8 @@ def train_head(training: Training) -> TrainOutcome:
 
 def _layer_shapes(data: TrainingData, source: FeatureSource) -> dict[str, Shape]:
     """Return the shapes of the layers that a head reads; a pair's two sides have the same."""
-    prefix = "" if data.pairs is None else CURRENT
-    return {layer.name: source.shapes[prefix + layer.name] for layer in data.layers}
+    kind = data.kind
+    return {x.name: source.shapes[kind.key(kind.images[0], x.name)] for x in data.layers}
 
 
 def _params(training: Training, train: int, held_out: int) -> dict[str, Any]:
@@ -161,16 +161,8 @@ def register(training: Training, run: Run, head: Head, judged: Judgement, key: s
     with working_folder(training.home.root / "tmp", "model-") as folder:
         save_model(
             folder / "model",
-            head=head.to("cpu"),
-            backbone=backbone,
-            spec=plan.spec,
-            layers=plan.layers,
-            calibration=judged.calibration,
+            Detector(backbone, head.to("cpu"), plan.spec, plan.layers, judged.calibration),
             example=judged.example,
-            about={
-                "image_set": training.image_set,
-                "snapshot": training.snapshot,
-                "key": key,
-            },
+            about={"image_set": training.image_set, "snapshot": training.snapshot, "key": key},
         )
         return run.register(folder / "model")

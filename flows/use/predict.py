@@ -1,24 +1,25 @@
-"""Score new images with a registered model."""
+"""Score new images, or pairs of them, with a registered model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from features.images.pixels import read_image, sha256_of
+from features.images.pixels import read_image
 from features.images.preprocess import picture
 from features.images.records import BrokenImage
 from features.images.scan import list_images
 from flows.pictures.maps import prediction_overlay
-from flows.runtime.console import reporter
 from heads.catalogue import get_head
 from headwater.errors import ConfigError, DataError, ImageError, ModelError
+from headwater.samples import IMAGE, PAIR, SampleKind
 from headwater.spec import seed_of_untrained
 from storage.registry.registry import Registry
-from storage.serving.detector import Detector
+from storage.serving.detector import Detector, Prediction
 
 if TYPE_CHECKING:
     from flows.runtime.console import Reporter
@@ -53,143 +54,182 @@ def choose_head(registry: Registry, image_set: str, head: str | None) -> str:
     return head or known[0]
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A registered model to predict with, and where its pictures go."""
-
-    uri: str
-    registry: Registry
-    folder: Path
-
-
-def choose_model(
-    home: Home,
-    image_set: str,
-    head: str | None,
-    version: str | None,
-    folder: Path | None,
-    *,
-    pairs: bool,
-) -> Chosen:
-    """Return the model to predict with; pictures go below the home where no folder is given.
+def open_model(
+    home: Home, image_set: str, head: str | None, version: str | None, kind: SampleKind
+) -> tuple[Detector, dict[str, Any]]:
+    """Return a registered model, opened, and what `Registry.get_model` says of it.
 
     Raises
     ------
     ConfigError
-        Where the model looks at pairs and `pairs` does not say so, or the other way round.
+        Where the model judges another kind of sample.
     ModelError
         Where there is no such model, or several and none was named.
     """
     registry = Registry(home.root, home.tracking_url)
     name = choose_head(registry, image_set, head)
-    if get_head(name).pairs and not pairs:
+    known = PAIR if get_head(name).pairs else IMAGE
+    if known != kind:
+        how, remedy = "IMAGE", "--pair is for models of pair heads"
+        if known.paired:
+            how, remedy = "--pair CURRENT HISTORY", "give the image now and the one before"
         raise ConfigError(
-            f"head {name} of {image_set} compares pairs of images",
-            expected=f"headwater predict {image_set} --pair CURRENT HISTORY",
-            remedy="give the image now and the one before",
-        )
-    if pairs and not get_head(name).pairs:
-        raise ConfigError(
-            f"head {name} of {image_set} looks at single images",
-            expected=f"headwater predict {image_set} IMAGE",
-            remedy="--pair is for models of pair heads",
+            f"head {name} of {image_set} {known.does}",
+            expected=f"headwater predict {image_set} {how}",
+            remedy=remedy,
         )
     model = registry.get_model(image_set, name, version)
-    if seed_of_untrained(model["weights"]) is not None:
-        reporter().line("note: this model rests on the demo's untrained net: illustrative only")
-    if folder is None:
-        folder = home.pictures / image_set / "predictions" / f"{name}-v{model['version']}"
-    return Chosen(model["uri"], registry, folder)
+    return Detector.load(model["uri"], registry), model
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder that pictures go to.
+def join_paths(current: Path, history: Path) -> list[tuple[Path, ...]]:
+    """Return two files as one pair, or the files of two folders that have the same names.
+
+    Raises
+    ------
+    DataError
+        Where a path is not there, or the folders have no name in common.
+    """
+    if current.is_dir() != history.is_dir():
+        raise DataError(
+            f"--pair {current} {history}: a file and a folder", expected="two files, or two folders"
+        )
+    found = [list_images(place) for place in (current, history)]
+    if not current.is_dir():
+        return [(current, history)]
+    # Files are listed with their whole path, however the folder was named.
+    sides = [
+        {str(file.relative_to(place.resolve()).with_suffix("")): file for file in files}
+        for place, files in zip((current, history), found, strict=True)
+    ]
+    both = sorted(sides[0].keys() & sides[1].keys())
+    if not both:
+        raise DataError(
+            f"--pair {current} {history}: no image of the same name in both",
+            expected="the same name for the two images of a place",
+        )
+    return [(sides[0][n], sides[1][n]) for n in both]
+
+
+def predict(
+    home: Home,
+    image_set: str,
+    reporter: Reporter,
+    *,
+    images: Sequence[Path] = (),
+    pair: tuple[Path, Path] | None = None,
+    head: str | None = None,
+    version: str | None = None,
+    folder: Path | None = None,
+    threshold: float | None = None,
+) -> tuple[list[dict[str, Any]], list[BrokenImage]]:
+    """Score images, or pairs of them, one at a time and write a picture of the map for each.
+
+    Parameters
+    ----------
+    home, image_set, head, version
+        Which model.
+    reporter
+        Shows progress.
+    images
+        Files or folders.
+    pair
+        Instead: current and history, files, or folders that are joined by name.
+    folder
+        Where the pictures go; by default below the home, by set and model.
+    threshold
+        Instead of the model's.
+
+    Returns
+    -------
+    tuple
+        Rows ``image, score, threshold, verdict, heat_map``, of pairs ``current, history, score,
+        threshold, verdict, changed_share, change_map``, and what could not be read.
 
     Raises
     ------
     ConfigError
-        Where it cannot be made.
+        Where the model judges another kind of sample, or no picture can be written to `folder`.
+    DataError
+        Where there is nothing to score.
+    ModelError
+        Where there is no such model, or several and none was named.
     """
+    kind = PAIR if pair else IMAGE
+    detector, model = open_model(home, image_set, head, version, kind)
+    if seed_of_untrained(model["weights"]) is not None:
+        reporter.line("note: this model rests on the demo's untrained net: illustrative only")
+    samples: list[tuple[Path, ...]] = [(file,) for path in images for file in list_images(path)]
+    if pair:
+        samples = join_paths(*pair)
+    name = f"{model['head']}-v{model['version']}"
+    folder = folder or home.pictures / image_set / "predictions" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"{folder}: {error.strerror}", expected="a folder to write pictures to, with --out"
         ) from error
-
-
-def readable(path: Path, broken: list[BrokenImage]) -> np.ndarray | None:
-    """Return an image, or None where it cannot be read, which is added to `broken`."""
-    try:
-        return read_image(path)
-    except ImageError as error:
-        broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
-        return None
-
-
-def predict_images(
-    home: Home,
-    image_set: str,
-    images: list[Path],
-    head: str | None,
-    version: str | None,
-    folder: Path | None,
-    threshold: float | None,
-    reporter: Reporter,
-) -> tuple[list[dict[str, Any]], list[BrokenImage]]:
-    """Score images one at a time and write an overlay for each.
-
-    Parameters
-    ----------
-    home, image_set, head, version
-        Which model.
-    images
-        Files or folders.
-    folder
-        Where the overlays go; by default below the home, by set and model.
-    threshold
-        Instead of the model's.
-    reporter
-        Shows progress.
-
-    Returns
-    -------
-    tuple
-        Rows ``image, score, threshold, verdict, heat_map`` and what could not be read.
-    """
-    chosen = choose_model(home, image_set, head, version, folder, pairs=False)
-    detector = Detector.load(chosen.uri, chosen.registry)
-    files = [file for path in images for file in list_images(path)]
-    if not files:
-        raise DataError(
-            f"no images in {', '.join(map(str, images))}", expected="PNG, JPEG, TIFF or BMP files"
-        )
-    make_folder(chosen.folder)
     rows: list[dict[str, Any]] = []
     broken: list[BrokenImage] = []
-    for done, path in enumerate(files):
-        reporter.update("images", done, len(files), path.name)
-        if (pixels := readable(path, broken)) is None:
+    for done, paths in enumerate(samples):
+        reporter.update(f"{kind.name}s", done, len(samples), paths[0].name)
+        pixels = []
+        for path in paths:
+            try:
+                pixels.append(read_image(path))
+            except ImageError as error:
+                broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
+        if len(pixels) < len(paths):
             continue
         (got,) = detector.predict([pixels], threshold=threshold)
-        # The content in the name: another image of the same name never takes its place.
-        target = chosen.folder / f"{path.stem}-{sha256_of(path)[:8]}.png"
-        prediction_overlay(
-            picture(pixels, detector.spec),
-            got.map,
-            got.score,
-            got.verdict,
-            got.threshold,
-            target,
-            pixel_threshold=got.pixel_threshold,
-        )
+        # The content in the name: another sample of the same name never takes its place.
+        text = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:8]
+        target = folder / f"{paths[0].stem}-{text}.png"
         rows.append(
             {
-                "image": str(path),
-                "score": float(got.score),
-                "threshold": float(got.threshold),
+                **dict(zip(kind.images, map(str, paths), strict=True)),
+                "score": got.score,
+                "threshold": got.threshold,
                 "verdict": got.verdict,
-                "heat_map": str(target),
+                **draw_prediction(detector, pixels, got, target),
             }
         )
     return rows, broken
+
+
+def draw_prediction(
+    detector: Detector, images: Sequence[np.ndarray], got: Prediction, path: Path
+) -> dict[str, Any]:
+    """Draw what a detector said of a sample; return what is to be told of its map.
+
+    Parameters
+    ----------
+    images
+        The sample's images, as they were given to the detector.
+    path
+        PNG to write.
+
+    Returns
+    -------
+    dict
+        ``heat_map``, of pairs ``changed_share`` and ``change_map``.
+    """
+    told: dict[str, Any] = {"heat_map": str(path)}
+    note, cut = "", got.pixel_threshold
+    if detector.kind.paired:
+        cut = detector.cut
+        share = float((got.map > cut).mean())
+        told = {"changed_share": share, "change_map": str(path)}
+        note = f", {share:.2%} of pixels changed"
+    prediction_overlay(
+        detector.kind,
+        [picture(image, detector.spec) for image in images],
+        got.map,
+        got.verdict,
+        f"score {got.score:.4g}, threshold {got.threshold:.4g}{note}",
+        path,
+        cut=cut,
+        probabilities=detector.head.labelled,
+    )
+    return told

@@ -16,11 +16,10 @@ from typing import Any
 import psutil
 
 from headwater.version import __version__
-from storage.registry.client import mlflow  # noqa: F401  quiet before mlflow.data is imported
+from storage.registry.client import mlflow  # noqa: F401  sets MLflow's environment
 
-# The order matters: the environment is set by the import above.
-from mlflow.data.dataset import Dataset  # isort: skip
-from mlflow.data.dataset_source import DatasetSource  # isort: skip
+# After the import that sets MLflow's environment.
+from mlflow.entities import Dataset  # isort: skip
 
 _PACKAGES = (
     "torch",
@@ -102,85 +101,37 @@ def user() -> str:
         return "unknown"
 
 
-class FeatureStoreSource(DatasetSource):
-    """Where a data set comes from: a feature store at one snapshot.
-
-    Parameters
-    ----------
-    store
-        Location of the store, folder or URL.
-    snapshot
-        Snapshot id.
-    """
-
-    def __init__(self, store: str, snapshot: str) -> None:
-        self.store, self.snapshot = store, snapshot
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "headwater_store"
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> FeatureStoreSource:
-        raise NotImplementedError(f"{raw_source!r} is no feature store")
-
-    def load(self, **_: Any) -> dict[str, str]:
-        """Return where the images and features are: `FeatureStore.open` reads them."""
-        return self.to_dict()
-
-    def to_dict(self) -> dict[str, str]:
-        """Return a JSON-ready mapping; `from_dict` reads it back."""
-        return {"store": self.store, "snapshot": self.snapshot}
-
-    @classmethod
-    def from_dict(cls, source_dict: dict[str, str]) -> FeatureStoreSource:
-        """Rebuild a source from `to_dict`'s mapping."""
-        return cls(source_dict["store"], source_dict["snapshot"])
-
-
-class ImageSetDataset(Dataset):
-    """An image set at a snapshot, as MLflow shows data sets.
+def image_set_dataset(image_set: str, store: str, snapshot: str, images: Iterable[Any]) -> Dataset:
+    """Return an image set at a snapshot, as MLflow keeps and shows data sets.
 
     Parameters
     ----------
     image_set
         Name of the set.
-    source
-        Store and snapshot; the snapshot is the digest.
-    profile
-        Figures to show: how many images of each split and kind.
+    store
+        Location of its feature store, folder or URL.
+    snapshot
+        Snapshot id; it is the digest.
+    images
+        Image table at the snapshot; the profile shows how many there are of each split and kind.
     """
-
-    def __init__(
-        self, image_set: str, source: FeatureStoreSource, profile: Mapping[str, Any]
-    ) -> None:
-        self._figures = dict(profile)
-        super().__init__(source, image_set, source.snapshot[:DIGEST_LENGTH] or None)
-
-    def _compute_digest(self) -> str:
-        return "none"
-
-    @property
-    def profile(self) -> dict[str, Any]:
-        """How many images there are of what."""
-        return self._figures
-
-    @property
-    def schema(self) -> None:
-        """None: MLflow has no schema for images."""
-        return None
-
-    def to_dict(self) -> dict[str, str]:
-        """Return a JSON-ready mapping of strings."""
-        return {**super().to_dict(), "profile": json.dumps(self._figures, sort_keys=True)}
+    return Dataset(
+        name=image_set,
+        digest=snapshot[:DIGEST_LENGTH] or "none",
+        source_type="headwater_store",
+        source=json.dumps({"store": store, "snapshot": snapshot}),
+        profile=json.dumps(profile(images), sort_keys=True),
+    )
 
 
 def profile(images: Iterable[Any]) -> dict[str, int]:
-    """Count images by split and kind; each has attributes or keys ``split`` and ``kind``."""
+    """Count images by split and kind; each has attributes or keys ``split`` and ``kind``.
+
+    Examples
+    --------
+    >>> profile([{"split": "train", "kind": "good"}, {"split": "test", "kind": "crack"}])
+    {'images': 2, 'test/crack': 1, 'train/good': 1}
+    """
 
     def of(image: Any, name: str) -> str:
         return str(image[name] if isinstance(image, Mapping) else getattr(image, name))

@@ -24,6 +24,8 @@ from storage.registry.runs import EPOCH
 
 # After the import that sets MLflow's environment.
 from mlflow.entities import Run as MlflowRun  # isort: skip
+from mlflow.utils import get_results_from_paginated_fn  # isort: skip
+from mlflow.utils.uri import is_local_uri  # isort: skip
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 #: Figures of a run that are columns of their own, not metrics of the detector.
@@ -110,27 +112,24 @@ class RegistryReader:
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def _search(self, experiment: str, query: str) -> Iterator[MlflowRun]:
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [experiment], query, order_by=["attributes.start_time DESC"], page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
+    def _search(self, image_set: str, query: str) -> list[MlflowRun]:
+        """Return the set's runs that fit, newest first; nothing is made where there is nothing."""
+        place = "" if self._empty else self._experiment(image_set, create=False)
+        if not place:
+            return []
+        order = ["attributes.start_time DESC"]
+        return get_results_from_paginated_fn(
+            lambda count, token: self.client.search_runs(
+                [place], query, max_results=count, order_by=order, page_token=token
+            ),
+            1000,
+        )
 
     def find_finished(self, image_set: str, head: str, key: str) -> dict[str, Any] | None:
         """Return the newest finished training with this key, as a row of `leaderboard`, or None."""
-        if self._empty:
-            return None
         with told():
-            place = self._experiment(image_set, create=False)
-            if not place:
-                return None
             query = f"tags.`headwater.key` = '{key}' AND attributes.status = 'FINISHED'"
-            for run in self._search(place, query):
+            for run in self._search(image_set, query):
                 version = run.data.tags.get("headwater.version")
                 if version and run.data.tags.get("headwater.head") == head:
                     try:
@@ -168,16 +167,17 @@ class RegistryReader:
 
     def _models(self, image_set: str = "") -> list[tuple[str, str]]:
         """Return ``(registered name, head)`` of the set's models, by name."""
-        token, found = None, []
-        while True:
-            page = self.client.search_registered_models(max_results=500, page_token=token)
-            for model in page:
-                head = model.tags.get("head")
-                if head and image_set in ("", model.tags.get("image_set")):
-                    found.append((model.name, head))
-            token = page.token
-            if not token:
-                return sorted(found)
+        every = get_results_from_paginated_fn(
+            lambda count, token: self.client.search_registered_models(
+                None, count, page_token=token
+            ),
+            500,
+        )
+        return sorted(
+            (model.name, model.tags["head"])
+            for model in every
+            if model.tags.get("head") and image_set in ("", model.tags.get("image_set"))
+        )
 
     def _versions(self, name: str) -> list[Any]:
         """Return all versions of a registered model, newest first."""
@@ -265,17 +265,22 @@ class RegistryReader:
         with told():
             paths = [a.path for a in self.client.list_artifacts(run_id, "figures")]
             paths = [p for p in paths if Path(p).name.startswith(("heat-maps", "change-maps"))]
-            if not self._server:
-                root = urlparse(self.client.get_run(run_id).info.artifact_uri)
-                if root.scheme in ("", "file"):
-                    return [str(Path(unquote(root.path)) / p) for p in paths]
-            folder = self.home / "pictures" / run_id
-            folder.mkdir(parents=True, exist_ok=True)
-            return [self.client.download_artifacts(run_id, p, str(folder)) for p in paths]
+            folder = None
+            # What lies on this machine is not copied.
+            if self._server or not is_local_uri(self.client.get_run(run_id).info.artifact_uri):
+                folder = str(self.home / "pictures" / run_id)
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            return [self.client.download_artifacts(run_id, p, folder) for p in paths]
 
 
 def model_name(image_set: str, head: str) -> str:
-    """Return the registered model's name, ``SET.HEAD``, with what MLflow allows in names."""
+    """Return the registered model's name, ``SET.HEAD``, with what MLflow allows in names.
+
+    Examples
+    --------
+    >>> model_name("bottles", "patchcore")
+    'bottles.patchcore'
+    """
     name = f"{image_set}.{head}"
     if any(c in name for c in "/:'\"%") or not image_set or not head:
         raise ConfigError(

@@ -14,17 +14,9 @@ from typing import Any
 
 from headwater.errors import ConfigError, StoreError
 from storage.registry.client import MlflowException, prepare_database
-from storage.registry.facts import (
-    FeatureStoreSource,
-    ImageSetDataset,
-    is_alive,
-    process_tags,
-    profile,
-    user,
-    versions,
-)
+from storage.registry.facts import image_set_dataset, is_alive, process_tags, user, versions
 from storage.registry.read import RegistryReader, model_name, told
-from storage.registry.runs import Run, RunLog, ask_again, log_params
+from storage.registry.runs import Run, RunLog, ask_again
 
 # After the import that sets MLflow's environment.
 from mlflow.entities import DatasetInput, InputTag  # isort: skip
@@ -172,13 +164,10 @@ class Registry(RegistryReader):
                 own["mlflow.parentRunId"] = parent_run
             run_id = self._create(image_set, head, own)
             client = self.client
-            log_params(client, run_id, params)
-            dataset = ImageSetDataset(
-                image_set, FeatureStoreSource(store, tags.get("snapshot", "")), profile(images)
-            )
-            entity = dataset._to_mlflow_entity()
+            RunLog(client, run_id).log_params(params)
+            dataset = image_set_dataset(image_set, store, tags.get("snapshot", ""), images)
             context = [InputTag("mlflow.data.context", "training, evaluation")]
-            ask_again(lambda: client.log_inputs(run_id, [DatasetInput(entity, context)]))
+            ask_again(lambda: client.log_inputs(run_id, [DatasetInput(dataset, context)]))
             model = client.create_logged_model(
                 self._experiment(image_set), head, run_id, model_type="anomaly detector"
             )
@@ -203,13 +192,10 @@ class Registry(RegistryReader):
 
     def _registered(self, name: str, image_set: str, head: str) -> None:
         try:
-            self.client.get_registered_model(name)
-        except MlflowException:
-            try:
-                self.client.create_registered_model(name, {"image_set": image_set, "head": head})
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
+            self.client.create_registered_model(name, {"image_set": image_set, "head": head})
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     def reap(self, image_set: str, key: str | None = None) -> list[str]:
         """Mark runs KILLED whose process is gone; return their ids.
@@ -218,11 +204,8 @@ class Registry(RegistryReader):
         same training (`key`) begins again. Should it live after all, it ends its run as usual.
         """
         with told():
-            place = "" if self._empty else self._experiment(image_set, create=False)
-            if not place:
-                return []
             gone = []
-            for run in self._search(place, "attributes.status = 'RUNNING'"):
+            for run in self._search(image_set, "attributes.status = 'RUNNING'"):
                 tags = run.data.tags
                 alive = is_alive(tags)
                 same = key is not None and tags.get("headwater.key") == key
@@ -242,10 +225,7 @@ class Registry(RegistryReader):
         """
         self.reap(image_set)
         with told():
-            place = "" if self._empty else self._experiment(image_set, create=False)
-            if not place:
-                return set()
-            running = self._search(place, "attributes.status = 'RUNNING'")
+            running = self._search(image_set, "attributes.status = 'RUNNING'")
             return {run.data.tags.get(tag, "") for run in running} - {""}
 
     def ui_command(self, port: int = 5000) -> list[str]:

@@ -19,23 +19,32 @@ from headwater.errors import ModelError, StoreError
 from storage.registry.client import MlflowClient, MlflowException
 
 # After the import that sets MLflow's environment.
-from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag  # isort: skip
+from mlflow.entities import LoggedModelOutput, Metric, Param  # isort: skip
 from mlflow.models import Model  # isort: skip
 
 #: Per-epoch figures live under this prefix, so that final ones are told from them.
 EPOCH = "epoch/"
 _FLUSH_COUNT = 250
 _FLUSH_SECONDS = 5.0
-_BATCH = 100
 
 
 def metric_name(name: str) -> str:
-    """Return `name` with what MLflow allows in names: letters, digits and ``_-. /:``."""
+    """Return `name` with what MLflow allows in names: letters, digits and ``_-. /:``.
+
+    Examples
+    --------
+    >>> metric_name("loss [nats]")
+    'loss _nats_'
+    """
     return re.sub(r"[^A-Za-z0-9_\-. /:]", "_", name)
 
 
+def _metric(key: str, value: float, step: int, **ties: str) -> Metric:
+    return Metric(metric_name(key), float(value), int(time.time() * 1000), step, **ties)
+
+
 class RunLog:
-    """What may be logged to a run that is open: tags, tables, files.
+    """What may be logged to a run that is open: parameters, figures, tables, files.
 
     Parameters
     ----------
@@ -50,19 +59,21 @@ class RunLog:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters, JSON where they are not text."""
-        log_params(self._client, self.run_id, params)
+        entries = []
+        for name, value in params.items():
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            text = text if len(text) <= 6000 else text[:5997] + "..."
+            entries.append(Param(metric_name(name), text))
+        self._client.log_batch(self.run_id, params=entries, synchronous=True)
 
-    def log_figures(self, figures: Mapping[str, float]) -> None:
-        """Log figures of the whole run; those that are not finite are left out."""
-        now = int(time.time() * 1000)
-        batch = [
-            Metric(metric_name(k), float(v), now, 0) for k, v in figures.items() if math.isfinite(v)
-        ]
+    def log_figures(self, figures: Mapping[str, float], **ties: str) -> None:
+        """Log figures of the whole run; those that are not finite are left out.
+
+        `ties` are the model and the data set that they belong to, as `mlflow.entities.Metric` has
+        them.
+        """
+        batch = [_metric(k, v, 0, **ties) for k, v in figures.items() if math.isfinite(v)]
         self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
-
-    def set_tag(self, name: str, value: str) -> None:
-        """Set one tag."""
-        self._client.set_tag(self.run_id, name, value[:5000])
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Log rows as ``tables/NAME.csv`` (for people) and ``tables/NAME.json`` (for programs)."""
@@ -77,8 +88,7 @@ class RunLog:
 
     def log_json(self, value: Any, path: str) -> None:
         """Log a JSON-ready value as the artifact `path`."""
-        text = json.dumps(value, indent=2, sort_keys=True, default=str)
-        self._client.log_text(self.run_id, text, path)
+        self._client.log_dict(self.run_id, value, path)
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Log a file as an artifact below `folder`."""
@@ -127,7 +137,7 @@ class Run(RunLog):
 
     def metric(self, name: str, value: float, epoch: int) -> None:
         """Take a figure of one epoch; sent in batches. Shown as ``epoch/NAME``."""
-        metric = self._metric(EPOCH + name, value, epoch)
+        metric = _metric(EPOCH + name, value, epoch)
         with self._lock:
             self._waiting.append(metric)
             due = len(self._waiting) >= _FLUSH_COUNT
@@ -139,8 +149,7 @@ class Run(RunLog):
         with self._lock:
             batch, self._waiting = self._waiting, []
             self._flushed = time.monotonic()
-        if batch:
-            self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+        self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
 
     def finish(self, metrics: Mapping[str, float], **figures: float) -> None:
         """Log the final figures, tied to the model and to the data set.
@@ -154,16 +163,8 @@ class Run(RunLog):
         """
         self.flush()
         name, digest = self._dataset
-        every = {**metrics, **figures}
-        batch = [
-            self._metric(k, v, 0, model_id=self.model_id, dataset_name=name, dataset_digest=digest)
-            for k, v in every.items()
-            if math.isfinite(v)
-        ]
-        for start in range(0, len(batch), _BATCH):
-            self._client.log_batch(
-                self.run_id, metrics=batch[start : start + _BATCH], synchronous=True
-            )
+        ties = {"model_id": self.model_id, "dataset_name": name, "dataset_digest": digest}
+        self.log_figures({**metrics, **figures}, **ties)
 
     def register(self, folder: Path) -> str:
         """Upload an MLflow model that `storage.serving` wrote; return its version.
@@ -180,7 +181,7 @@ class Run(RunLog):
         if not (folder / "MLmodel").is_file():
             raise ModelError(
                 f"{folder} holds no MLflow model",
-                expected="what storage.serving.detector.save_model wrote",
+                expected="what storage.serving.save.save_model wrote",
             )
         for cache in folder.rglob("__pycache__"):
             shutil.rmtree(cache, ignore_errors=True)
@@ -255,21 +256,6 @@ class Run(RunLog):
             # The error that ended the run is the one to tell; the run is reaped later.
             error.add_note(f"and MLflow could not be told: {str(trouble).splitlines()[0]}")
 
-    @staticmethod
-    def _metric(key: str, value: float, step: int, **ties: str) -> Metric:
-        return Metric(metric_name(key), float(value), int(time.time() * 1000), step, **ties)
-
-
-def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
-    """Log parameters of a run in as few calls as MLflow allows."""
-    entries = [
-        Param(metric_name(k), v if isinstance(v, str) else json.dumps(v, default=str))
-        for k, v in params.items()
-    ]
-    entries = [p if len(p.value) <= 6000 else Param(p.key, p.value[:5997] + "...") for p in entries]
-    for start in range(0, len(entries), _BATCH):
-        client.log_batch(run_id, params=entries[start : start + _BATCH], synchronous=True)
-
 
 def ask_again(call: Callable[[], None], most: int = 8) -> None:
     """Call what MLflow may refuse because another did the same at that moment.
@@ -283,10 +269,3 @@ def ask_again(call: Callable[[], None], most: int = 8) -> None:
         except MlflowException:
             time.sleep(0.05 * tries)
     return call()
-
-
-def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run in as few calls as MLflow allows."""
-    entries = [RunTag(k, v[:5000]) for k, v in tags.items()]
-    for start in range(0, len(entries), _BATCH):
-        client.log_batch(run_id, tags=entries[start : start + _BATCH], synchronous=True)

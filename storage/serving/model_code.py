@@ -5,7 +5,6 @@ What it names must stay importable, so that models saved once open with every la
 
 from mlflow.models import set_model
 
-import storage.registry.client  # noqa: F401  quiet before MLflow is used
-from storage.serving.pyfunc import AnomalyModel
+from storage.serving.pyfunc import ServedModel
 
-set_model(AnomalyModel())
+set_model(ServedModel())

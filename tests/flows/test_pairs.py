@@ -15,8 +15,8 @@ from flows.extraction.pair_list import versions
 from flows.runtime.home import Home
 from storage.registry.client import mlflow
 from storage.registry.registry import Registry
-from storage.serving.pair_detector import PairDetector
-from storage.serving.pyfunc import decode_map, encode_image
+from storage.serving.detector import Detector
+from storage.serving.encoding import decode_map, encode_image
 from storage.store.feature_store import FeatureStore
 from storage.upkeep.history import tags
 from tests.flows.commandkit import run_command
@@ -98,7 +98,7 @@ def test_the_served_model_gives_what_the_evaluation_gave(work, rows):
         got = model.predict(pd.DataFrame(given), params={"map": "npy"})
         assert got["score"].tolist() == pytest.approx([e["score"] for e in table], rel=1e-5)
         assert got["verdict"].tolist() == [e["verdict"] for e in table]
-        cut = PairDetector.load(registry.download(row["uri"])).cut
+        cut = Detector.load(registry.download(row["uri"])).cut
         called = [int((decode_map(one) > cut).sum()) for _, one in got.iterrows()]
         assert called == pytest.approx([e["called_pixels"] for e in table], abs=2)
         broken = model.predict(pd.DataFrame([{"current": "no", "history": given[0]["history"]}]))

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the store and its upkeep; `store` has ten images."""
+"""The examples in the docstrings of storage; in those of the stores `store` has ten images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.storage.storekit import extract, image
 
 
 @pytest.mark.parametrize("module", modules_with_examples("storage.store", "storage.upkeep"))
-def test_examples_are_true(module, store, tmp_path, monkeypatch):
+def test_examples_of_stores_are_true(module, store, tmp_path, monkeypatch):
     images = [image(i) for i in range(8)]
     extract(store, images)
     tag(store, "before")
@@ -22,3 +22,8 @@ def test_examples_are_true(module, store, tmp_path, monkeypatch):
     extract(store, images)
     monkeypatch.chdir(tmp_path)
     run_examples(module, store=store)
+
+
+@pytest.mark.parametrize("module", modules_with_examples("storage.registry", "storage.serving"))
+def test_examples_of_models_are_true(module):
+    run_examples(module)

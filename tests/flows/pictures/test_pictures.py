@@ -8,23 +8,23 @@ import pytest
 from PIL import Image
 
 from flows.pictures import charts as figures
-from flows.pictures.maps import contour_over, fit, heat_over
+from flows.pictures.maps import Cell, map_sheet, outcome, prediction_overlay
+from flows.pictures.panels import contour_over, fit, heat_over, heat_scale, truth_picture
 from headwater.errors import DataError
+from headwater.samples import IMAGE, PAIR
 
 RNG = np.random.default_rng(0)
-ROWS = [
-    {"head": "patchcore", "version": "1", "metrics": {"image_auroc": 0.9, "aupro": 0.8}},
-    {"head": "cs_flow", "version": "2", "metrics": {"image_auroc": 0.95}},
-    {"head": "f2r", "version": "1", "metrics": {}},
-]
 
 
-def cell(height=48, width=64, **more):
-    mask = np.zeros((24, 32), bool)
+def cell(kind=IMAGE, height=48, width=64, **more):
+    # Of a pair the map is a panel of its own, at the images' size.
+    mapped = (height, width) if kind.paired else (32, 32)
+    mask = np.zeros(mapped, bool)
     mask[8:14, 10:20] = True
-    heat = RNG.random((32, 32)).astype(np.float32)
-    image = RNG.integers(0, 255, (height, width, 3), dtype=np.uint8)
-    whole = figures.Cell(image, heat, "crack/a_rather_long_name_of_an_image_0001", 1.5, mask, True)
+    heat = RNG.random(mapped).astype(np.float32)
+    shape = (height, width, 3)
+    images = tuple(RNG.integers(0, 255, shape, dtype=np.uint8) for _ in kind.images)
+    whole = Cell(images, heat, "crack/a_rather_long_name_of_an_image_0001", "missed, 1.5", mask)
     return replace(whole, **more)
 
 
@@ -39,56 +39,77 @@ def ink(path):
     return float((np.asarray(Image.open(path).convert("L")) < 250).mean())
 
 
+@pytest.mark.parametrize("kind", [IMAGE, PAIR])
 @pytest.mark.parametrize("count", [1, 3, 4, 13, 24])
-def test_sheets_of_any_number_of_images_of_any_shape(tmp_path, count):
+def test_sheets_of_any_number_of_samples_of_any_shape(tmp_path, kind, count):
     shapes = [(48, 64), (90, 30), (8, 200), (300, 300)]
-    cells = [cell(*shapes[k % 4], mask=None if k % 3 else cell().mask) for k in range(count)]
-    path = figures.heat_map_sheet(cells, 1.0, tmp_path / "new" / "sheet.png", "tiles")
+    cells = [
+        cell(
+            kind,
+            *shapes[k % 4],
+            mistaken=(None, True, False)[k % 3],
+            **({"mask": None} if k % 3 else {}),
+        )
+        for k in range(count)
+    ]
+    target = tmp_path / "new" / "sheet.png"
+    path = map_sheet(kind, cells, target, "tiles", threshold=1.0, cut=None if count % 2 else 0.5)
     assert size(path)[0] < 2400
     assert ink(path) > 0.2
     assert [p.name for p in path.parent.iterdir()] == ["sheet.png"]
 
 
-def test_a_sheet_of_nothing_is_an_error(tmp_path):
-    for cells in ([], [cell()] * 25):
-        with pytest.raises(DataError, match="1 to 24"):
-            figures.heat_map_sheet(cells, 1.0, tmp_path / "sheet.png")
+@pytest.mark.parametrize("kind", [IMAGE, PAIR])
+def test_a_sheet_of_nothing_is_an_error(tmp_path, kind):
+    for cells in ([], [cell(kind)] * 25):
+        with pytest.raises(DataError, match=f"{kind.name}s\n  expected: 1 to 24"):
+            map_sheet(kind, cells, tmp_path / "sheet.png", threshold=1.0)
 
 
 @pytest.mark.parametrize(
-    ("defective", "flagged", "verdict", "mistaken"),
+    ("defective", "flagged", "said"),
     [
-        (True, True, "found", False),
-        (True, False, "missed", True),
-        (False, True, "false alarm", True),
-        (False, False, "passed", False),
-        (None, True, "anomalous", False),
-        (None, False, "normal", False),
+        (True, True, "found"),
+        (True, False, "missed"),
+        (False, True, "false alarm"),
+        (False, False, "passed"),
+        (None, True, "anomalous"),
+        (None, False, "normal"),
     ],
 )
-def test_what_a_caption_says(defective, flagged, verdict, mistaken):
-    one = cell(defective=defective, flagged=flagged)
-    assert (one.verdict, one.mistaken) == (verdict, mistaken)
+def test_what_a_caption_says(defective, flagged, said):
+    assert outcome(flagged, defective) == said
+
+
+def test_a_mask_shows_what_was_found_missed_and_falsely_called():
+    called, mask = np.zeros((2, 8, 8), bool)
+    called[:4], mask[2:6] = True, True
+    shown = truth_picture(called, mask, 16)
+    white, orange, blue = (shown[y, 3].tolist() for y in (5, 9, 1))
+    assert white == [255, 255, 255]
+    assert orange[0] > orange[2]
+    assert blue[2] > blue[0]
+    assert truth_picture(called, None, 16).std() == 0
 
 
 def test_colour_is_where_the_map_is_above_the_threshold():
     image = np.full((64, 64, 3), 90, np.uint8)
     heat = np.zeros((32, 32), np.float32)
     heat[8:16, 16:24] = 5.0
-    scale = figures.heat_scale([heat], pixel_threshold=2.0)
+    scale = heat_scale([heat], pixel_threshold=2.0)
     drawn = heat_over(image, heat, scale).astype(int)
     coloured = np.abs(drawn[..., 0] - drawn[..., 2]) > 10
     assert coloured[18:30, 34:46].all()
     assert not coloured[40:].any()
     # a normal image stays grey, whatever its own largest value
     calm = RNG.random((32, 32)).astype(np.float32)
-    grey = heat_over(image, calm, figures.heat_scale([calm], pixel_threshold=2.0))
+    grey = heat_over(image, calm, heat_scale([calm], pixel_threshold=2.0))
     assert np.ptp(grey, axis=2).max() == 0
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, np.nan])
 def test_maps_without_contrast_have_a_scale(value):
-    low, high = figures.heat_scale([np.full((8, 8), value)])
+    low, high = heat_scale([np.full((8, 8), value)])
     assert high > low
 
 
@@ -122,29 +143,39 @@ def test_curves_and_histogram(tmp_path):
         figures.score_histogram([], [], [], 1.0, tmp_path / "f.png")
 
 
-def test_leaderboard_drift_prediction_overview(tmp_path):
-    assert size(figures.leaderboard(ROWS, tmp_path / "a.png", "x"))[1] > 200
-    with pytest.raises(DataError):
-        figures.leaderboard([], tmp_path / "b.png")
+def test_drift(tmp_path):
     figures.drift(
         {"layer1": 0.5, "layer2": 2.0}, {"layer2": 1.0}, [1, 2, 3], [], tmp_path / "c.png"
     )
-    one = cell(900, 40)
-    shown = figures.prediction_overlay(
-        one.image, one.heat, 2.0, "anomalous", 1.0, tmp_path / "d.png"
-    )
-    assert size(shown)[1] < 800
-    figures.overview([cell(), cell(30, 90)], ROWS, tmp_path / "e.png", "demo", "a note")
-    with pytest.raises(DataError):
-        figures.overview([], ROWS, tmp_path / "f.png")
+    assert ink(tmp_path / "c.png") > 0.05
+
+
+@pytest.mark.parametrize("kind", [IMAGE, PAIR])
+@pytest.mark.parametrize("cut", [None, 0.5])
+def test_a_prediction_says_what_the_model_says(tmp_path, kind, cut):
+    one = cell(kind, 900, 40)
+    drawn = {
+        verdict: np.asarray(
+            Image.open(
+                prediction_overlay(
+                    kind, one.images, one.heat, verdict, "", tmp_path / "d.png", cut=cut
+                )
+            ).convert("RGB")
+        )
+        for verdict in kind.verdicts
+    }
+    calm, alarm = (drawn[v][20, 15].astype(int) for v in kind.verdicts)
+    assert calm[1] > calm[0]  # green
+    assert alarm[0] > alarm[1]  # vermilion
+    assert len(drawn[kind.verdicts[0]]) < 800
 
 
 def test_threads_draw_the_same_pictures(tmp_path):
     cells = [cell() for _ in range(3)]
-    alone = figures.heat_map_sheet(cells, 1.0, tmp_path / "alone.png", "t").read_bytes()
+    alone = map_sheet(IMAGE, cells, tmp_path / "alone.png", "t", threshold=1.0).read_bytes()
 
     def draw(k):
-        figures.heat_map_sheet(cells, 1.0, tmp_path / f"{k}.png", "t")
+        map_sheet(IMAGE, cells, tmp_path / f"{k}.png", "t", threshold=1.0)
 
     threads = [threading.Thread(target=draw, args=(k,)) for k in range(3)]
     for t in threads:

@@ -28,7 +28,7 @@ from heads.contract import NullProgress, TrainOptions
 from headwater.errors import DataError
 from headwater.spec import ExtractorSpec, LayerSpec, ViewSpec, digest
 from storage.registry.registry import Registry
-from storage.serving.pair_detector import PairDetector
+from storage.serving.detector import Detector
 from storage.store.table import ImageRow
 from storage.upkeep.purge import purge
 from tests.flows.setkit import QUIET, TINY, make_pairs, pair_settings
@@ -147,7 +147,7 @@ def test_an_encoder_of_its_own_reads_images_and_needs_no_store(boards, tmp_path)
     registry = Registry(home.root)
     assert find_trained(training, TrainingData(training).key(), registry).version == outcome.version
     row = registry.get_model("boards", "pair_diff")
-    detector = PairDetector.load(row["uri"], registry)
+    detector = Detector.load(row["uri"], registry)
     client = registry.client
     table = json.loads(
         Path(client.download_artifacts(row["run_id"], "tables/pairs.json")).read_text()

@@ -1,0 +1,131 @@
+"""The panels of pictures: images, maps and masks as pixels, each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from scipy import ndimage
+
+from flows.pictures.style import BLUE, ORANGE, heat_colours
+from headwater.errors import ShapeError
+
+Pixels = NDArray[np.uint8]
+_CONTOUR = (0, 255, 200)
+
+
+def heat_scale(
+    maps: Sequence[ArrayLike], pixel_threshold: float | None = None
+) -> tuple[float, float]:
+    """Return the map values at which colour begins and is full, one pair for all maps.
+
+    Where the pixel threshold is known, colour begins faintly three quarters of the way from the
+    median to it, so that normal images stay grey and a near miss still shows; otherwise above what
+    19 of 20 pixels have. It is full at the highest values but for a few, and never nearer to the
+    threshold than that is to the median.
+    """
+    values = np.concatenate([np.asarray(m, np.float32).ravel()[::7] for m in maps])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    median, usual, high = (float(v) for v in np.quantile(values, (0.5, 0.95, 0.998)))
+    if pixel_threshold is None:
+        low, full = usual, high
+    else:
+        above = max(pixel_threshold - median, 0.0)
+        low, full = pixel_threshold - 0.25 * above, max(high, pixel_threshold + above)
+    return low, full if full > low else low + 1.0
+
+
+def heat_over(image: Pixels, heat: ArrayLike, scale: tuple[float, float]) -> Pixels:
+    """Return the image in grey with the map's colours over it, from the scale's low value up.
+
+    Parameters
+    ----------
+    image
+        ``[H, W, 3]`` uint8.
+    heat
+        ``[h, w]``, resized to the image bilinearly.
+    scale
+        From `heat_scale`.
+    """
+    values = np.asarray(heat, np.float32)
+    if values.ndim != 2 or image.ndim != 3:
+        raise ShapeError(
+            f"image {image.shape} with map {values.shape}", expected="[H, W, 3] and [h, w]"
+        )
+    low, high = scale
+    part = np.clip((values - low) / (high - low), 0, 1)
+    size = (image.shape[1], image.shape[0])
+    part = np.asarray(
+        Image.fromarray(part.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    )
+    grey = image.astype(np.float32).mean(axis=2, keepdims=True) * 0.8 + 25
+    # The darkest third of the colours would look like shadows in the picture.
+    colour = heat_colours()(0.35 + 0.62 * part)[..., :3].astype(np.float32) * 255
+    alpha = 0.85 * part[..., None] ** 0.6
+    alpha = ndimage.gaussian_filter(alpha, (1.2, 1.2, 0))
+    return np.clip(grey * (1 - alpha) + colour * alpha, 0, 255).astype(np.uint8)
+
+
+def contour_over(image: Pixels, mask: NDArray[np.bool_], width: int = 2) -> Pixels:
+    """Return the image with the outline of `mask` (any size) drawn around, not over, the defect."""
+    size = (image.shape[1], image.shape[0])
+    grown = Image.fromarray(np.asarray(mask, np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+    inside = np.asarray(grown) > 0
+    outer = ndimage.binary_dilation(inside, iterations=width + 1)
+    line = outer & ~ndimage.binary_dilation(inside)
+    # A dark seam on the far side keeps the line visible on light ground.
+    seam = ndimage.binary_dilation(outer) & ~outer
+    made = image.copy()
+    made[seam] = (made[seam] * 0.35).astype(np.uint8)
+    made[line] = _CONTOUR
+    return made
+
+
+def fit(image: Pixels, size: int) -> Pixels:
+    """Return the image scaled so that its longer side is `size` pixels."""
+    factor = size / max(image.shape[:2])
+    shape = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+    return np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.LANCZOS))
+
+
+def map_picture(heat: NDArray[np.float32], scale: tuple[float, float], size: int) -> Pixels:
+    """Return a map in the colours of heat maps between the scale's ends, `size` pixels a side."""
+    low, high = scale
+    part = np.clip((heat - low) / ((high - low) or 1.0), 0, 1)
+    return fit((heat_colours()(part)[..., :3] * 255).astype(np.uint8), size)
+
+
+def truth_picture(called: NDArray[np.bool_], mask: NDArray[np.bool_] | None, size: int) -> Pixels:
+    """Return the mask: white where found, orange where missed, blue where falsely called."""
+    if mask is None:
+        return fit(np.full((*called.shape, 3), 225, np.uint8), size)
+    shown = np.full((*mask.shape, 3), 25, np.uint8)
+    for where, colour in (
+        (mask & called, (255, 255, 255)),
+        (mask & ~called, _rgb(ORANGE)),
+        (~mask & called, _rgb(BLUE)),
+    ):
+        shown[where] = colour
+    factor = size / max(shown.shape[:2])
+    shape = (round(shown.shape[1] * factor), round(shown.shape[0] * factor))
+    return np.asarray(Image.fromarray(shown).resize(shape, Image.Resampling.NEAREST))
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def side_by_side(panels: Sequence[Pixels], gap: int = 5, *, framed: bool = False) -> Pixels:
+    """Return panels of one height beside each other on white, with a grey frame where `framed`."""
+    white = np.full((panels[0].shape[0], gap, 3), 255, np.uint8)
+    parts: list[Pixels] = []
+    for panel in panels:
+        if framed:
+            # White boards would run into the page and into each other.
+            panel = np.pad(panel[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)), constant_values=190)
+        parts += [white, panel] if parts else [panel]
+    return np.concatenate(parts, axis=1)
