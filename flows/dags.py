@@ -8,7 +8,6 @@ before this module is imported: Prefect reads its settings then.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
@@ -18,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.extraction.backbone import forget
 from flows.extraction.extract import bring_up_to_date
 from flows.extraction.pair_list import Version
-from flows.extraction.plan import JobPlan, plan_job, ready
+from flows.extraction.plan import plan_job, ready
 from flows.extraction.report import ExtractionReport
 from flows.extraction.samples import AT_LEAST
 from flows.runtime.console import reporter as live_reporter
@@ -31,10 +30,10 @@ from flows.runtime.signals import keep_sigterm
 from flows.training.data import TrainingData
 from flows.training.train import find_trained, train_head
 from flows.training.trainings import (
+    Request,
     RunResult,
     Training,
     TrainOutcome,
-    make_trainings,
     stored_version,
 )
 from headwater.errors import HeadwaterError
@@ -62,9 +61,16 @@ class HeadsFailedError(HeadwaterError, RuntimeError):
 
 
 @task(name="extract", cache_policy=NO_CACHE, persist_result=False)
-def extract_task(settings: Settings, home: Home, plan: JobPlan, rehash: bool) -> ExtractionReport:
+def extract_task(asked: Request) -> ExtractionReport:
     """Bring the stores up to date. Not cached by Prefect: a store knows what is missing."""
-    return bring_up_to_date(settings, home, live_reporter(), plan, rehash=rehash, at_least=AT_LEAST)
+    return bring_up_to_date(
+        asked.settings,
+        asked.home,
+        live_reporter(),
+        asked.plan,
+        rehash=asked.rehash,
+        at_least=AT_LEAST,
+    )
 
 
 @task(name="train", task_run_name="train-{name}", cache_policy=NO_CACHE, persist_result=False)
@@ -84,51 +90,24 @@ def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     image_set
         Name of the set.
     request
-        JSON-ready: ``settings``, ``home``, ``plan``, ``rehash``.
+        JSON of a `Request`.
     """
     keep_sigterm()
-    settings, home, plan = _read(request)
-    report = extract_task(settings, home, plan, request["rehash"])
-    trainings = make_trainings(settings, home, plan, report.version)
-    return train_all(settings, home, trainings, RunResult(image_set, report))
+    asked = Request.from_json(request)
+    report = extract_task(asked)
+    return train_all(asked, report.version, RunResult(image_set, report))
 
 
 @flow(name="headwater-train", flow_run_name="train-{image_set}", **FLOW)
 def train_flow(image_set: str, request: dict[str, Any]) -> RunResult:
-    """Train heads from stored features; raises where some are not stored.
-
-    Parameters
-    ----------
-    image_set
-        Name of the set.
-    request
-        JSON-ready: ``settings``, ``home``, ``plan``, ``at`` (what to train on), ``known_by``.
-    """
+    """Train heads from stored features, as `run_flow` does; raises where some are not stored."""
     keep_sigterm()
-    settings, home, plan = _read(request)
-    at = Version.from_json(request["at"])
-    trainings = make_trainings(settings, home, plan, at, known_by=request["known_by"])
-    return train_all(settings, home, trainings, RunResult(image_set))
+    asked = Request.from_json(request)
+    assert asked.at is not None
+    return train_all(asked, asked.at, RunResult(image_set))
 
 
-def _request(settings: Settings, home: Home, plan: JobPlan, **more: Any) -> dict[str, Any]:
-    """Return what a flow is asked, JSON-ready; `_read` takes it apart."""
-    return {
-        "settings": settings.model_dump(mode="json"),
-        "home": {**vars(home), "root": str(home.root)},
-        "plan": plan.to_json(),
-        **more,
-    }
-
-
-def _read(request: dict[str, Any]) -> tuple[Settings, Home, JobPlan]:
-    home = Home(**{**request["home"], "root": Path(request["home"]["root"])})
-    return Settings.model_validate(request["settings"]), home, JobPlan.from_json(request["plan"])
-
-
-def train_all(
-    settings: Settings, home: Home, trainings: list[Training], result: RunResult
-) -> RunResult:
+def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
     """Train the heads in parallel; one that fails does not take the others with it.
 
     Raises
@@ -140,18 +119,19 @@ def train_all(
     # The workers load what they need themselves: two backbones need not be in memory.
     forget()
     # Created and migrated once, here, before the workers all want it.
-    registry = Registry(home.root, home.tracking_url)
+    registry = Registry(asked.home.root, asked.home.tracking_url)
+    trainings = asked.trainings(at)
     found = [find_trained(one, TrainingData(one).key(), registry) for one in trainings]
     result.outcomes += [outcome for outcome in found if outcome is not None]
     trainings = [one for one, done in zip(trainings, found, strict=True) if done is None]
     if not trainings:
         return result
-    wanted = settings.training
+    wanted = asked.settings.training
     workers = training_workers(len(trainings), wanted.device, wanted.workers)
     threads = max(1, cores() // workers)
     with (
         registry.parent(result.image_set, trainings[0].snapshot) as parent_run,
-        dask_client(workers, settings.dask.scheduler) as client,
+        dask_client(workers, asked.settings.dask.scheduler) as client,
     ):
 
         def on_progress(event: tuple[float, dict[str, Any]]) -> None:
@@ -195,7 +175,7 @@ def run_pipeline(
     settings = ready(settings, home)
     plan = plan_job(settings, home, untrained_seed)
     reporter.update("starting", 0, 1, "Prefect")
-    return _run(run_flow, settings, _request(settings, home, plan, rehash=rehash))
+    return _run(run_flow, Request(settings, home, plan, rehash=rehash))
 
 
 def train_pipeline(
@@ -222,18 +202,17 @@ def train_pipeline(
         Where the set or the snapshot does not exist.
     """
     settings = ready(settings, home, images=False)
-    image_set, pairs = require_set(settings), settings.pairs is not None
-    at = stored_version(home, image_set, snapshot, pairs=pairs)
+    pairs = settings.pairs is not None
+    at = stored_version(home, require_set(settings), snapshot, pairs=pairs)
     moment = None if known_by is None else nanoseconds(known_by)
     plan = plan_job(settings, home, untrained_seed)
-    request = _request(settings, home, plan, at=at.to_json(), known_by=moment)
-    return _run(train_flow, settings, request)
+    return _run(train_flow, Request(settings, home, plan, at, moment))
 
 
-def _run(job: Any, settings: Settings, request: dict[str, Any]) -> RunResult:
+def _run(asked_flow: Any, asked: Request) -> RunResult:
     """Run a flow in this process; heads that fail are in the result."""
     watch_server()
     try:
-        return job(require_set(settings), request)
+        return asked_flow(require_set(asked.settings), asked.to_json())
     except HeadsFailedError as error:
         return error.result

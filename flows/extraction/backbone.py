@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +47,6 @@ class BackboneRef:
         if untrained_seed is None:
             weights = str(find_weights(chosen.name, chosen.weights))
         return cls(chosen.name, weights, tuple(sorted(chosen.options.items())), untrained_seed)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BackboneRef:
-        """Rebuild a reference from `dataclasses.asdict`, through JSON or not."""
-        return cls(**{**data, "options": tuple((name, value) for name, value in data["options"])})
 
     def load(self) -> Backbone:
         """Load it anew."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.images.pairs import scan_pairs
+from features.images.pairs import PairScan, scan_pairs
 from features.images.records import ImageRecord, ScanResult
 from features.images.scan import scan_folders, scan_mvtec
 from flows.extraction.pair_list import PairList
@@ -76,24 +76,26 @@ def find(
         reporter.update(what, done, total, "reading what is new")
 
     common: dict[str, Any] = {"cache": home.file_cache, "rehash": rehash, "progress": progress}
+    scan: PairScan | ScanResult
+    pairs, notes = None, []
     if folders["pairs"] is not None:
-        scanned = scan_pairs(folders["pairs"], **common)
-        pairs = PairList.of(scanned)
-        sides = {
-            side_name(image_set, side): image_rows(scanned.images(side), scanned.root)
-            for side in SIDES
-        }
-        aside = [(str(b.path), b.reason) for b in scanned.broken]
-        return Found(scanned.root, sides, pairs, aside, scanned.problems, scanned.hashed)
-    if folders["images"] is not None:
-        found = scan_mvtec(folders["images"], **common)
+        scan = scan_pairs(folders["pairs"], **common)
+        pairs = PairList.of(scan)
+        records = {side_name(image_set, side): scan.images(side) for side in SIDES}
     else:
-        assert folders["normal"] is not None
-        found = scan_folders(folders["normal"], folders["defective"], folders["masks"], **common)
-    sides = {image_set: image_rows(found.records, found.root)}
-    aside = [(str(b.path), b.reason) for b in found.broken]
-    notes = [*found.problems, *_duplicates(found)]
-    return Found(found.root, sides, None, aside, notes, found.hashed)
+        scan = _scan_images(folders, common)
+        records = {image_set: scan.records}
+        notes = _duplicates(scan)
+    sides = {name: image_rows(found, scan.root) for name, found in records.items()}
+    aside = [(str(b.path), b.reason) for b in scan.broken]
+    return Found(scan.root, sides, pairs, aside, [*scan.problems, *notes], scan.hashed)
+
+
+def _scan_images(folders: Mapping[str, Path | None], common: Mapping[str, Any]) -> ScanResult:
+    if folders["images"] is not None:
+        return scan_mvtec(folders["images"], **common)
+    assert folders["normal"] is not None
+    return scan_folders(folders["normal"], folders["defective"], folders["masks"], **common)
 
 
 def image_rows(records: Sequence[ImageRecord], root: Path) -> list[ImageRow]:

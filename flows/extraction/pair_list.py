@@ -25,6 +25,9 @@ from storage.store.layout import side_name
 from storage.store.table import Selection, Table, sha_names
 from storage.upkeep.history import log, tags
 
+#: What is kept of a pair.
+_FIELDS = ("key", "split", "kind", *SIDES, "current_path", "history_path", "mask", "mask_sha256")
+
 
 @dataclass(frozen=True)
 class PairList:
@@ -54,40 +57,26 @@ class PairList:
         """Return a JSON-ready mapping; `from_json` reads it back."""
 
         def below(path: Path) -> str:
-            return (
-                path.relative_to(self.root) if path.is_relative_to(self.root) else path
-            ).as_posix()
+            inside = path.is_relative_to(self.root)
+            return (path.relative_to(self.root) if inside else path).as_posix()
 
-        pairs = [
-            {
-                "key": s.key,
-                "split": s.split,
-                "kind": s.kind,
-                **dict(zip(SIDES, s.contents, strict=True)),
-                **{f"{k}_path": below(p) for k, p in zip(SIDES, s.paths, strict=True)},
-                "mask": below(s.mask) if s.mask else "",
-                "mask_sha256": s.label,
-            }
+        rows = [
+            (s.key, s.split, s.kind, *s.contents, *map(below, s.paths))
+            + (below(s.mask) if s.mask else "", s.label)
             for s in self.samples
         ]
+        pairs = [dict(zip(_FIELDS, row, strict=True)) for row in rows]
         return {"root": str(self.root), "pairs": pairs}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PairList:
         """Rebuild a list from `to_json`'s mapping."""
-        root = Path(data["root"])
-        samples = [
-            Sample(
-                e["key"],
-                e["split"],
-                e["kind"],
-                tuple(e[side] for side in SIDES),
-                tuple(root / e[f"{side}_path"] for side in SIDES),
-                root / e["mask"] if e["mask"] else None,
-                e["mask_sha256"],
-            )
-            for e in data["pairs"]
-        ]
+        root, samples = Path(data["root"]), []
+        for entry in data["pairs"]:
+            key, split, kind, *sides, mask, label = (entry[name] for name in _FIELDS)
+            paths = tuple(root / path for path in sides[2:])
+            where = root / mask if mask else None
+            samples.append(Sample(key, split, kind, tuple(sides[:2]), paths, where, label))
         return cls(root, tuple(samples))
 
     def present(self, tables: Sequence[Table], known_by: int | None = None) -> list[Sample]:

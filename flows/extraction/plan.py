@@ -11,7 +11,13 @@ import torch
 
 from flows.extraction.backbone import BackboneRef, settle_precision
 from flows.runtime.resolve import require_set, resolve
-from flows.runtime.settings import DEFAULT_HEADS, DEFAULT_PAIR_HEADS, Settings, pair
+from flows.runtime.settings import (
+    DEFAULT_HEADS,
+    DEFAULT_PAIR_HEADS,
+    ExtractionSettings,
+    Settings,
+    pair,
+)
 from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
 from headwater.errors import ConfigError
@@ -56,7 +62,7 @@ class HeadPlan:
     @property
     def reads_images(self) -> bool:
         """Whether it learns its own encoder from images: nothing is extracted for it."""
-        return _reads_images(self.head, self.make_config())
+        return get_head(self.head).reads_images(self.make_config())
 
     @property
     def extractor_id(self) -> str:
@@ -66,25 +72,6 @@ class HeadPlan:
     def make_config(self) -> HeadConfig:
         """Rebuild the head's configuration."""
         return make_config(self.head, self.config)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready mapping; `from_json` reads it back."""
-        return {
-            **vars(self),
-            "spec": self.spec.to_json(),
-            "layers": [layer.name for layer in self.layers],
-            "view_spec": self.view_spec.to_json() if self.view_spec else None,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> HeadPlan:
-        """Rebuild a plan from `to_json`'s mapping."""
-        read = {
-            "spec": ExtractorSpec.from_json(data["spec"]),
-            "layers": tuple(LayerSpec.parse(name) for name in data["layers"]),
-            "view_spec": ExtractorSpec.from_json(data["view_spec"]) if data["view_spec"] else None,
-        }
-        return cls(**{**data, **read})
 
 
 @dataclass(frozen=True)
@@ -102,17 +89,6 @@ class JobPlan:
     heads: tuple[HeadPlan, ...]
     backbone: BackboneRef | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready mapping; `from_json` reads it back."""
-        backbone = dataclasses.asdict(self.backbone) if self.backbone else None
-        return {"heads": [plan.to_json() for plan in self.heads], "backbone": backbone}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> JobPlan:
-        """Rebuild a plan from `to_json`'s mapping."""
-        backbone = BackboneRef.from_json(data["backbone"]) if data["backbone"] else None
-        return cls(tuple(HeadPlan.from_json(plan) for plan in data["heads"]), backbone)
-
 
 @dataclass(frozen=True)
 class ExtractionPlan:
@@ -120,7 +96,6 @@ class ExtractionPlan:
 
     spec: ExtractorSpec
     layers: tuple[LayerSpec, ...]
-    heads: tuple[str, ...]
 
 
 def resolve_preset(preset: str, device: str) -> str:
@@ -178,27 +153,30 @@ def plan_job(settings: Settings, home: Home, untrained_seed: int | None = None) 
     untrained_seed
         Only the demo gives one: an untrained net instead of weights.
     """
+    heads, wanted = configured(settings), settings.extraction
     ref: BackboneRef | None = None
     backbone: Backbone | None = None
     precision: Precision = "float32"
-    if not all(_reads_images(name, c) for name, (_, c) in configured(settings).items()):
+    if not all(get_head(name).reads_images(config) for name, (_, config) in heads.items()):
         ref = BackboneRef.of(settings.backbone, untrained_seed)
         backbone = ref.load()
         ref.keep(backbone)
-        wanted = settings.extraction.precision
-        precision = settle_precision(backbone, wanted, home, require_set(settings))
-    return JobPlan(tuple(plan_heads(settings, backbone, precision)), ref)
+        precision = settle_precision(backbone, wanted.precision, home, require_set(settings))
+    plans = [plan_head(name, *head, wanted, backbone, precision) for name, head in heads.items()]
+    return JobPlan(tuple(plans), ref)
 
 
-def configured(settings: Settings) -> dict[str, tuple[str | None, HeadConfig]]:
+def configured(settings: Settings) -> dict[str, tuple[str, HeadConfig]]:
     """Return ``{head: (its preset, its configuration)}`` of the heads asked for."""
     preset = resolve_preset(settings.training.preset, settings.training.device)
     found = {}
     for name, values in chosen_heads(settings).items():
-        own = _preset_of(name, values, preset)
+        # A head's own preset wins; one without a `small` preset has only one configuration.
+        own = str(values.get("preset", preset))
+        bare = own == "small" and "small" not in get_head(name).presets
         plain = {k: v for k, v in values.items() if k != "preset"}
         plain.setdefault("seed", settings.training.seed)
-        found[name] = (own, make_config(name, plain, own))
+        found[name] = (preset if bare else own, make_config(name, plain, None if bare else own))
     return found
 
 
@@ -223,27 +201,22 @@ def check_kind(settings: Settings) -> None:
     )
 
 
-def _reads_images(name: str, config: HeadConfig) -> bool:
-    return get_head(name).reads_images(config)
-
-
-def _preset_of(name: str, values: Mapping[str, Any], preset: str) -> str | None:
-    """A head's own preset wins; a head without a `small` preset has only one configuration."""
-    wanted = str(values.get("preset", preset))
-    if wanted == "small" and "small" not in get_head(name).presets:
-        return None
-    return wanted
-
-
-def plan_heads(
-    settings: Settings, backbone: Backbone | None, precision: Precision
-) -> list[HeadPlan]:
-    """Settle every head's configuration and what it reads of `backbone`.
+def plan_head(
+    name: str,
+    preset: str,
+    config: HeadConfig,
+    wanted: ExtractionSettings,
+    backbone: Backbone | None,
+    precision: Precision,
+) -> HeadPlan:
+    """Settle what one configured head reads.
 
     Parameters
     ----------
-    settings
-        The run's settings.
+    name, preset, config
+        The head, from `configured`.
+    wanted
+        Size and stored dtype.
     backbone
         Loaded backbone; its info decides default nodes. None where no head needs one.
     precision
@@ -252,27 +225,10 @@ def plan_heads(
     Raises
     ------
     ConfigError
-        For an unknown head, setting or preset, or a backbone without the maps a head needs.
+        For a backbone without the maps that the head needs, or a crop of more than there is.
     """
-    preset = resolve_preset(settings.training.preset, settings.training.device)
-    return [
-        plan_head(name, own or preset, config, settings, backbone, precision)
-        for name, (own, config) in configured(settings).items()
-    ]
-
-
-def plan_head(
-    name: str,
-    preset: str,
-    config: HeadConfig,
-    settings: Settings,
-    backbone: Backbone | None,
-    precision: Precision,
-) -> HeadPlan:
-    """Settle what one configured head reads; see `plan_heads`."""
-    size = pair(settings.extraction.size)
-    crop = pair(settings.extraction.crop)
-    if _reads_images(name, config):
+    size, crop = pair(wanted.size), pair(wanted.crop)
+    if get_head(name).reads_images(config):
         backbone = None
     info = BackboneInfo(IMAGES, (), (), ()) if backbone is None else backbone.info
     usual = (DEFAULT_SIZE, DEFAULT_SIZE)
@@ -288,7 +244,7 @@ def plan_head(
         spec = ExtractorSpec(IMAGES, "none", resize=resize, crop=crop, dtype="float32")
     else:
         spec = backbone.default_spec(
-            resize=resize, crop=crop, precision=precision, dtype=settings.extraction.dtype
+            resize=resize, crop=crop, precision=precision, dtype=wanted.dtype
         )
     view_spec = dataclasses.replace(spec, views=needs.views) if needs.views else None
     return HeadPlan(name, preset, dataclasses.asdict(config), spec, needs.layers, view_spec)
@@ -301,10 +257,8 @@ def plan_extraction(plans: Sequence[HeadPlan]) -> list[ExtractionPlan]:
         for spec in (plan.spec, plan.view_spec):
             if spec is None or spec.backbone == IMAGES:
                 continue
-            old = merged.get(spec.id)
-            layers = tuple(sorted({*(old.layers if old else ()), *plan.layers}))
-            heads = (*(old.heads if old else ()), plan.head)
-            merged[spec.id] = ExtractionPlan(spec, layers, heads)
+            known = merged[spec.id].layers if spec.id in merged else ()
+            merged[spec.id] = ExtractionPlan(spec, tuple(sorted({*known, *plan.layers})))
     return list(merged.values())
 
 

@@ -4,22 +4,78 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from flows.extraction.backbone import BackboneRef
 from flows.extraction.pair_list import Version, version_at
 from flows.extraction.plan import HeadPlan, JobPlan
 from flows.extraction.report import ExtractionReport
 from flows.runtime.home import Home
-from flows.runtime.settings import TrainingSettings
+from flows.runtime.resolve import require_set
+from flows.runtime.settings import Settings, TrainingSettings
 from headwater.errors import HeadwaterError
 from storage.store.feature_store import FeatureStore
 
-if TYPE_CHECKING:
-    from flows.runtime.settings import Settings
-
 #: Share of the samples that is not trained on: of images, and of pairs (AnoDFDNet splits 8:2).
 HELD_OUT = {False: 0.1, True: 0.2}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a Prefect flow is asked, settled before it begins: plain data, JSON-ready.
+
+    Parameters
+    ----------
+    settings
+        Made whole.
+    home, plan
+        Where to work, and on what.
+    at
+        What to train on; None where an extraction comes first.
+    known_by
+        Train only on images that had arrived by then, nanoseconds UTC.
+    rehash
+        Read every file, even those that look unchanged.
+    """
+
+    settings: Settings
+    home: Home
+    plan: JobPlan
+    at: Version | None = None
+    known_by: int | None = None
+    rehash: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping; `from_json` reads it back."""
+        return TypeAdapter(Request).dump_python(self, mode="json")
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Request:
+        """Rebuild a request from `to_json`'s mapping."""
+        return TypeAdapter(cls).validate_python(data)
+
+    def trainings(self, at: Version) -> list[Training]:
+        """Return one training a head, all by reference."""
+        settings, image_set = self.settings, require_set(self.settings)
+        options = settings.training
+        if options.held_out is None:
+            options = options.model_copy(update={"held_out": HELD_OUT[bool(at.pairs)]})
+        unread = replace(at, snapshots=("",) * len(at.snapshots))
+        return [
+            Training(
+                plan=head,
+                image_set=image_set,
+                home=self.home,
+                at=unread if head.reads_images and at.pairs else at,
+                root=Path(self.home.card(image_set).get("root", "")),
+                backbone=self.plan.backbone,
+                options=options,
+                known_by=self.known_by,
+            )
+            for head in self.plan.heads
+        ]
 
 
 @dataclass(frozen=True)
@@ -157,27 +213,3 @@ def stored_version(home: Home, image_set: str, snapshot: str | None, *, pairs: b
         return version_at(home, image_set, snapshot)
     store = FeatureStore.open(home.store, image_set, create=False)
     return Version((store.resolve(snapshot),))
-
-
-def make_trainings(
-    settings: Settings, home: Home, plan: JobPlan, at: Version, *, known_by: int | None = None
-) -> list[Training]:
-    """Return one training a head, all by reference."""
-    assert settings.image_set is not None
-    options = settings.training
-    if options.held_out is None:
-        options = options.model_copy(update={"held_out": HELD_OUT[bool(at.pairs)]})
-    unread = replace(at, snapshots=("",) * len(at.snapshots))
-    return [
-        Training(
-            plan=head,
-            image_set=settings.image_set,
-            home=home,
-            at=unread if head.reads_images and at.pairs else at,
-            root=Path(home.card(settings.image_set).get("root", "")),
-            backbone=plan.backbone,
-            options=options,
-            known_by=known_by,
-        )
-        for head in plan.heads
-    ]

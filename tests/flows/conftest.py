@@ -1,9 +1,11 @@
 """Sets that several tests of flows look at."""
 
+import functools
 import shutil
 
 import pytest
 
+from tests.flows.commandkit import run_here
 from tests.flows.setkit import SmallSet, make_pairs, make_tiles
 
 
@@ -25,6 +27,12 @@ def boards(tmp_path_factory, resnet_weights):
     shutil.copy(folder / "boards/train/current/08.png", folder / "boards/train/history/09.png")
     shutil.copy(resnet_weights, folder)
     return folder
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """The command in this process: see `run_here`."""
+    return functools.partial(run_here, monkeypatch, capsys)
 
 
 @pytest.fixture

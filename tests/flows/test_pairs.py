@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from flows.command.main import main
 from flows.extraction.pair_list import versions
 from flows.runtime.home import Home
 from storage.registry.client import mlflow
@@ -105,16 +103,11 @@ def test_the_served_model_gives_what_the_evaluation_gave(work, rows):
         assert "current 0" in broken["error"][0]
 
 
-def test_predict_writes_the_change_map(work, rows, monkeypatch, capsys):
+def test_predict_writes_the_change_map(work, rows, monkeypatch, here):
     monkeypatch.chdir(work)
     test = work / "boards/test"
-    pair = ["--pair", str(test / "current"), str(test / "history")]
-    command = ["headwater", "predict", "boards", *pair, "--head", "pair_diff", "--json"]
-    monkeypatch.setattr(sys, "argv", [*command, "--home", str(work / "home")])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 0
-    got = json.loads(capsys.readouterr().out)
+    pair = ["--pair", test / "current", test / "history", "--head", "pair_diff"]
+    got = json.loads(here("predict", "boards", *pair, "--json", "--home", work / "home"))
     known = {e["current"]: e for e in table_of(work, rows["pair_diff"])}
     assert len(got) == 4
     for one in got:
@@ -140,29 +133,19 @@ def test_predict_writes_the_change_map(work, rows, monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_mistakes_are_named_before_anything_is_computed(
-    work, rows, arguments, said, monkeypatch, capsys
+    work, rows, arguments, said, monkeypatch, here
 ):
     monkeypatch.chdir(work)
     monkeypatch.setenv("HEADWATER_HOME", str(work / "home"))
-    monkeypatch.setattr(sys, "argv", ["headwater", *arguments])
     (work / "images/train/good").mkdir(parents=True, exist_ok=True)
     shutil.copy(work / "boards/test/current/20.png", work / "one.png")
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    shown = capsys.readouterr().err
-    assert said in shown
-    assert "Traceback" not in shown
+    assert said in here(*arguments, status=2)
     assert not (work / "home/sets/x.json").exists()
 
 
-def test_the_store_commands_work_on_a_side(work, rows, monkeypatch, capsys):
+def test_the_store_commands_work_on_a_side(work, rows, monkeypatch, here):
     monkeypatch.setenv("HEADWATER_HOME", str(work / "home"))
     for arguments in (["verify"], ["inspect"], ["gc", "--older-than", "0"]):
-        command = ["headwater", "store", arguments[0], "boards.history", *arguments[1:], "--json"]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert end.value.code == 0
-        facts = json.loads(capsys.readouterr().out)
+        command, *options = arguments
+        facts = json.loads(here("store", command, "boards.history", *options, "--json"))
     assert rows["pair_flow"]["history_snapshot"] not in facts["expired"]

@@ -4,7 +4,6 @@ import dataclasses
 import datetime as dt
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.command.main import main
 from flows.extraction.extract import extract_set
 from flows.extraction.pair_list import PairList, Version
 from flows.extraction.plan import HeadPlan, plan_job
@@ -22,7 +20,7 @@ from flows.runtime.settings import Settings
 from flows.training.data import TrainingData
 from flows.training.evaluation import judge
 from flows.training.train import find_trained, train_head
-from flows.training.trainings import Training, make_trainings, stored_version
+from flows.training.trainings import Request, Training, stored_version
 from heads.catalogue import get_head
 from heads.contract import NullProgress, TrainOptions
 from headwater.errors import DataError
@@ -48,7 +46,7 @@ OPTIONS = Settings.model_validate({"training": {"epochs": 2, "device": "cpu", "w
 def trainings_of(settings, home, *, seed=None, known_by=None):
     """Return the trainings that `headwater train` would begin at the newest version."""
     at = stored_version(home, settings.image_set, None, pairs=settings.pairs is not None)
-    return make_trainings(settings, home, plan_job(settings, home, seed), at, known_by=known_by)
+    return Request(settings, home, plan_job(settings, home, seed), at, known_by).trainings(at)
 
 
 def key_of(samples, lacking=(), held_out=0.1):
@@ -123,7 +121,7 @@ def test_a_training_on_the_past_is_judged_by_images_that_have_left_since(small):
     assert 0 <= judged.metrics["image_auroc"] <= 1
 
 
-def test_a_mask_that_was_changed_is_named(boards, tmp_path, monkeypatch):
+def test_a_mask_that_was_changed_is_named(boards, tmp_path):
     shutil.copytree(boards / "boards", tmp_path / "boards")
     home, settings = Home(tmp_path / "home"), pair_settings(boards, pairs=tmp_path / "boards")
     extract_set(settings, home, QUIET)
@@ -157,7 +155,7 @@ def test_an_encoder_of_its_own_reads_images_and_needs_no_store(boards, tmp_path)
     assert got == pytest.approx([e["score"] for e in table], rel=1e-5)
 
 
-def test_changed_pairs_never_teach_pair_flow_and_the_way_out_works(boards, tmp_path, monkeypatch):
+def test_changed_pairs_never_teach_pair_flow_and_the_way_out_works(boards, tmp_path, here):
     make_pairs(tmp_path / "all", "train", range(2, 8), set(range(2, 8)))
     make_pairs(tmp_path / "all", "test", [20], {20})
     settings = pair_settings(boards, pairs=tmp_path / "all", heads={"pair_flow": {}})
@@ -166,11 +164,7 @@ def test_changed_pairs_never_teach_pair_flow_and_the_way_out_works(boards, tmp_p
         extract_set(settings, home, QUIET)
     assert "headwater pairs cut" in str(error.value)
     assert not (home.root / "store").exists()
-    arguments = ["headwater", "pairs", "cut", tmp_path / "all", tmp_path / "crops", "--size", "16"]
-    monkeypatch.setattr(sys, "argv", [str(a) for a in arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 0
+    here("pairs", "cut", tmp_path / "all", tmp_path / "crops", "--size", 16)
     settings = pair_settings(boards, pairs=tmp_path / "crops", heads={"pair_flow": {}})
     report = extract_set(settings, home, QUIET)
     assert report.pairs.train > 12
