@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := .demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format wheel clean
+.PHONY: help setup demo test test-slow check format pictures wheel clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -43,6 +43,9 @@ check: setup ## formatting, lint, types
 format: setup ## put the code in the project's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+pictures: setup ## draw the pictures of docs/architecture.md from the code
+	@PYTHONPATH=. $(BIN)/python docs/draw.py
 
 wheel: setup ## build dist/*.whl
 	@$(BIN)/python -m build --wheel

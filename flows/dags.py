@@ -28,15 +28,9 @@ from flows.runtime.server import watch_server
 from flows.runtime.settings import Settings
 from flows.runtime.signals import keep_sigterm
 from flows.training.data import TrainingData
+from flows.training.results import HeadsFailedError, RunResult, TrainOutcome
 from flows.training.train import find_trained, train_head
-from flows.training.trainings import (
-    Request,
-    RunResult,
-    Training,
-    TrainOutcome,
-    stored_version,
-)
-from headwater.errors import HeadwaterError
+from flows.training.trainings import Request, Training, stored_version
 from storage.registry.registry import Registry
 from storage.store.table import nanoseconds
 
@@ -52,12 +46,6 @@ FLOW: dict[str, Any] = {
     "persist_result": False,
     "task_runner": ThreadPoolTaskRunner(max_workers=32),
 }
-
-
-class HeadsFailedError(HeadwaterError, RuntimeError):
-    """Some heads failed; `result` holds what the others gave."""
-
-    result: RunResult
 
 
 @task(name="extract", cache_policy=NO_CACHE, persist_result=False)
@@ -150,11 +138,7 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
                 result.failures.append((head, got))
             else:
                 result.outcomes.append(got)
-    if result.failures:
-        error = HeadsFailedError(f"failed: {', '.join(head for head, _ in result.failures)}")
-        error.result = result
-        raise error
-    return result
+    return result.or_raise()
 
 
 def run_pipeline(

@@ -56,6 +56,7 @@ OLD_NAMES = {
     "heads.data": "heads of other packages",
     "heads.scoring": "heads of other packages",
     "heads.trainer": "heads of other packages",
+    "heads.parts.flow_head": "flow heads of other packages",
 }
 #: The front door opens into the whole house, when it is used.
 DOOR = "headwater"
@@ -184,9 +185,9 @@ def test_rooms_are_not_crowded_and_modules_stay_readable():
 @pytest.mark.parametrize("name", [n for n, p in FILES.items() if p.name == "__init__.py"])
 def test_a_room_says_what_it_is_for_and_imports_nothing_heavy(name):
     assert ast.get_docstring(ast.parse(FILES[name].read_text()))
-    # What is imported only inside functions costs nothing until it is used.
-    at_once = {t for t, _, inside in imports(FILES[name]) if not inside}
-    assert at_once <= {"headwater.version", "__future__", "typing", "importlib", "pathlib"}, name
+    # What is imported for types alone, or inside a function, costs nothing until it is used.
+    at_once = {n.module for n in ast.parse(FILES[name].read_text()).body if hasattr(n, "module")}
+    assert at_once <= {"headwater.version", "__future__", "typing", "importlib"}, name
 
 
 def test_old_names_only_hand_on():

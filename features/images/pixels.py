@@ -91,7 +91,7 @@ def decode_image(source: BinaryIO | bytes, name: str = "image") -> np.ndarray:
             f"{name}: {width}x{height} pixels", expected=f"at least {SMALLEST_SIDE} pixels a side"
         )
     try:
-        return _to_rgb(image, name)
+        return to_rgb(image, name)
     except ImageError:
         raise
     except Exception as error:
@@ -156,7 +156,14 @@ def _load(source: BinaryIO | bytes, name: str) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+def to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """Return an opened image's pixels, ``[H, W, 3]`` uint8, as `read_image` describes them.
+
+    Raises
+    ------
+    ImageError
+        Pixels that are neither 8- nor 16-bit.
+    """
     mode = image.mode
     if mode == "I" or mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)

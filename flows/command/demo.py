@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
-from flows.command.options import settings_from
 from flows.runtime.console import Reporter, err
+from flows.runtime.given import Given
 from headwater.errors import WeightsError
 
 BACKBONE = "resnet18"
@@ -16,38 +18,39 @@ UNTRAINED = (
 )
 
 
-def run_demo(images: Path | None, home: Path | None, workers: int | None) -> int:
-    """Run the main job on the demo's pictures or on `images`; return the exit status.
+def run_demo(given: Given) -> int:
+    """Run the main job on the demo's pictures or on a folder given; return the exit status.
 
     Where neither ``HEADWATER_WEIGHTS`` nor timm's download gives weights, a seeded untrained net
     is run and the scores are said to be illustrative. Nothing else ever does that.
     """
-    settings, place = settings_from({"home": home, "workers": workers, "backbone": BACKBONE})
+    _, home = given.open()
     from features.backbones.weights import find_weights
     from flows.command.demo_images import TILE, make_demo_images
     from flows.command.report import shorten, show_run
     from flows.dags import run_pipeline
 
+    more: dict[str, Any] = {"backbone.name": BACKBONE}
     seed = None
     try:
-        settings.backbone.weights = find_weights(BACKBONE, None)
+        more["backbone.weights"] = find_weights(BACKBONE, None)
     except WeightsError:
         seed = UNTRAINED_SEED
         # Before the minutes that it takes, and again behind the figures.
         err.print(UNTRAINED, style="yellow")
-    if images is None:
-        settings.image_set = "textures"
-        settings.images = make_demo_images(place.root / "demo-images")
+    if (images := given.values.get("images")) is None:
+        more["image_set"] = "textures"
+        more["images"] = make_demo_images(home.root / "demo-images")
         # The tiles' own size: enlarging them would only cost time.
-        settings.extraction.size = TILE
-        err.print(f"pictures: {shorten(str(settings.images))}", markup=False)
+        more["extraction.size"] = TILE
+        err.print(f"pictures: {shorten(str(more['images']))}", markup=False)
     else:
-        settings.image_set = "".join(c if c.isalnum() else "-" for c in images.resolve().name)
-        settings.image_set = settings.image_set.strip("-")[:64] or "images"
-        settings.images = images
+        name = "".join(c if c.isalnum() else "-" for c in Path(images).resolve().name)
+        more["image_set"] = name.strip("-")[:64] or "images"
+    settings, home = dataclasses.replace(given, values={**given.values, **more}).open()
     with Reporter().live() as reporter:
-        result = run_pipeline(settings, place, reporter, untrained_seed=seed)
-    show_run(result, place)
+        result = run_pipeline(settings, home, reporter, untrained_seed=seed)
+    show_run(result, home)
     if seed is not None:
         err.print(f"\n{UNTRAINED}", style="yellow")
     return result.status

@@ -7,23 +7,19 @@ from typing import Annotated
 
 import typer
 
+from flows.command.options import command_group
 from flows.runtime.console import err, out
 from headwater.errors import ConfigError
 
-pairs_app = typer.Typer(
-    help="Prepare sets of pairs of images.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+commands = command_group("Prepare sets of pairs of images.")
 
 
-@pairs_app.callback()
+@commands.callback()
 def _root() -> None:
     pass
 
 
-@pairs_app.command()
+@commands.command()
 def cut(
     source: Annotated[Path, typer.Argument(help="Folder of labelled pairs.")],
     target: Annotated[Path, typer.Argument(help="Folder to make: a set of pairs of its own.")],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from pathlib import Path
@@ -16,13 +15,13 @@ from headwater.errors import HeadwaterError
 if TYPE_CHECKING:
     from flows.extraction.report import ExtractionReport
     from flows.runtime.home import Home
-    from flows.training.trainings import RunResult
+    from flows.training.results import RunResult
 
 
 def show_extraction(report: ExtractionReport, as_json: bool = False) -> None:
     """Print what an extraction did, and what it set aside."""
     if as_json:
-        out.print_json(json.dumps(report.to_json()))
+        out.print_json(data=report.to_json())
         return
     if (found := report.pairs) is not None:
         out.print(
@@ -159,15 +158,3 @@ def shorten(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
-
-
-def show_heads(as_json: bool = False) -> None:
-    """Print every head: what it reads, its size, paper, presets and settings."""
-    from flows.command.heads import describe_heads, lines
-
-    rows = describe_heads()
-    if as_json:
-        out.print_json(json.dumps(rows, default=str))
-        return
-    for line in lines(rows):
-        out.print(line, markup=False, style="" if not line.startswith(" ") else "dim")

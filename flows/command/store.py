@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,19 +10,15 @@ import typer
 
 from flows.command.options import (
     SET_ASIDE,
-    BackboneOption,
-    BackboneOptionsOption,
-    ConfigOption,
-    HomeOption,
     JsonOption,
     SetArgument,
-    StoreOption,
-    TrackingOption,
-    WeightsOption,
-    settings_from,
+    SnapshotOption,
+    command_group,
+    takes,
 )
 from flows.command.store_tables import minute, percent
 from flows.runtime.console import Reporter, err, out, size, table
+from flows.runtime.given import Given
 from headwater.errors import ConfigError, HeadwaterError
 
 if TYPE_CHECKING:
@@ -32,20 +27,11 @@ if TYPE_CHECKING:
     from flows.runtime.settings import Settings
     from storage.store.feature_store import FeatureStore
 
-store_app = typer.Typer(
-    help="Look after the feature store of an image set.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-AtOption = Annotated[
-    str | None, typer.Option("--snapshot", help="Snapshot id or tag. [default: the newest]")
-]
+commands = command_group("Look after the feature store of an image set.")
 
 
-def _places(options: dict[str, Any], *, write: bool = False) -> tuple[FeatureStore, Settings, Home]:
-    settings, home = settings_from(options, sides=True, write=write)
+def _places(given: Given, *, write: bool = False) -> tuple[FeatureStore, Settings, Home]:
+    settings, home = given.open(sides=True, write=write)
     from flows.runtime.resolve import require_set
     from storage.store.feature_store import FeatureStore
     from storage.store.layout import side_name, side_of
@@ -59,23 +45,19 @@ def _places(options: dict[str, Any], *, write: bool = False) -> tuple[FeatureSto
     return FeatureStore.open(home.store, name, create=False), settings, home
 
 
-def _open(options: dict[str, Any], *, write: bool = False) -> FeatureStore:
-    return _places(options, write=write)[0]
+def _open(given: Given, *, write: bool = False) -> FeatureStore:
+    return _places(given, write=write)[0]
 
 
 def _json(value: Any) -> None:
-    out.print_json(json.dumps(value, default=str))
+    out.print_json(data=value, default=str)
 
 
-@store_app.command()
-def ls(
-    home: HomeOption = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    json_: JsonOption = False,
-) -> None:
+@commands.command()
+@takes("store")
+def ls(given: Given, json_: JsonOption = False) -> None:
     """List the image sets of the store."""
-    _, place = settings_from(locals(), write=False)
+    _, place = given.open(write=False)
     from storage.store.engine import list_sets
     from storage.store.feature_store import FeatureStore
     from storage.upkeep.contents import inspect
@@ -108,17 +90,16 @@ def ls(
     raise typer.Exit(SET_ASIDE if broken else 0)
 
 
-@store_app.command()
+@commands.command()
+@takes("store")
 def log(
     image_set: SetArgument,
+    given: Given,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many.")] = None,
-    home: HomeOption = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
     """List the snapshots of a set, newest first."""
-    opened = _open(locals())
+    opened = _open(given)
     from storage.upkeep.history import log as entries_of
 
     entries = entries_of(opened, limit)
@@ -133,17 +114,13 @@ def log(
     out.print(table(columns, rows, whole=("snapshot", "tags")))
 
 
-@store_app.command()
+@commands.command()
+@takes("store")
 def inspect(
-    image_set: SetArgument,
-    snapshot: AtOption = None,
-    home: HomeOption = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    json_: JsonOption = False,
+    image_set: SetArgument, given: Given, snapshot: SnapshotOption = None, json_: JsonOption = False
 ) -> None:
     """Show what a set's store holds: images, extractors, layers, shapes, coverage, bytes."""
-    opened = _open(locals())
+    opened = _open(given)
     from storage.upkeep.contents import inspect as facts_of
 
     facts = facts_of(opened, snapshot)
@@ -186,20 +163,20 @@ def inspect(
         out.print(table(columns, rows))
 
 
-@store_app.command()
+@commands.command()
+@takes("store")
 def diff(
     image_set: SetArgument,
+    given: Given,
     a: Annotated[str, typer.Argument(metavar="A", help="Snapshot id or tag.")],
     b: Annotated[
-        str | None, typer.Argument(metavar="[B]", help="Snapshot id or tag. [default: the newest]")
+        str | None,
+        typer.Argument(metavar="[B]", help=r"Snapshot id or tag. \[default: the newest]"),
     ] = None,
-    home: HomeOption = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Name what changed from snapshot A to snapshot B."""
-    opened = _open(locals())
+    opened = _open(given)
     from storage.upkeep.contents import diff as diff_of
 
     found = diff_of(opened, a, b)
@@ -227,24 +204,19 @@ def diff(
         out.print("no difference")
 
 
-@store_app.command()
+@commands.command()
+@takes("store", "repair")
 def verify(
     image_set: SetArgument,
-    snapshot: AtOption = None,
+    given: Given,
+    snapshot: SnapshotOption = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Compute what is damaged again, and just that.")
     ] = False,
-    backbone: BackboneOption = None,
-    weights: WeightsOption = None,
-    backbone_options: BackboneOptionsOption = None,
-    home: HomeOption = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Read every feature again; name damage by image and layer. Exit status 3 if there is any."""
-    options = locals()
-    opened, merged, place = _places(options, write=repair)
+    opened, merged, place = _places(given, write=repair)
     if repair and opened.resolve(snapshot) != opened.snapshot:
         raise ConfigError(
             f"--repair at {snapshot}",
@@ -275,18 +247,17 @@ def verify(
     raise typer.Exit(0 if whole else SET_ASIDE)
 
 
-@store_app.command()
+@commands.command()
+@takes("store")
 def tag(
     image_set: SetArgument,
+    given: Given,
     name: Annotated[str, typer.Argument(help="The tag; it never moves.")],
-    snapshot: AtOption = None,
+    snapshot: SnapshotOption = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the tag instead.")] = False,
-    home: HomeOption = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
 ) -> None:
     """Give a snapshot a name that keeps it from expiring."""
-    opened = _open(locals(), write=True)
+    opened = _open(given, write=True)
     from storage.upkeep import history as maintenance
 
     if delete:
@@ -296,9 +267,11 @@ def tag(
     out.print(f"{name} -> {maintenance.tag(opened, name, snapshot)}")
 
 
-@store_app.command()
+@commands.command()
+@takes("store", "models")
 def gc(
     image_set: SetArgument,
+    given: Given,
     older_than: Annotated[
         str, typer.Option(help="Age of snapshots that expire: 30d, 12h.")
     ] = "30d",
@@ -315,81 +288,60 @@ def gc(
             help="Also give up the features of images that were removed longer ago than that.",
         ),
     ] = False,
-    home: HomeOption = None,
-    store: StoreOption = None,
-    tracking: TrackingOption = None,
-    config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Expire old snapshots and free their space; never those that a tag or a model refers to."""
-    options = locals()
-    opened, _, place = _places(options, write=True)
+    opened, _, place = _places(given, write=True)
     from flows.command.store_tables import show_gc
-    from flows.extraction.repair import parse_age
-    from storage.registry.registry import Registry
-    from storage.store.layout import side_of
-    from storage.upkeep.collect import check_grace
-    from storage.upkeep.collect import gc as collect
-    from storage.upkeep.purge import purge
+    from flows.use.upkeep import collect, parse_age
 
-    age, young = parse_age(older_than), parse_age(grace)
-    check_grace(opened, young)  # before anything is given up
-    registry = Registry(place.root, place.tracking_url)
-    # A model over pairs is of the pair's set, and refers to a snapshot of either side.
-    base, side = side_of(image_set)
-    which = "history_snapshot" if side == "history" else "snapshot"
-    models = {row[which] for row in registry.leaderboard(base)} - {""}
-    purged = purge(opened, older_than=age, dry_run=not delete) if purge_removed else None
-    report = collect(
+    done = collect(
+        place,
         opened,
-        older_than=age,
-        grace=young,
-        protect=models,
-        in_use=registry.in_use(base, which),
-        dry_run=not delete,
+        older_than=parse_age(older_than),
+        grace=parse_age(grace),
+        purge_removed=purge_removed,
+        delete=delete,
     )
     if json_:
-        facts = dataclasses.asdict(report)
-        _json(facts | ({"purged": dataclasses.asdict(purged)} if purged else {}))
+        purged = {"purged": dataclasses.asdict(done.purged)} if done.purged else {}
+        _json(dataclasses.asdict(done.snapshots) | purged)
         return
-    show_gc(report, purged)
+    show_gc(done.snapshots, done.purged)
 
 
-@store_app.command()
+@commands.command()
+@takes("store")
 def export(
     image_set: SetArgument,
+    given: Given,
     target: Annotated[str, typer.Argument(help="Folder, or s3://bucket/prefix with --as-store.")],
-    snapshot: AtOption = None,
+    snapshot: SnapshotOption = None,
     as_store: Annotated[
         bool, typer.Option("--as-store", help="A Headwater store instead of a plain Zarr folder.")
     ] = False,
-    home: HomeOption = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
 ) -> None:
     """Copy one snapshot to a plain Zarr v3 folder, or to another store."""
-    opened = _open(locals())
+    opened = _open(given)
     from storage.upkeep.export import export as export_store
 
     count = export_store(opened, target, snapshot, plain=not as_store)
     out.print(f"wrote {size(count)} to {target}", markup=False)
 
 
-@store_app.command()
+@commands.command()
+@takes("store")
 def drift(
     image_set: SetArgument,
+    given: Given,
     since: Annotated[str, typer.Option(help="Snapshot or tag: its images are the reference.")],
     picture: Annotated[
-        Path | None, typer.Option("--out", help="PNG to write. [default: in home]")
+        Path | None, typer.Option("--out", help=r"PNG to write. \[default: in home]")
     ] = None,
-    home: HomeOption = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Compare the images that came after a snapshot with those that were there, layer by layer."""
-    options = locals()
-    opened, _, place = _places(options, write=picture is None)
+    opened, _, place = _places(given, write=picture is None)
     from flows.use.drift import report_drift
 
     target = picture or place.pictures / image_set / "drift.png"

@@ -11,17 +11,12 @@ import torch
 
 from flows.extraction.backbone import BackboneRef, settle_precision
 from flows.runtime.resolve import require_set, resolve
-from flows.runtime.settings import (
-    DEFAULT_HEADS,
-    DEFAULT_PAIR_HEADS,
-    ExtractionSettings,
-    Settings,
-    pair,
-)
+from flows.runtime.settings import ExtractionSettings, Settings, default_heads
+from flows.runtime.values import height_width
 from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
 from headwater.errors import ConfigError
-from headwater.spec import DEFAULT_SIZE, BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
+from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
 
 if TYPE_CHECKING:
     from features.backbones.backbone import Backbone
@@ -112,11 +107,6 @@ def _gpu(device: str) -> bool:
 def chosen_heads(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the heads asked for, or the default ones, each with its settings."""
     return settings.heads or default_heads(settings.pairs is not None)
-
-
-def default_heads(pairs: bool) -> dict[str, dict[str, Any]]:
-    """Return the heads of a set, of pairs or of single images, where none were asked for."""
-    return {name: {} for name in (DEFAULT_PAIR_HEADS if pairs else DEFAULT_HEADS)}
 
 
 def ready(settings: Settings, home: Home, *, images: bool = True) -> Settings:
@@ -227,11 +217,12 @@ def plan_head(
     ConfigError
         For a backbone without the maps that the head needs, or a crop of more than there is.
     """
-    size, crop = pair(wanted.size), pair(wanted.crop)
+    size = None if wanted.size is None else height_width(wanted.size)
+    crop = None if wanted.crop is None else height_width(wanted.crop)
+    usual = height_width(wanted.default_size)
     if get_head(name).reads_images(config):
         backbone = None
     info = BackboneInfo(IMAGES, (), (), ()) if backbone is None else backbone.info
-    usual = (DEFAULT_SIZE, DEFAULT_SIZE)
     needs = get_head(name).needs(config, info, size or usual)
     if size is None and needs.resize not in (None, usual):
         # Asked again at the head's own size: the choice of nodes may depend on it.

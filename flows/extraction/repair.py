@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from features.images.records import BrokenImage
 from flows.extraction.backbone import BackboneRef
 from flows.runtime.resolve import resolve
 from flows.runtime.settings import Settings
-from headwater.errors import DataError, WeightsError
+from headwater.errors import WeightsError
 from headwater.spec import LayerSpec
 from storage.store.feature_store import FeatureStore
 from storage.upkeep.verify import Damage, damaged_keys, invalidate
@@ -97,16 +96,3 @@ def _together(
     for key, names in lacking.items():
         groups.setdefault(tuple(names), []).append(key)
     return list(groups.items())
-
-
-def parse_age(text: str) -> dt.timedelta:
-    """Return the age that ``30d``, ``12h``, ``15m`` or ``0`` says; `DataError` otherwise."""
-    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-    try:
-        number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
-        age = dt.timedelta(seconds=float(number) * unit)
-        if age >= dt.timedelta(0):
-            return age
-    except (ValueError, OverflowError):
-        pass
-    raise DataError(f"age {text!r}", expected="a number and d, h, m or s, such as 30d")

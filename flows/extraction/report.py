@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -119,6 +120,11 @@ class ExtractionReport:
     def set_aside(self) -> list[tuple[str, str]]:
         """``[path, reason]`` of images that could not be used, found by the scan or later."""
         return [*self.scanned_aside, *(entry for side in self.sides for entry in side.set_aside)]
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """What changed, as `SideReport.changes`, counted over the sides."""
+        return dict(sum((Counter(side.changes) for side in self.sides), Counter()))
 
     @property
     def extracted(self) -> list[Extracted]:

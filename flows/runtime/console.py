@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -37,27 +38,6 @@ class Reporter:
     def __init__(self, every: float = 15.0, quiet: bool = False) -> None:
         self._every, self._quiet = every, quiet
         self._lock = threading.Lock()
-        self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._spoken: dict[str, float] = {}
-        self._begun: dict[str, float] = {}
-        self._done: dict[str, int] = {}
-
-    @contextmanager
-    def live(self) -> Iterator[Reporter]:
-        """Show progress while the block runs; meanwhile `reporter` returns this one."""
-        _live.append(self)
-        try:
-            with self._shown():
-                yield self
-        finally:
-            _live.remove(self)
-
-    @contextmanager
-    def _shown(self) -> Iterator[None]:
-        if self._quiet or not err.is_terminal:
-            yield
-            return
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=28),
@@ -65,41 +45,42 @@ class Reporter:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[text]}", style="dim"),
         )
-        with Progress(*columns, console=err, transient=True) as bars:
-            self._bars = bars
-            try:
-                yield
-            finally:
-                self._bars = None
-                self._tasks.clear()
+        # A training's step may take minutes: its pace is that of the last hour, not of 30 seconds.
+        self._bars = Progress(*columns, console=err, transient=True, speed_estimate_period=3600)
+        self._tasks: dict[str, TaskID] = {}
+        self._spoken: dict[str, float] = {}
+
+    @contextmanager
+    def live(self) -> Iterator[Reporter]:
+        """Show progress while the block runs; meanwhile `reporter` returns this one."""
+        _live.append(self)
+        try:
+            with nullcontext() if self._quiet or not err.is_terminal else self._bars:
+                yield self
+        finally:
+            _live.remove(self)
 
     def update(self, name: str, done: int, total: int, text: str = "") -> None:
         """Say how far `name` is; less than before is another stage of it, which `text` names."""
         if self._quiet:
             return
         with self._lock:
-            restarted = done < self._done.get(name, 0)
-            self._done[name] = done
-            if self._bars is not None:
-                if name not in self._tasks:
-                    self._tasks[name] = self._bars.add_task(name, total=total, text=text)
-                elif restarted:
-                    # Its time left is not to be reckoned from the last stage's pace.
-                    self._bars.reset(self._tasks[name], total=total)
-                self._bars.update(self._tasks[name], completed=done, total=total, text=text)
-                return
             now = time.monotonic()
-            self._begun.setdefault(name, now)
-            if restarted:
-                self._begun[name] = now
-            if now - self._spoken.get(name, self._begun[name]) >= self._every:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=total, text=text)
                 self._spoken[name] = now
-                rest = (now - self._begun[name]) / max(done, 1) * (total - done)
-                share = f"{100 * done / max(total, 1):3.0f} %"
+            task = self._bars.tasks[self._tasks[name]]
+            if done < task.completed:
+                # Its time left is not to be reckoned from the last stage's pace.
+                self._bars.reset(task.id, total=total)
+                self._spoken[name] = now
+            self._bars.update(task.id, completed=done, total=total, text=text)
+            if not self._bars.live.is_started and now - self._spoken[name] >= self._every:
+                self._spoken[name] = now
+                rest = task.time_remaining
+                left = "" if rest is None else f", about {rest:.0f} s left"
                 print(
-                    f"  {name}: {share}, about {rest:.0f} s left  {text}",
-                    file=sys.stderr,
-                    flush=True,
+                    f"  {name}: {task.percentage:3.0f} %{left}  {text}", file=sys.stderr, flush=True
                 )
 
     def line(self, text: str) -> None:
@@ -151,8 +132,4 @@ def counted(count: int, what: str) -> str:
 
 def size(count: float) -> str:
     """Return a number of bytes for people: ``3.2 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    return decimal(int(count))

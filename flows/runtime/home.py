@@ -56,14 +56,14 @@ class Home:
     @classmethod
     def at(
         cls,
-        root: Path | str | None = None,
+        root: Path | str,
         store: str | None = None,
         tracking: str | None = None,
         artifacts: str | None = None,
         *,
         write: bool = True,
     ) -> Home:
-        """Return the home at `root`, ``HEADWATER_HOME`` or ``./headwater-home``.
+        """Return the home at `root`.
 
         With `write` it is made where it is missing; without, it is only to be looked at and may
         be missing or read-only.
@@ -73,8 +73,7 @@ class Home:
         DataError
             Where the path exists and is no folder, or cannot be written.
         """
-        path = Path(root or os.environ.get("HEADWATER_HOME") or "headwater-home")
-        path = path.expanduser().absolute()
+        path = Path(root).expanduser().absolute()
         remedy = "give another folder with --home or HEADWATER_HOME"
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is not a folder", expected="a folder for state", remedy=remedy)

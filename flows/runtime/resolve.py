@@ -1,24 +1,39 @@
-"""Settings are made whole once, at the start: what was given, over what a set remembers."""
+"""Settings are made whole once, at the start: what was given, over what a set remembers.
+
+What a set remembers are the values that its last extraction went by, given or not: the folders, the
+backbone, size, crop and stored dtype. So another default in a later version extracts nothing anew.
+
+Where no size was given, each head may have chosen its own, so none is remembered; what is, is the
+size of that time for heads that choose none (`default_size`). A card without it was written when
+that was 256.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flows.runtime.settings import Settings
+from flows.runtime.settings import Settings, changed, default_heads
 from headwater.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from flows.runtime.home import Home
 
-#: Settings that say where images are; a set's card remembers them.
-FOLDERS = ("images", "normal", "defective", "masks", "pairs")
+#: One of these must say where the images are.
+_SOURCES = ("images", "normal", "pairs")
+#: Settings that say where images are.
+FOLDERS = (*_SOURCES, "defective", "masks")
+#: The rest of what is kept, and what cards meant that lack it: the defaults before cards had it.
+#: These never change, whatever the defaults become.
+_BEFORE: dict[str, dict[str, Any]] = {
+    "backbone": {"name": "resnet18", "weights": None, "options": {}},
+    "extraction": {"size": None, "default_size": 256, "crop": None, "dtype": "float16"},
+}
 
 
 def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:
-    """Return the settings of a job made whole; the one given is left as it is.
-
-    What was given stands; else what the set remembers from its last run; else the default.
+    """Return the settings of a job made whole: given, or as the set remembers, or the default.
 
     Parameters
     ----------
@@ -37,81 +52,29 @@ def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:
     DataError
         Where nothing says where the images are, or a folder is missing.
     """
-    settings = settings.model_copy(deep=True)
+    card = home.card(require_set(settings))
     if images:
-        resolve_images(settings, home)
-        check_folders(settings)
-        return settings
-    card = home.card(require_set(settings))
-    if card.get("root"):
-        settings.pairs = Path(card["pairs"]) if card.get("pairs") else None
-    as_before(settings, home)
-    return settings
+        settings = _with_folders(settings, card)
+        _check_folders(settings)
+    elif "root" in card:
+        settings = changed(settings, {"pairs": Path(card["pairs"]) if card.get("pairs") else None})
+    return _as_before(settings, card) if "root" in card else settings
 
 
-def resolve_images(settings: Settings, home: Home) -> Settings:
-    """Take the folders and the backbone that a set was last run with, where none were given.
-
-    Raises
-    ------
-    DataError
-        Where nothing says where the images are.
-    """
-    image_set = require_set(settings)
-    card = home.card(image_set)
-    given = [k for k in ("images", "normal", "pairs") if getattr(settings, k) is not None]
-    if not given:
-        if not any(card.get(key) for key in ("images", "normal", "pairs")):
-            raise DataError(
-                f"nothing says where the images of {image_set!r} are",
-                expected="--images DIR (MVTec layout), --normal DIR, or --pairs DIR",
-                remedy=f"headwater run {image_set} --images DIR",
-            )
-        for key in FOLDERS:
-            value = card.get(key)
-            setattr(settings, key, Path(value) if value else None)
-    elif len(given) > 1:
-        said = " and ".join(f"--{key}" for key in given)
-        raise ConfigError(said, expected="one of them, not both")
-    was_pairs = bool(card.get("pairs"))
-    if any(card.get(k) for k in FOLDERS) and was_pairs != (settings.pairs is not None):
-        kind, other = ("pairs", "single images") if was_pairs else ("single images", "pairs")
-        raise ConfigError(
-            f"{image_set} is a set of {kind}, and {other} were given",
-            expected=f"--pairs DIR for {image_set}" if was_pairs else "--images or --normal",
-            remedy=f"give the {other} as a set of another name",
-        )
-    as_before(settings, home)
-    return settings
-
-
-#: Extraction settings that decide what a feature is, and that a set's card remembers.
-IDENTITY = ("size", "crop", "dtype")
-
-
-def as_before(settings: Settings, home: Home) -> None:
-    """Take the backbone and the image size that a set was last run with, where none were given.
-
-    Other settings than these do not change what a feature is, or are settled once a set anyway.
-    """
-    card = home.card(require_set(settings))
-    if card.get("backbone") and settings.backbone == type(settings.backbone)():
-        settings.backbone = type(settings.backbone).model_validate(card["backbone"])
-    plain = type(settings.extraction)()
-    kept = type(settings.extraction).model_validate(card.get("extraction", {}))
-    for key in IDENTITY:
-        if getattr(settings.extraction, key) == getattr(plain, key):
-            setattr(settings.extraction, key, getattr(kept, key))
-
-
-def reads_pairs(settings: Settings, home: Home) -> bool:
-    """Return whether the set is one of pairs: as the settings say, or else as its card remembers.
-
-    To be asked before `resolve_images`, which settles it.
-    """
-    if any(getattr(settings, k) is not None for k in ("images", "normal", "pairs")):
-        return settings.pairs is not None
-    return bool(home.card(require_set(settings)).get("pairs"))
+def remember(settings: Settings, home: Home, image_set: str, root: Path) -> None:
+    """Remember the values of an extraction's resolved settings for the commands that follow."""
+    card = {**home.card(image_set), "root": str(root)}
+    for folder in FOLDERS:
+        path: Path | None = getattr(settings, folder)
+        card[folder] = str(path.absolute()) if path else None
+    if settings.backbone.weights is not None:
+        settings = changed(settings, {"backbone.weights": settings.backbone.weights.absolute()})
+    values = settings.model_dump(mode="json")
+    for section, keys in _BEFORE.items():
+        card[section] = {key: values[section][key] for key in keys}
+    # In the order asked for: the first answers where several could (`OpenHome.detector`).
+    card["heads"] = list(settings.heads or default_heads(settings.pairs is not None))
+    home.write_card(image_set, card)
 
 
 def require_set(settings: Settings) -> str:
@@ -121,7 +84,70 @@ def require_set(settings: Settings) -> str:
     return settings.image_set
 
 
-def check_folders(settings: Settings) -> None:
+def tune_heads(settings: Settings, home: Home, values: Mapping[str, Any]) -> Settings:
+    """Return settings with ``{"HEAD.KEY": value}`` set, of heads that will run.
+
+    Raises
+    ------
+    ConfigError
+        For a head that will not.
+    """
+    if not values:
+        return settings
+    found = any(getattr(settings, k) is not None for k in _SOURCES)
+    pairs = settings.pairs if found else home.card(require_set(settings)).get("pairs")
+    heads = settings.heads or default_heads(bool(pairs))
+    for key, value in values.items():
+        head, dot, name = key.partition(".")
+        if not dot or head not in heads:
+            raise ConfigError(f"--set {key}", expected=f"HEAD.KEY with HEAD of {', '.join(heads)}")
+        heads = {**heads, head: {**heads[head], name: value}}
+    return changed(settings, {"heads": heads})
+
+
+def _with_folders(settings: Settings, card: Mapping[str, Any]) -> Settings:
+    """Return settings with the folders of the set's last run, where none were given."""
+    image_set = settings.image_set
+    given = [k for k in _SOURCES if getattr(settings, k) is not None]
+    if not given:
+        if not any(card.get(k) for k in _SOURCES):
+            raise DataError(
+                f"nothing says where the images of {image_set!r} are",
+                expected="--images DIR (MVTec layout), --normal DIR, or --pairs DIR",
+                remedy=f"headwater run {image_set} --images DIR",
+            )
+        last = {k: Path(card[k]) for k in FOLDERS if card.get(k)}
+        more = {k: v for k, v in last.items() if getattr(settings, k) is None}
+        settings = changed(settings, more)
+    elif len(given) > 1:
+        options = " and ".join(f"--{key}" for key in given)
+        raise ConfigError(options, expected="one of them, not both")
+    was_pairs = bool(card.get("pairs"))
+    if any(card.get(k) for k in FOLDERS) and was_pairs != (settings.pairs is not None):
+        kind, other = ("pairs", "single images") if was_pairs else ("single images", "pairs")
+        raise ConfigError(
+            f"{image_set} is a set of {kind}, and {other} were given",
+            expected=f"--pairs DIR for {image_set}" if was_pairs else "--images or --normal",
+            remedy=f"give the {other} as a set of another name",
+        )
+    return settings
+
+
+def _as_before(settings: Settings, card: Mapping[str, Any]) -> Settings:
+    """Return settings with what the card says where nothing was given.
+
+    Weights and options belong to a backbone: where another one is given, they are not taken.
+    """
+    data = settings.model_dump(exclude_unset=True)
+    for section, more in _BEFORE.items():
+        kept = {**more, **card.get(section, {})}
+        given = data.get(section, {})
+        if given.get("name", kept.get("name")) == kept.get("name"):
+            data[section] = {**kept, **given}
+    return Settings.model_validate(data)
+
+
+def _check_folders(settings: Settings) -> None:
     """Raise `DataError` for folders that are not there, before anything slow is begun."""
     for option in FOLDERS:
         path: Path | None = getattr(settings, option)
@@ -137,18 +163,3 @@ def check_folders(settings: Settings) -> None:
             expected="MVTec layout: train/good/*, test/KIND/*, ground_truth/KIND/NAME_mask.png",
             remedy="for plain folders give --normal DIR [--defective DIR --masks DIR]",
         )
-
-
-def remember(settings: Settings, home: Home, image_set: str, root: Path) -> None:
-    """Remember a set's folders and backbone for the commands that follow."""
-    given = settings.model_dump(include=set(FOLDERS))
-    home.write_card(
-        image_set,
-        {
-            **home.card(image_set),
-            **{k: str(v.absolute()) if v else None for k, v in given.items()},
-            "root": str(root),
-            "backbone": settings.backbone.model_dump(mode="json"),
-            "extraction": settings.extraction.model_dump(mode="json", include=set(IDENTITY)),
-        },
-    )

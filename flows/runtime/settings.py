@@ -1,301 +1,259 @@
-"""Settings of a run: `headwater.yaml`, overridden by command-line options.
+"""Everything that can be set, each setting once: type, limits, default, help and sources.
 
-A mistake is reported with its place (file, line, key) and the valid choices.
+The command line, `headwater.yaml` and its template, the environment, the keywords of the Python
+front door and the page docs/settings.md all follow from the fields here. A new setting is a field.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
-from headwater.errors import ConfigError
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
-
-
-class BackboneSettings(_Strict):
-    """Which frozen network sees the images."""
-
-    name: str = Field("resnet18", description="timm model name")
-    weights: Path | None = Field(None, description="safetensors or .pth file, or a folder of them")
-    options: dict[str, str | int | float | bool | list[float]] = Field(
-        default_factory=dict, description="options for timm, stride_in_1x1, mean, std"
-    )
-
-
-class ExtractionSettings(_Strict):
-    """How images become features."""
-
-    size: int | tuple[int, int] | None = Field(
-        None, description="pixels a side (or [height, width]); default 256, or what a head asks for"
-    )
-    crop: int | tuple[int, int] | None = Field(None, description="centre crop after the resize")
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    compression: Literal["none", "lz4", "zstd"] = "none"
-    batch: int = Field(16, ge=1, le=4096, description="images a backbone call")
-    block_mb: int = Field(64, ge=1, le=4096, description="megabytes of features a commit")
-    workers: int | None = Field(None, ge=1, description="processes that extract; default: this one")
-
-
-def _device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise ValueError("auto, cpu, cuda or cuda:1")
-    return name
-
-
-class TrainingSettings(_Strict):
-    """How heads learn and how their thresholds are set."""
-
-    preset: Literal["auto", "small", "paper"] = Field(
-        "auto", description="auto: paper where there is a GPU, small otherwise"
-    )
-    device: Annotated[str, AfterValidator(_device)] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    held_out: float | None = Field(
-        None, gt=0, le=0.5, description="share not trained on; default 0.1 of images, 0.2 of pairs"
-    )
-    target_fpr: float = Field(0.05, gt=0, lt=1, description="false-positive rate of the threshold")
-    epochs: int | None = Field(None, ge=1, description="instead of the preset's")
-    early_stop: int | None = Field(None, ge=1, description="stop after so many epochs not better")
-    seed: int = 0
-    workers: int | None = Field(
-        None, ge=1, description="heads trained at a time, at most one a GPU"
-    )
-
-
-class DaskSettings(_Strict):
-    """Where trainings run."""
-
-    scheduler: str | None = Field(None, description="address of an existing Dask scheduler")
-
-
-class Settings(_Strict):
-    """Everything `headwater.yaml` can say."""
-
-    home: Path | None = None
-    store: str | None = Field(None, description="folder or s3://bucket/prefix")
-    tracking: str | None = Field(None, description="MLflow tracking URI")
-    artifacts: str | None = Field(None, description="MLflow artifacts: s3://bucket/prefix")
-    image_set: str | None = None
-    images: Path | None = Field(None, description="folder in MVTec layout")
-    normal: Path | None = None
-    defective: Path | None = None
-    masks: Path | None = None
-    pairs: Path | None = Field(None, description="folder of pairs: train/current, train/history")
-    backbone: BackboneSettings = Field(default_factory=BackboneSettings)
-    extraction: ExtractionSettings = Field(default_factory=ExtractionSettings)
-    heads: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    training: TrainingSettings = Field(default_factory=TrainingSettings)
-    dask: DaskSettings = Field(default_factory=DaskSettings)
-
+from flows.runtime.values import MIN_PIXELS, Device, Heads, Pixels, Precision, TimmOptions
+from headwater.spec import DEFAULT_SIZE
 
 DEFAULT_HEADS = ("patchcore", "f2r", "cs_flow")
 DEFAULT_PAIR_HEADS = ("pair_diff",)
+#: Stands for the default of what an image set remembers.
+LAST = "the set's last"
+
+# Groups of commands, as `flows.command.options.takes` names them.
+_JOB = ("run", "extract", "train")
+_IMAGES = ("run", "extract")
+_TRAIN = ("run", "train")
+_BACKBONE = (*_JOB, "repair")
+_EVERY = (*_JOB, "store", "models", "demo")
+_LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+_PIXELS = f"pixels >= {MIN_PIXELS}"
 
 
-def pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return ``(height, width)`` for one number or two."""
-    return (size, size) if isinstance(size, int) else size
+def _set(default: Any, text: str, groups: tuple[str, ...] = (), **more: Any) -> Any:
+    """Return a field of this default and help; `more` are limits and the rest of `Setting`."""
+    limits = {key: more.pop(key) for key in _LIMITS if key in more}
+    extra = {"groups": groups, **more}
+    return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
-def load_settings(path: Path | None, overrides: dict[str, Any]) -> Settings:
-    """Read `path` (or ``./headwater.yaml`` if there is one) and put `overrides` over it.
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+
+# fmt: off
+class BackboneSettings(_Frozen):
+    """Which frozen network sees the images."""
+
+    name: str = _set("resnet18", "timm model name.", _BACKBONE, named="--backbone", kept=True)
+    weights: Path | None = _set(
+        None, "Weight file (safetensors or .pth), or a folder of them.", _BACKBONE, kept=True,
+        otherwise="HEADWATER_WEIGHTS, then timm's download")
+    options: TimmOptions = _set(
+        {}, "For timm (pad_type=same), or stride_in_1x1=true, mean=0.5, std=0.5.", _BACKBONE,
+        named="--backbone-option", words="KEY=VALUE", otherwise=LAST, kept=True)
+
+
+class ExtractionSettings(_Frozen):
+    """How images become features."""
+
+    size: Pixels | None = _set(
+        None, "Pixels a side, or [height, width], to which images are resized.", _JOB,
+        words=_PIXELS, otherwise="the head's own, or default_size", kept=True)
+    default_size: Pixels = _set(
+        DEFAULT_SIZE, "The same for heads that choose no size of their own.", words=_PIXELS,
+        kept=True)
+    crop: Pixels | None = _set(
+        None, "Centre crop after that, of one side or [height, width].", _JOB, words=_PIXELS,
+        otherwise="none", kept=True)
+    precision: Precision = _set(
+        "auto", "Backbone arithmetic; auto: measured once a set and backbone.", _JOB)
+    dtype: Literal["float16", "bfloat16", "float32"] = _set(
+        "float16", "Number format of stored features.", kept=True)
+    compression: Literal["none", "lz4", "zstd"] = _set("none", "Compression of stored features.")
+    batch: int = _set(16, "Images a backbone call.", ge=1, le=4096)
+    block_mb: int = _set(64, "Megabytes of features a commit.", ge=1, le=4096)
+    workers: int | None = _set(
+        None, "Local processes that extract.", ("extract",), ge=1, otherwise="this one")
+
+
+class TrainingSettings(_Frozen):
+    """How heads learn and how their thresholds are set."""
+
+    preset: Literal["auto", "small", "paper"] = _set(
+        "auto", "small: minutes on 2 cores; paper: as published; auto: paper with a GPU.", _JOB)
+    device: Device = _set(
+        "auto", "Where heads learn; auto: GPUs if any.", _TRAIN, words="auto|cpu|cuda|cuda:N")
+    precision: Precision = _set("auto", "Arithmetic of training.")
+    held_out: float | None = _set(
+        None, "Share not trained on, for threshold and validation.", gt=0, le=0.5,
+        otherwise="0.1; 0.2 of pairs")
+    target_fpr: float = _set(
+        0.05, "False-positive rate the threshold aims at.", _TRAIN, gt=0, lt=1)
+    epochs: int | None = _set(
+        None, "Epochs of heads that learn in epochs.", _TRAIN, ge=1, otherwise="the preset's")
+    early_stop: int | None = _set(
+        None, "Stop after so many epochs without a better held-out loss.", ge=1, otherwise="never")
+    seed: int = _set(0, "Of weights, orders, splits.", _TRAIN)
+    workers: int | None = _set(
+        None, "Heads trained at a time.", (*_TRAIN, "demo"), ge=1,
+        otherwise="one a core, at most one a GPU")
+
+
+class DaskSettings(_Frozen):
+    """Where extraction and trainings run."""
+
+    scheduler: str | None = _set(
+        None, "Address of an existing Dask scheduler, as tcp://host:8786.", _JOB,
+        otherwise="processes of this machine")
+
+
+class Settings(_Frozen):
+    """Everything that can be set."""
+
+    image_set: str | None = _set(None, "Name of the image set; commands are given it.")
+    images: Path | None = _set(
+        None, "Folder in MVTec layout: train/good, test/KIND, ground_truth/KIND (NAME_mask.png).",
+        (*_IMAGES, "demo"), kept=True)
+    normal: Path | None = _set(
+        None, "Instead: plain folder of normal images.", _IMAGES, kept=True)
+    defective: Path | None = _set(
+        None, "Plain folder of defective images, only to evaluate.", _IMAGES, kept=True)
+    masks: Path | None = _set(
+        None, "Folder of NAME.png or NAME_mask.png, white where defective.", _IMAGES, kept=True)
+    pairs: Path | None = _set(
+        None, "Instead: folder of pairs, train or test / current, history, mask.", _IMAGES,
+        kept=True)
+    heads: Heads = _set(
+        {}, "Heads to train; in the file a list, or a mapping to their settings.", _JOB,
+        words="HEAD,HEAD",
+        otherwise=f"{','.join(DEFAULT_HEADS)}; of pairs {','.join(DEFAULT_PAIR_HEADS)}")
+    backbone: BackboneSettings = Field(default_factory=BackboneSettings)
+    extraction: ExtractionSettings = Field(default_factory=ExtractionSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    dask: DaskSettings = Field(default_factory=DaskSettings)
+    home: Path = _set(
+        Path("headwater-home"), "Folder of all state.", _EVERY,
+        otherwise="HEADWATER_HOME, then ./headwater-home")
+    store: str | None = _set(
+        None, "Feature store: a folder or s3://bucket/prefix.", (*_JOB, "store"),
+        otherwise="in home")
+    tracking: str | None = _set(
+        None, "MLflow tracking URI.", (*_TRAIN, "models"), otherwise="SQLite in home")
+    artifacts: str | None = _set(
+        None, "Where MLflow's artifacts go without an MLflow server, as s3://bucket/prefix.",
+        otherwise="in home")
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting and all that is said of it anywhere.
 
     Parameters
     ----------
     path
-        File named by the user, or None.
-    overrides
-        Dotted keys, ``{"backbone.name": "resnet50"}``; None values are left out.
-
-    Raises
-    ------
-    ConfigError
-        With the file, line, key and the valid choices of every mistake.
+        Its key in the file, dotted.
+    field
+        Its default, help and limits.
+    groups
+        The groups of commands that take it as an option; a command says which it is of.
+    named
+        Its option, where that is not named as the key is.
+    otherwise
+        In words, what holds where nothing is given and the field's own default does not tell.
+    words
+        Type and limits in words, where the field's type does not tell.
+    kept
+        Whether an image set remembers it from its last extraction.
     """
-    if path is None and Path("headwater.yaml").is_file():
-        path = Path("headwater.yaml")
-    data: dict[str, Any] = {}
-    lines: dict[tuple[str, ...], int] = {}
-    if path is not None:
-        data, lines = _read(path)
-        base = path.absolute().parent
-        for name in ("home", "images", "normal", "defective", "masks", "pairs"):
-            _absolute(data, (name,), base)
-        _absolute(data, ("backbone", "weights"), base)
-    if isinstance(data.get("heads"), list):
-        data["heads"] = {str(name): {} for name in data["heads"]}
-    elif isinstance(data.get("heads"), dict):
-        data["heads"] = {k: ({} if v is None else v) for k, v in data["heads"].items()}
-    places: dict[tuple[str, ...], str] = {}
-    for dotted, value in overrides.items():
-        if value is None:
-            continue
-        keys = tuple(dotted.split("."))
-        node = data
-        for key in keys[:-1]:
-            child = node.get(key)
-            node[key] = child if isinstance(child, dict) else {}
-            node = node[key]
-        node[keys[-1]] = value
-        places[keys] = "option --" + {"name": "backbone"}.get(keys[-1], keys[-1]).replace("_", "-")
-    try:
-        return Settings.model_validate(data)
-    except ValidationError as error:
-        raise _explain(error, path, lines, places) from None
+
+    path: str
+    field: FieldInfo
+    groups: tuple[str, ...]
+    named: str = ""
+    otherwise: str = ""
+    words: str = ""
+    kept: bool = False
+
+    @property
+    def option(self) -> str:
+        """Its option on the command line; empty where it has none."""
+        named = self.named or "--" + self.path.rpartition(".")[2].replace("_", "-")
+        return named if self.groups else ""
+
+    @property
+    def environment(self) -> str:
+        """Its environment variable."""
+        return "HEADWATER_" + self.path.upper().replace(".", "__")
+
+    @property
+    def keyword(self) -> str:
+        """Its name in Python: the option's, or else the key's with its section."""
+        return self.option.lstrip("-").replace("-", "_") or self.path.replace(".", "_")
+
+    @property
+    def type(self) -> Any:
+        """Its type, without None."""
+        kind = self.field.annotation
+        union = get_origin(kind) in (Union, types.UnionType)
+        return next(k for k in get_args(kind) if k is not type(None)) if union else kind
+
+    @property
+    def kind(self) -> str:
+        """Type and limits in words."""
+        name = {int: "integer", float: "number", Path: "path"}.get(self.type, "text")
+        if get_origin(self.type) is Literal:
+            name = "|".join(get_args(self.type))
+        limits = (
+            f"{sign} {getattr(limit, key):g}"
+            for limit in self.field.metadata
+            for key, sign in _LIMITS.items()
+            if hasattr(limit, key)
+        )
+        return self.words or f"{name} {', '.join(limits)}".strip()
+
+    @property
+    def default(self) -> str:
+        """What holds where nothing is given, in words."""
+        if self.otherwise or self.field.default is not None:
+            return self.otherwise or str(self.field.default)
+        return LAST if self.kept else "none"
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
-    """Return the mapping and the line of every key."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}",
-            expected="a readable headwater.yaml",
-            remedy="headwater init writes one with comments",
-        ) from None
-    try:
-        data = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path}{place}: {problem}", expected="valid YAML") from None
-    if data is None:
-        return {}, {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}, line 1", expected="keys and values, such as images: ./photos")
-    lines: dict[tuple[str, ...], int] = {}
-
-    def walk(node: yaml.Node, keys: tuple[str, ...]) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                here = (*keys, str(key.value))
-                lines[here] = key.start_mark.line + 1
-                walk(value, here)
-
-    if root is not None:
-        walk(root, ())
-    return data, lines
+@cache
+def every_setting() -> tuple[Setting, ...]:
+    """Return all settings, in the order of the file."""
+    return tuple(_walk(Settings, ""))
 
 
-def _absolute(data: dict[str, Any], keys: tuple[str, ...], base: Path) -> None:
-    """Make a relative path in the file relative to the file."""
-    node: Any = data
-    for key in keys[:-1]:
-        node = node.get(key) if isinstance(node, dict) else None
-    if isinstance(node, dict) and isinstance(node.get(keys[-1]), str):
-        node[keys[-1]] = str(base / Path(node[keys[-1]]).expanduser())
-
-
-def _explain(
-    error: ValidationError,
-    path: Path | None,
-    lines: dict[tuple[str, ...], int],
-    places: dict[tuple[str, ...], str],
-) -> ConfigError:
-    """Turn pydantic's findings into one `ConfigError` that lists them all with their places."""
-    texts, hints = [], []
-    for problem in error.errors():
-        keys = tuple(str(k) for k in problem["loc"])
-        known = [keys[:n] for n in range(len(keys), 0, -1)]
-        place = next((places[k] for k in known if k in places), None)
-        if place is None:
-            line = next((lines[k] for k in known if k in lines), None)
-            place = f"{path}, line {line}" if line else str(path or "settings")
-        dotted = ".".join(k for k in keys if not k.startswith(("function", "tuple[", "int", "str")))
-        if problem["type"] == "extra_forbidden":
-            fields = _fields(keys[:-1])
-            close = difflib.get_close_matches(keys[-1], fields, n=1)
-            texts.append(f"{place}: unknown key {dotted!r}")
-            hints.append((f"{close[0]!r}? " if close else "") + "one of " + ", ".join(fields))
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
+    for name, field in model.model_fields.items():
+        section: Any = field.annotation
+        extra: Any = field.json_schema_extra
+        if extra is None:
+            yield from _walk(section, f"{name}.")
         else:
-            given = problem.get("input")
-            texts.append(f"{place}: {dotted} = {given!r}")
-            hints.append(expectation(problem["msg"]))
-    unique = list(dict.fromkeys(zip(texts, hints, strict=True)))
-    several = len(unique) > 1
-    return ConfigError(
-        "\n".join(f"{t}\n  expected: {h}" if several else t for t, h in unique),
-        expected="" if several else unique[0][1],
-        remedy="headwater init writes a file with every key and its comment",
-    )
+            yield Setting(prefix + name, field, **extra)
 
 
-def expectation(message: str) -> str:
-    """Return what pydantic expected, from what it says."""
-    plain = message.removeprefix("Input should be ").removeprefix("Value error, ")
-    return re.sub(r"^.* is not (?=one of )|, unable to parse .*|\.$", "", plain)
+def default_heads(pairs: bool) -> dict[str, dict[str, Any]]:
+    """Return the heads of a set, of pairs or of single images, where none were asked for."""
+    return {name: {} for name in (DEFAULT_PAIR_HEADS if pairs else DEFAULT_HEADS)}
 
 
-def _fields(keys: tuple[str, ...]) -> list[str]:
-    model: Any = Settings
-    for key in keys:
-        model = model.model_fields[key].annotation
-    return sorted(model.model_fields)
-
-
-TEMPLATE = """\
-# headwater.yaml - every setting, with its default. Options on the command line override it.
-# Relative paths are relative to this file.
-
-# All state (feature store, MLflow, checkpoints) lives in one folder.
-home: headwater-home
-# store: s3://bucket/prefix      # default: <home>/store
-# tracking: http://mlflow:5000   # default: SQLite in <home>
-# artifacts: s3://bucket/mlflow  # MLflow's artifacts without a server; default: <home>
-
-# The image set: a folder in MVTec layout ...
-image_set: my-product
-images: ./images/my-product      # train/good, test/good, test/KIND, ground_truth/KIND/NAME_mask.png
-# ... or plain folders:
-# normal: ./photos/good
-# defective: ./photos/bad        # optional: only to evaluate
-# masks: ./photos/masks          # optional: NAME.png or NAME_mask.png, white where defective
-# ... or pairs of images of one place, for pair_diff and pair_flow:
-# pairs: ./boards                # train|test / current, history and, where labels are known, mask
-
-backbone:
-  name: resnet18                 # any timm model
-  # weights: ./weights/resnet18.safetensors   # default: HEADWATER_WEIGHTS, then timm's download
-  # options: {pad_type: same}    # for timm; also stride_in_1x1, mean, std
-
-extraction:
-  # size: 256                    # pixels a side, or [height, width]; default 256 or the head's
-  # crop: 224                    # centre crop after the resize
-  precision: auto                # auto | float32 | bfloat16
-  dtype: float16                 # stored: float16 | bfloat16 | float32
-  compression: none              # none | lz4 | zstd
-  batch: 16                      # images a backbone call
-  block_mb: 64                   # megabytes of features a commit
-  # workers: 4                   # processes that extract; default: this one alone
-
-heads:                           # name: its settings (headwater heads lists both)
-  patchcore: {}
-  f2r: {}
-  cs_flow: {}
-
-training:
-  preset: auto                   # auto (paper with a GPU, small without) | small | paper
-  device: auto                   # auto | cpu | cuda | cuda:1
-  precision: auto                # auto | float32 | bfloat16
-  # held_out: 0.1                # share not trained on, for threshold and validation; pairs: 0.2
-  target_fpr: 0.05               # false-positive rate the threshold aims at
-  # epochs: 20                   # instead of the preset's
-  # early_stop: 5                # stop after so many epochs without a better held-out loss
-  seed: 0
-  # workers: 2                   # heads trained at a time; default: one a core, at most one a GPU
-
-# dask:
-#   scheduler: tcp://host:8786   # an existing cluster instead of local processes
-"""
+def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """Return the settings with `values`, by their paths, in place of theirs, not checked again."""
+    own: dict[str, Any] = {}
+    for path, value in values.items():
+        section, dot, key = path.rpartition(".")
+        if dot:
+            before = own.get(section, getattr(settings, section))
+            own[section] = before.model_copy(update={key: value})
+        else:
+            own[key] = value
+    return settings.model_copy(update=own)

@@ -16,7 +16,8 @@ from flows.runtime.home import working_folder
 from flows.training.artifacts import write_artifacts
 from flows.training.data import TrainingData
 from flows.training.evaluation import Judgement, judge
-from flows.training.trainings import Training, TrainOutcome
+from flows.training.results import TrainOutcome
+from flows.training.trainings import Training
 from heads.catalogue import get_head
 from heads.contract import FeatureSource, Head, Shape, TrainOptions
 from headwater.errors import ConfigError, WeightsError

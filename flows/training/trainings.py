@@ -1,8 +1,8 @@
-"""What a training is asked for, and what comes of it: plain data, sent to Dask workers and back."""
+"""What is asked of a flow and of a training: plain data, sent to Prefect and to Dask workers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,9 @@ from pydantic import TypeAdapter
 from flows.extraction.backbone import BackboneRef
 from flows.extraction.pair_list import Version, version_at
 from flows.extraction.plan import HeadPlan, JobPlan
-from flows.extraction.report import ExtractionReport
 from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
 from flows.runtime.settings import Settings, TrainingSettings
-from headwater.errors import HeadwaterError
 from storage.store.feature_store import FeatureStore
 
 #: Share of the samples that is not trained on: of images, and of pairs (AnoDFDNet splits 8:2).
@@ -124,72 +122,6 @@ class Training:
     def options_json(self) -> dict[str, Any]:
         """The training settings as runs tell them; the preset is the plan's."""
         return self.options.model_dump(mode="json", exclude={"preset"})
-
-
-@dataclass
-class TrainOutcome:
-    """What came of a training.
-
-    Parameters
-    ----------
-    head, version, run_id, model
-        Where to find it in MLflow.
-    metrics
-        Final figures on the test images.
-    seconds, peak_mb
-        Time of the fit and peak memory of the process that did it.
-    reused
-        Whether a finished training with the same key was found instead.
-    pictures
-        Files written for people to look at.
-    notes
-        Things to know, such as metrics that could not be computed.
-    """
-
-    head: str
-    version: str = ""
-    run_id: str = ""
-    model: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    peak_mb: float = 0.0
-    reused: bool = False
-    pictures: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class RunResult:
-    """What a run did.
-
-    Parameters
-    ----------
-    image_set
-        Name of the set.
-    extraction
-        None for `train` alone.
-    outcomes
-        One a head that was trained or found.
-    failures
-        ``(head, error)`` of the heads that failed; the others are unaffected.
-    """
-
-    image_set: str
-    extraction: ExtractionReport | None = None
-    outcomes: list[TrainOutcome] = field(default_factory=list)
-    failures: list[tuple[str, BaseException]] = field(default_factory=list)
-
-    @property
-    def status(self) -> int:
-        """Exit status: 1 or 2 where nothing was trained, 3 where something was left out."""
-        if self.failures and not self.outcomes:
-            return 2 if all(isinstance(e, HeadwaterError) for _, e in self.failures) else 1
-        return 3 if self.set_aside else 0
-
-    @property
-    def set_aside(self) -> bool:
-        """Whether something was left out and the exit status must say so."""
-        return bool(self.failures or (self.extraction and self.extraction.set_aside))
 
 
 def stored_version(home: Home, image_set: str, snapshot: str | None, *, pairs: bool) -> Version:

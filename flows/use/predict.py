@@ -26,8 +26,15 @@ if TYPE_CHECKING:
     from flows.runtime.home import Home
 
 
-def choose_head(registry: Registry, image_set: str, head: str | None) -> str:
+def choose_head(
+    registry: Registry, image_set: str, head: str | None, first: Sequence[str] = ()
+) -> str:
     """Return the head to predict with: the one named, or the set's only one.
+
+    Parameters
+    ----------
+    first
+        Of several, the first of these that has a model; none is chosen where this is empty.
 
     Raises
     ------
@@ -42,6 +49,8 @@ def choose_head(registry: Registry, image_set: str, head: str | None) -> str:
             remedy=f"headwater run {image_set} --images DIR (or --pairs DIR)",
         )
     if head is None and len(known) > 1:
+        if preferred := [name for name in first if name in known]:
+            return preferred[0]
         raise ModelError(
             f"{image_set!r} has models of several heads",
             expected=f"--head with one of {', '.join(known)}",
@@ -55,9 +64,23 @@ def choose_head(registry: Registry, image_set: str, head: str | None) -> str:
 
 
 def open_model(
-    home: Home, image_set: str, head: str | None, version: str | None, kind: SampleKind
+    home: Home,
+    image_set: str,
+    head: str | None,
+    version: str | int | None,
+    kind: SampleKind | None = None,
+    *,
+    first: Sequence[str] = (),
+    device: str = "auto",
 ) -> tuple[Detector, dict[str, Any]]:
     """Return a registered model, opened, and what `Registry.get_model` says of it.
+
+    Parameters
+    ----------
+    kind
+        What it must judge; anything where None.
+    first
+        See `choose_head`.
 
     Raises
     ------
@@ -67,9 +90,9 @@ def open_model(
         Where there is no such model, or several and none was named.
     """
     registry = Registry(home.root, home.tracking_url)
-    name = choose_head(registry, image_set, head)
+    name = choose_head(registry, image_set, head, first)
     known = PAIR if get_head(name).pairs else IMAGE
-    if known != kind:
+    if kind not in (None, known):
         how, remedy = "IMAGE", "--pair is for models of pair heads"
         if known.paired:
             how, remedy = "--pair CURRENT HISTORY", "give the image now and the one before"
@@ -79,7 +102,7 @@ def open_model(
             remedy=remedy,
         )
     model = registry.get_model(image_set, name, version)
-    return Detector.load(model["uri"], registry), model
+    return Detector.load(model["uri"], registry, device), model
 
 
 def join_paths(current: Path, history: Path) -> list[tuple[Path, ...]]:

@@ -12,7 +12,7 @@ from flows.extraction.plan import (
     plan_head,
     training_key,
 )
-from flows.runtime.settings import Settings
+from flows.runtime.settings import DEFAULT_SIZE, Settings
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, ExtractorSpec
 from storage.store.table import ImageRow
@@ -67,6 +67,16 @@ def test_another_size_or_views_seed_is_another_extractor():
     view = plans_for({"f2r": {"views": 2}})[0].view_spec
     reseeded = dataclasses.replace(view, views=dataclasses.replace(view.views, seed=1))
     assert reseeded.id != view.id
+
+
+def test_the_default_size_is_for_heads_that_choose_none():
+    heads = {"patchcore": {}, "fast_flow": {"image_size": 96}}
+    for sizes, expected in (
+        ({"default_size": 64}, [(64, 64), (96, 96)]),
+        ({"size": 128, "default_size": 64}, [(128, 128), (128, 128)]),
+        ({}, [(DEFAULT_SIZE, DEFAULT_SIZE), (96, 96)]),
+    ):
+        assert [plan.spec.resize for plan in plans_for(heads, **sizes)] == expected
 
 
 def test_one_layer_more_changes_the_extractor_id_but_not_the_group():

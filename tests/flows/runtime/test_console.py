@@ -1,6 +1,8 @@
 """What the terminal shows of work under way."""
 
 import io
+import re
+import time
 
 from rich.console import Console
 
@@ -27,3 +29,28 @@ def test_a_row_is_one_line_in_a_pipe_however_long_its_paths(capsys):
     paths = ["/long" * 80, "/longer" * 80]
     module.out.print(module.table(["current", "history"], [paths]))
     assert any(line.split() == paths for line in capsys.readouterr().out.splitlines())
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(capfd):
+    reporter = Reporter(every=0.05)
+    with reporter.live() as same:
+        assert module.reporter() is same is reporter
+        for step in range(1, 9):
+            reporter.update("f2r", step, 10, f"epoch {step}")
+            time.sleep(0.02)
+        reporter.line("a note")
+    quiet = module.reporter()
+    quiet.update("f2r", 1, 1)
+    quiet.line("nothing")
+    said = capfd.readouterr().err.splitlines()
+    shown = [line for line in said if line.startswith("  f2r: ")]
+    assert 1 <= len(shown) < 8
+    assert re.fullmatch(r"  f2r:  \d\d %, about \d s left  epoch \d", shown[0])
+    assert said[-1] == "a note"
+
+
+def test_amounts_are_said_for_people():
+    assert [module.size(n) for n in (0, 999, 3_249_000, 7e12)] == [
+        "0 bytes", "999 bytes", "3.2 MB", "7.0 TB",
+    ]  # fmt: skip
+    assert [module.counted(n, "map") for n in (1, 2000)] == ["1 map", "2,000 maps"]

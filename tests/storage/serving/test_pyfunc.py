@@ -143,11 +143,12 @@ def test_mlflow_models_serve_answers_a_request(trained, registry, tmp_path):
     place = f"http://127.0.0.1:{port}"
     try:
         wait_for(place + "/ping", server)
-        table = table_of(trained)[:2]
-        table.iloc[1, -1] = "no image"
+        rows = table_of(trained)[:2].to_dict("records")
+        rows[1][trained.detector.kind.images[-1]] = "no image"
+        table = pd.DataFrame(rows)
         for body in (
             {"dataframe_split": table.to_dict("split")},
-            {"dataframe_records": table.to_dict("records")},
+            {"dataframe_records": rows},
             {"inputs": table.to_dict("list")},
         ):
             answer = ask(place, {**body, "params": {"threshold": -1e9, "map": "npy"}})

@@ -1,0 +1,69 @@
+"""`headwater demo`, `init` and `settings`: to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from flows.command.options import command_group, takes
+from flows.command.settings_page import file_template, settings_tables
+from flows.runtime.console import out, table
+from flows.runtime.given import Given
+from flows.runtime.settings import every_setting
+from headwater.errors import ConfigError
+
+commands = command_group("Begin.")
+
+
+@commands.command(rich_help_panel="Begin")
+@takes("demo")
+def demo(given: Given) -> None:
+    """Run the whole job on pictures that come with scikit-image, or on a folder of your own.
+
+    Where no backbone weights can be had, the demo (and only the demo) uses an untrained net.
+    """
+    from flows.command.demo import run_demo
+
+    raise typer.Exit(run_demo(given))
+
+
+@commands.command(rich_help_panel="Begin")
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("headwater.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a settings file with every key and a comment to each."""
+    if path.exists() and not force:
+        raise ConfigError(f"{path} is there already", remedy="--force overwrites it")
+    try:
+        path.write_text(file_template())
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}", expected="a file that can be written"
+        ) from None
+    out.print(f"wrote {path}: edit it, then `headwater run my-product`")
+
+
+@commands.command(rich_help_panel="Begin")
+def settings(
+    context: typer.Context,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="As docs/settings.md has them.")
+    ] = False,
+) -> None:
+    """List every setting: option, key of the file, environment variable, limits, default."""
+    if markdown:
+        print(settings_tables(context.find_root().command), end="")
+        return
+    rows = [
+        [s.path, s.option, s.kind, s.default, escape(str(s.field.description))]
+        for s in every_setting()
+    ]
+    columns = ["key", "option", "type and limits", "default", "what"]
+    out.print(table(columns, rows, whole=("key",)))
+    out.print(
+        "\nenvironment: HEADWATER_ and the key in capitals, __ for the dot; see docs/settings.md"
+    )

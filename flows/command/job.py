@@ -1,0 +1,138 @@
+"""`headwater run`, `extract`, `train` and `predict`: the job and its parts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.command.options import (
+    SET_ASIDE,
+    JsonOption,
+    RehashOption,
+    SetArgument,
+    SnapshotOption,
+    VersionOption,
+    command_group,
+    takes,
+)
+from flows.runtime.console import Reporter, err, out, table
+from flows.runtime.given import Given
+from headwater.errors import ConfigError
+
+commands = command_group("The job.")
+
+
+@commands.command(rich_help_panel="The job")
+@takes("run")
+def run(image_set: SetArgument, given: Given, rehash: RehashOption = False) -> None:
+    """Extract what is missing, train the heads in parallel, evaluate and register them.
+
+    What is done already is not done again: stored features and finished trainings are reused.
+    """
+    settings, home = given.open()
+    from flows.command.report import show_run
+    from flows.dags import run_pipeline
+
+    with Reporter().live() as reporter:
+        result = run_pipeline(settings, home, reporter, rehash=rehash)
+    show_run(result, home)
+    raise typer.Exit(result.status)
+
+
+@commands.command(rich_help_panel="The job")
+@takes("extract")
+def extract(
+    image_set: SetArgument, given: Given, rehash: RehashOption = False, json_: JsonOption = False
+) -> None:
+    """Bring the feature store up to date with the images, for the heads named; train nothing."""
+    settings, home = given.open()
+    from flows.command.report import show_extraction
+    from flows.extraction.extract import extract_set
+
+    with Reporter(quiet=json_).live() as reporter:
+        report = extract_set(settings, home, reporter, rehash=rehash)
+    show_extraction(report, as_json=json_)
+    raise typer.Exit(SET_ASIDE if report.set_aside else 0)
+
+
+@commands.command(rich_help_panel="The job")
+@takes("train")
+def train(
+    image_set: SetArgument,
+    given: Given,
+    snapshot: SnapshotOption = None,
+    known_by: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Only images that had arrived by then (ISO 8601)."),
+    ] = None,
+) -> None:
+    """Train heads from what is stored, without touching the images' features."""
+    settings, home = given.open()
+    from flows.command.report import show_run
+    from flows.dags import train_pipeline
+
+    with Reporter().live() as reporter:
+        result = train_pipeline(settings, home, reporter, snapshot=snapshot, known_by=known_by)
+    show_run(result, home)
+    raise typer.Exit(result.status)
+
+
+@commands.command(rich_help_panel="The job")
+@takes("models")
+def predict(
+    image_set: SetArgument,
+    given: Given,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images or folders of images.")
+    ] = None,
+    pair: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="CURRENT HISTORY",
+            help="Two images, or two folders joined by name; for pair heads.",
+        ),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help=r"Which head's model. \[default: the set's only one]")
+    ] = None,
+    version: VersionOption = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help=r"Folder for heat maps. \[default: in home]")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Instead of the model's threshold.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Score new images, or pairs of them, with a registered model: verdict, heat map as PNG."""
+    if threshold is not None and not math.isfinite(threshold):
+        raise ConfigError(f"--threshold {threshold}", expected="a finite number")
+    if bool(images) == bool(pair):
+        raise ConfigError("predict", expected="images, or --pair CURRENT HISTORY")
+    _, home = given.open(write=False)
+    from flows.use.predict import predict as score
+
+    with Reporter(quiet=json_).live() as reporter:
+        rows, broken = score(
+            home,
+            image_set,
+            reporter,
+            images=images or (),
+            pair=pair,
+            head=head,
+            version=version,
+            folder=out_dir,
+            threshold=threshold,
+        )
+    if json_:
+        out.print_json(data=[*rows, *({"image": str(b.path), "error": b.reason} for b in broken)])
+    else:
+        if rows:
+            cells = [list(r.values()) for r in rows]
+            out.print(table([c.replace("_", " ") for c in rows[0]], cells))
+        for one in broken:
+            err.print(f"set aside {one.path}: {one.reason}", markup=False)
+    raise typer.Exit(SET_ASIDE if broken else 0)

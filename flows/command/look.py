@@ -1,0 +1,137 @@
+"""`headwater compare`, `heads`, `grid` and `ui`: what there is and how good it is."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from flows.command.options import (
+    JsonOption,
+    SetArgument,
+    VersionOption,
+    command_group,
+    takes,
+)
+from flows.runtime.console import Reporter, err, out, table
+from flows.runtime.given import Given
+from headwater.errors import DataError
+
+commands = command_group("Look.")
+
+
+@commands.command(rich_help_panel="Look")
+@takes("models")
+def compare(image_set: SetArgument, given: Given, json_: JsonOption = False) -> None:
+    """Print the leaderboard of a set's registered models, from MLflow."""
+    _, home = given.open(write=False)
+    from flows.command.report import leaderboard_table
+    from headwater.spec import seed_of_untrained
+    from storage.registry.registry import Registry
+
+    registry = Registry(home.root, home.tracking_url)
+    rows = registry.leaderboard(image_set)
+    if json_:
+        out.print_json(data=rows)
+        return
+    if not rows:
+        raise DataError(
+            f"no models of image set {image_set!r} in {registry.place}",
+            expected="at least one registered model",
+            remedy=f"headwater run {image_set} --images DIR",
+        )
+    out.print(leaderboard_table(rows, f"{image_set}: registered models, best first"))
+    if any(seed_of_untrained(row["weights"]) is not None for row in rows):
+        err.print("note: models of the demo's untrained net are among these: illustrative only")
+
+
+@commands.command(rich_help_panel="Look")
+def heads(json_: JsonOption = False) -> None:
+    """List the heads: what each is, needs, and which settings it has."""
+    from flows.command.heads import describe_heads, lines
+
+    rows = describe_heads()
+    if json_:
+        out.print_json(data=rows, default=str)
+        return
+    for line in lines(rows):
+        out.print(line, markup=False, style="" if not line.startswith(" ") else "dim")
+
+
+class CoresetChoice(StrEnum):
+    """How the gallery is had at a point."""
+
+    once = "once"
+    per_point = "per_point"
+
+
+@commands.command(rich_help_panel="Look")
+@takes("store", "models")
+def grid(
+    image_set: SetArgument,
+    given: Given,
+    version: VersionOption = None,
+    coreset: Annotated[
+        CoresetChoice,
+        typer.Option(help="once: the model's gallery; per_point: chosen anew, slow."),
+    ] = CoresetChoice.once,
+    every: Annotated[
+        int, typer.Option(min=1, max=6, help="Only every Nth value: 3 gives 25 points.")
+    ] = 1,
+    json_: JsonOption = False,
+) -> None:
+    """Score F²R at all 169 points of alpha and beta on the test images (an oracle).
+
+    One MLflow run with the table, the two heat maps and the paper's correlations. The best points
+    are chosen on the test labels: no model is changed. Broken off, the same command goes on.
+    """
+    _, home = given.open(write=False)
+    from flows.use.grid import run_grid
+    from heads.gallery.f2r_grid import VALUES
+
+    points = tuple((a, b) for a in VALUES[::every] for b in VALUES[::every])
+    with Reporter(quiet=json_).live() as reporter:
+        got = run_grid(
+            home, image_set, reporter, version=version, coreset=coreset.value, points=points
+        )
+    rows = got.rows()
+    if json_:
+        whole = {
+            "chosen_on": got.result.chosen_on,
+            "table": got.result.table,
+            "points": rows,
+            "correlations": got.correlations(),
+            "run_id": got.run_id,
+            "picture": str(got.picture),
+            "notes": got.notes,
+        }
+        out.print_json(data=whole)
+        return
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    out.print(table(columns, [[row.get(k) for k in columns] for row in rows], f"{image_set}: f2r"))
+    found = [
+        [metric, name, row["rho"], f"{row['p_value']:.0e}"]
+        for metric, of in got.correlations().items()
+        for name, row in of.items()
+    ]
+    out.print()
+    out.print(table(["metric", "with", "Spearman (partial)", "p"], found))
+    out.print(f"\nheat maps: {got.picture}", markup=False)
+    if got.resumed:
+        err.print(f"note: {got.resumed} points were there from a grid that was broken off")
+    for note in got.notes:
+        err.print(f"note: {note}", markup=False)
+
+
+@commands.command(rich_help_panel="Look")
+@takes("models")
+def ui(given: Given, port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
+    """Open the MLflow UI on the results (on this machine only; Ctrl-C ends it)."""
+    _, home = given.open()
+    from storage.registry.registry import Registry
+
+    command = Registry(home.root, home.tracking_url).ui_command(port)
+    out.print(f"MLflow UI: http://127.0.0.1:{port}")
+    os.execv(command[0], command)

@@ -1,0 +1,171 @@
+"""A registered model, loaded: pictures in, results out."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from features.images.pixels import read_image, to_rgb
+from flows.use.predict import draw_prediction
+from headwater.errors import ImageError
+
+if TYPE_CHECKING:
+    from storage.serving.detector import Detector, Prediction
+
+#: One picture: a file, a PIL image, or an array ``[H, W, 3]`` or ``[H, W]`` uint8.
+Picture = str | Path | Image.Image | NDArray[np.uint8]
+#: What is judged: a picture, or of models over pairs ``(current, history)``.
+Sample = Picture | tuple[Picture, Picture]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """What a model says of one sample.
+
+    Parameters
+    ----------
+    score
+        Larger is more anomalous; of pairs, more changed.
+    verdict
+        ``normal`` or ``anomalous``; of pairs ``unchanged`` or ``changed``.
+    map
+        ``[H, W]`` float32, at the size that the net saw.
+    threshold
+        What the score was compared with.
+    pixel_threshold
+        Map value that few normal pixels exceed; None where the model has none.
+    model
+        ``SET.HEAD version N``.
+    """
+
+    score: float
+    verdict: str
+    map: NDArray[np.float32]
+    threshold: float
+    pixel_threshold: float | None
+    model: str
+    _draw: Callable[[Path], None] = field(compare=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"Result({self.verdict}: score {self.score:.4g}, threshold {self.threshold:.4g}, "
+            f"by {self.model})"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture with its map as a PNG; return the file."""
+        self._draw(Path(path))
+        return Path(path)
+
+    def image(self) -> Image.Image:
+        """Return the picture with its map."""
+        with Image.open(io.BytesIO(self._repr_png_())) as drawn:
+            return drawn.convert("RGB")
+
+    def _repr_png_(self) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save(Path(folder) / "result.png").read_bytes()
+
+    def show(self) -> None:
+        """Show the picture with its map: below a notebook's cell, else in the picture viewer."""
+        try:
+            from IPython.core.getipython import get_ipython  # installed with notebooks alone
+            from IPython.display import display
+        except ImportError:
+            self.image().show(title=self.model)
+            return
+        display(self) if get_ipython() else self.image().show(title=self.model)
+
+
+class LoadedModel:
+    """A registered model, loaded; `OpenHome.detector` gives it.
+
+    Parameters
+    ----------
+    inference
+        The model's files, put together.
+    name
+        ``SET.HEAD version N``.
+    """
+
+    def __init__(self, inference: Detector, name: str) -> None:
+        self.inference, self.name = inference, name
+
+    def __repr__(self) -> str:
+        return f"{self.name}: threshold {self.threshold:.4g}"
+
+    @property
+    def threshold(self) -> float:
+        """A sample's verdict is the worse one where its score is greater."""
+        return self.inference.threshold
+
+    @overload
+    def predict(self, sample: Sample, threshold: float | None = None) -> Result: ...
+    @overload
+    def predict(self, sample: list[Any], threshold: float | None = None) -> list[Result]: ...
+    def predict(
+        self, sample: Sample | list[Any], threshold: float | None = None
+    ) -> Result | list[Result]:
+        """Score a sample, or a list of them; each one's score depends on that one alone.
+
+        Parameters
+        ----------
+        sample
+            A file, a PIL image or an array; of models over pairs ``(current, history)``. A list of
+            such gives a list.
+        threshold
+            Instead of the model's own.
+
+        Raises
+        ------
+        ImageError
+            For a picture that cannot be read.
+        ConfigError, ModelError
+            For a pair where the model looks at single images, or the other way round.
+        """
+        samples = sample if isinstance(sample, list) else [sample]
+        given = [[pixels(p) for p in (s if isinstance(s, tuple) else (s,))] for s in samples]
+        got = self.inference.predict(given, threshold=threshold)
+        results = [self._result(s, p) for s, p in zip(given, got, strict=True)]
+        return results if isinstance(sample, list) else results[0]
+
+    def _result(self, images: Sequence[Pixels], got: Prediction) -> Result:
+        def paint(target: Path) -> None:
+            draw_prediction(self.inference, images, got, target)
+
+        return Result(
+            got.score, got.verdict, got.map, got.threshold, got.pixel_threshold, self.name, paint
+        )
+
+
+def pixels(picture: Picture) -> Pixels:
+    """Return a picture as ``[H, W, 3]`` uint8, read as files are.
+
+    Raises
+    ------
+    ImageError
+        For a file that cannot be read, or an array that is no 8-bit picture.
+    """
+    if isinstance(picture, str | Path):
+        return read_image(Path(picture))
+    if isinstance(picture, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(picture), "the PIL image")
+    array = np.asarray(picture)
+    if array.dtype == np.uint8 and array.ndim == 2:
+        return to_rgb(Image.fromarray(array), "the array")
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ImageError(
+            f"an array {array.dtype} {array.shape}",
+            expected="uint8 [H, W, 3] or [H, W]",
+            remedy="scale it to 0...255 as the training images were",
+        )
+    return array

@@ -1,0 +1,258 @@
+"""A home, opened: every daily job as a method."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.runtime.console import Reporter
+from flows.runtime.given import Given
+from flows.runtime.home import Home
+from flows.runtime.settings import Setting, Settings, every_setting
+from headwater.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from flows.door.detector import LoadedModel
+    from flows.door.store import OpenStore
+    from flows.extraction.report import ExtractionReport
+    from flows.training.results import RunResult
+
+#: Names of heads, or heads with their settings.
+Heads = str | Iterable[str] | Mapping[str, Mapping[str, Any]]
+
+
+class OpenHome:
+    """The folder of all state, opened; `headwater.open` gives it.
+
+    Nothing is read and nothing starts until a method needs it. Keywords are settings by their
+    names in docs/settings.md (``size=256, preset="small"``): what the command of the same name
+    takes, and what only the file has. They come before environment variables and the file.
+
+    Parameters
+    ----------
+    home
+        Where state lives.
+    config
+        A settings file, or None for ``./headwater.yaml`` if there is one.
+    quiet
+        Whether progress is kept to itself.
+    """
+
+    def __init__(self, home: Home, config: Path | None = None, *, quiet: bool = False) -> None:
+        self.home, self._config, self._quiet = home, config, quiet
+
+    def __repr__(self) -> str:
+        return f"headwater.open({str(self.home.root)!r})"
+
+    def sets(self) -> list[str]:
+        """Return the names of the image sets that have features, or were given as pairs."""
+        from storage.store.engine import list_sets  # late: opening a home reads nothing
+
+        return sorted(list_sets(self.home.store))
+
+    # --- the job ---------------------------------------------------------------------------------
+
+    def run(
+        self,
+        image_set: str,
+        images: str | Path | None = None,
+        *,
+        heads: Heads | None = None,
+        rehash: bool = False,
+        **settings: Any,
+    ) -> RunResult:
+        """Extract what is missing, train the heads in parallel, evaluate and register them.
+
+        What is done already is not done again. Give `images` (or ``normal=``, or ``pairs=``) the
+        first time; a set remembers.
+
+        Parameters
+        ----------
+        image_set
+            Name of the set.
+        images
+            Folder in MVTec layout.
+        heads
+            Which heads: names, or a mapping of names to their settings.
+        rehash
+            Read every file, even those that look unchanged.
+        settings
+            See docs/settings.md.
+
+        Raises
+        ------
+        HeadsFailedError
+            After all have ended, where some failed; its `result` has what the others gave.
+        HeadwaterError
+            For a mistake in the settings, images or weights: nothing was done.
+        """
+        from flows.dags import run_pipeline  # late: Prefect takes seconds
+
+        made, home = self._settings(image_set, images=images, heads=heads, **settings)
+        with Reporter(quiet=self._quiet).live() as reporter:
+            return run_pipeline(made, home, reporter, rehash=rehash).or_raise()
+
+    def extract(
+        self,
+        image_set: str,
+        images: str | Path | None = None,
+        *,
+        heads: Heads | None = None,
+        rehash: bool = False,
+        **settings: Any,
+    ) -> ExtractionReport:
+        """Bring the feature store up to date with the images, for these heads; train nothing.
+
+        Parameters as of `run`. The report says what was computed and what was set aside.
+        """
+        from flows.extraction.extract import extract_set  # late: torch takes seconds
+
+        made, home = self._settings(image_set, images=images, heads=heads, **settings)
+        with Reporter(quiet=self._quiet).live() as reporter:
+            return extract_set(made, home, reporter, rehash=rehash)
+
+    def train(
+        self,
+        image_set: str,
+        *,
+        heads: Heads | None = None,
+        snapshot: str | None = None,
+        known_by: str | None = None,
+        **settings: Any,
+    ) -> RunResult:
+        """Train heads from what is stored, without touching the images' features.
+
+        Parameters
+        ----------
+        snapshot
+            Id or tag to train on; the newest by default.
+        known_by
+            ISO 8601 date or time: only images that had arrived by then.
+
+        Other parameters and errors as of `run`.
+        """
+        from flows.dags import train_pipeline  # late: Prefect takes seconds
+
+        made, home = self._settings(image_set, heads=heads, **settings)
+        with Reporter(quiet=self._quiet).live() as reporter:
+            done = train_pipeline(made, home, reporter, snapshot=snapshot, known_by=known_by)
+        return done.or_raise()
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def leaderboard(self, image_set: str) -> pd.DataFrame:
+        """Return the set's registered models, one row a model, best first.
+
+        Columns are what the registry tells of a model, and each figure under its own name.
+        """
+        import pandas as pd  # late: opening a home is quick
+
+        rows = self._registry().leaderboard(image_set)
+        return pd.DataFrame(
+            [{**{k: v for k, v in r.items() if k != "metrics"}, **r["metrics"]} for r in rows]
+        )
+
+    def detector(
+        self,
+        image_set: str,
+        head: str | None = None,
+        version: str | int | None = None,
+        *,
+        device: str = "auto",
+    ) -> LoadedModel:
+        """Return a registered model, loaded, to predict with.
+
+        Parameters
+        ----------
+        image_set
+            Name of the set.
+        head
+            Whose model; without it that of the set's only head, or of several that of the first
+            one that the set was last extracted for.
+        version
+            Number or alias; without it the champion where one is set, else the newest.
+        device
+            ``auto``, ``cpu`` or ``cuda[:n]``.
+
+        Raises
+        ------
+        ModelError
+            Where there is no such model.
+        """
+        from flows.door.detector import LoadedModel  # late: torch takes seconds
+        from flows.use.predict import open_model  # late: torch takes seconds
+
+        first = self.home.card(image_set).get("heads", ())
+        found, model = open_model(self.home, image_set, head, version, first=first, device=device)
+        return LoadedModel(found, f"{model['model']} version {model['version']}")
+
+    def store(self, image_set: str) -> OpenStore:
+        """Return the set's feature store; of a set of pairs name a side, ``SET.current``.
+
+        Raises
+        ------
+        SnapshotError
+            Where the set was never extracted.
+        """
+        from flows.door.store import OpenStore  # late: Icechunk takes a second
+
+        return OpenStore(self.home, image_set)
+
+    # --- within ----------------------------------------------------------------------------------
+
+    def _registry(self) -> Any:
+        from storage.registry.registry import Registry  # late: MLflow takes seconds
+
+        return Registry(self.home.root, self.home.tracking_url)
+
+    def _settings(self, image_set: str, **given: Any) -> tuple[Settings, Home]:
+        """Return settings and home of keywords; each is named as in docs/settings.md."""
+        known = {s.keyword: s.path for s in every_setting()}
+        for name in given.keys() - known.keys():
+            near = difflib.get_close_matches(name, known, n=3)
+            raise ConfigError(
+                f"keyword {name}={given[name]!r}",
+                expected=f"perhaps {', '.join(near)}" if near else "a setting of docs/settings.md",
+            )
+        heads = given.get("heads")
+        if heads is not None and not isinstance(heads, str | Mapping):
+            given["heads"] = list(heads)
+        values = {known[k]: v for k, v in given.items() if v is not None}
+        own = {
+            "home": self.home.root,
+            "store": self.home.store_url,
+            "tracking": self.home.tracking_url,
+            "artifacts": self.home.artifacts_url,
+        }
+        values = {k: v for k, v in own.items() if v is not None} | values
+        asked = Given(values | {"image_set": image_set}, config=self._config)
+        return asked.open(called=_keyword)
+
+
+def _keyword(setting: Setting) -> str:
+    return f"{setting.keyword} = "
+
+
+def open_home(
+    home: str | Path | None = None,
+    *,
+    store: str | None = None,
+    tracking: str | None = None,
+    artifacts: str | None = None,
+    config: str | Path | None = None,
+    quiet: bool = False,
+) -> OpenHome:
+    """Open a home; see `headwater.open`."""
+    file = None if config is None else Path(config)
+    if file is not None and not file.is_file():
+        raise DataError(
+            f"{file}: no such file", expected="a settings file", remedy="headwater init"
+        )
+    values = {"home": home, "store": store, "tracking": tracking, "artifacts": artifacts}
+    asked = Given({k: v for k, v in values.items() if v is not None}, config=file)
+    _, place = asked.open(called=_keyword)
+    return OpenHome(place, file, quiet=quiet)

@@ -1,0 +1,227 @@
+"""Where settings come from, put over each other: the file, the environment, the caller.
+
+The command line, or the keywords of a Python call, come before environment variables, and these
+before `headwater.yaml`; what none of them gives is as it was at the set's last extraction
+(`flows.runtime.resolve`), or the default. What is given counts, the default's own value too. The
+variables ``HEADWATER_HOME`` and ``HEADWATER_ARTIFACTS`` are older than this order and come after
+the file; so does ``HEADWATER_WEIGHTS``, where weights are looked for if nothing names them.
+
+A mistake is told with its place (file and line, option, variable) and the valid choices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from flows.runtime.settings import Setting, Settings, every_setting
+from flows.runtime.values import named_heads
+from headwater.errors import ConfigError
+
+_FILE = "headwater.yaml"
+_PREFIX = "HEADWATER_"
+_SECTIONS = {s.path.partition(".")[0] for s in every_setting() if "." in s.path}
+#: Settings whose environment variables are older than the order of sources.
+_AFTER_THE_FILE = ("home", "artifacts")
+#: One of these that is given takes away the others, where they come from a lesser source.
+_INSTEAD = {
+    "images": ("normal", "defective", "masks", "pairs"),
+    "normal": ("images", "pairs"),
+    "pairs": ("images", "normal", "defective", "masks"),
+}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What one source gives, by dotted keys, and where; `form` is how its mistakes are told."""
+
+    values: Mapping[str, Any]
+    places: Mapping[str, str]
+    form: str
+
+
+def load_settings(
+    file: Path | None = None,
+    given: Mapping[str, Any] | None = None,
+    called: Callable[[Setting], str] = lambda setting: f"option {setting.option} ",
+) -> Settings:
+    """Return what the file, the environment and the caller give, each over the one before.
+
+    Parameters
+    ----------
+    file
+        File named by the user; by default ``./headwater.yaml`` if there is one.
+    given
+        What the caller gives, by dotted keys: ``{"backbone.name": "resnet50"}``; None is nothing.
+    called
+        How the caller calls a setting, for messages; the value follows.
+
+    Raises
+    ------
+    ConfigError
+        With the place and the valid choices of every mistake.
+    """
+    mine = {path: value for path, value in (given or {}).items() if value is not None}
+    names = {setting.path: called(setting) for setting in every_setting()}
+    after, before = _environment()
+    merged: dict[str, tuple[Any, _Layer]] = {}
+    for layer in (after, _file(file), before, _Layer(mine, names, "{place}{word}")):
+        for folder in _INSTEAD:
+            if layer.values.get(folder) is not None:
+                for other in _INSTEAD[folder]:
+                    merged.pop(other, None)
+        for path, value in layer.values.items():
+            if path == "heads" and path in merged:
+                value = _heads_over(merged[path][0], value)
+            merged[path] = (value, layer)
+    data: dict[str, Any] = {}
+    for path, (value, _) in merged.items():
+        section, _, key = path.partition(".")
+        node = data.setdefault(section, {}) if section in _SECTIONS and key else data
+        if isinstance(node, dict):  # else: a section that is none, which is told
+            node[key if node is not data else path] = value
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, merged) from None
+
+
+def _heads_over(before: Any, value: Any) -> Any:
+    """Return heads that are given, each with what was given of it before, if they can be read."""
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        known = named_heads(before)
+        return {k: {**known.get(k, {}), **own} for k, own in named_heads(value).items()}
+    return value
+
+
+def _environment() -> tuple[_Layer, _Layer]:
+    """Return what the environment gives: what comes after the file, and what before.
+
+    With two underscores a name can only be meant for a setting: a misspelt one is told.
+    """
+    paths = {setting.environment: setting.path for setting in every_setting()}
+    found, places = {}, {}
+    for name, value in os.environ.items():
+        misspelt = name.startswith(_PREFIX) and "__" in name
+        if value and (name in paths or misspelt):
+            path = paths.get(name) or name.removeprefix(_PREFIX).lower().replace("__", ".")
+            found[path], places[path] = value, f"environment variable {name}"
+    old = {path: value for path, value in found.items() if path in _AFTER_THE_FILE}
+    new = {path: value for path, value in found.items() if path not in _AFTER_THE_FILE}
+    return _Layer(old, places, "{place}={word}"), _Layer(new, places, "{place}={word}")
+
+
+def _file(file: Path | None) -> _Layer:
+    """Read the settings file; relative paths in it are relative to it."""
+    path = file or Path(_FILE)
+    if file is None and not path.is_file():
+        return _Layer({}, {}, "")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}",
+            expected=f"a readable {_FILE}",
+            remedy="headwater init writes one with comments",
+        ) from None
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        data = loader.construct_document(root) if root else None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}{place}: {problem}", expected="valid YAML") from None
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path}, line 1", expected="keys and values, such as images: ./photos")
+    values: dict[str, Any] = {}
+    for key, value in (data or {}).items():
+        if key not in _SECTIONS:
+            values[str(key)] = value
+        elif isinstance(value, dict):
+            values |= {f"{key}.{name}": own for name, own in value.items()}
+        elif value is not None:
+            values[key] = value
+    for setting in every_setting():
+        if setting.type is Path and isinstance(value := values.get(setting.path), str):
+            values[setting.path] = str(path.absolute().parent / Path(value).expanduser())
+    places = {key: f"{path}, line {line}" for key, line in _lines(root, "")}
+    return _Layer(values, places, "{place}: {key} = {value}")
+
+
+def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
+    """Yield all dotted keys, with their lines."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        yield f"{prefix}{key.value}", key.start_mark.line + 1
+        yield from _lines(value, f"{prefix}{key.value}.")
+
+
+def _explain(error: ValidationError, merged: Mapping[str, tuple[Any, _Layer]]) -> ConfigError:
+    """Turn pydantic's findings into one `ConfigError` that lists them all with their places."""
+    found: dict[str, list[str]] = {}
+    for problem in error.errors():
+        keys = [str(key) for key in problem["loc"]]
+        dotted = [".".join(keys[:n]) for n in range(len(keys), 0, -1)]
+        layer = next(merged[path][1] for path in dotted if path in merged)
+        key = next(path for path in dotted if path in layer.places)
+        place, value = layer.places[key], problem["input"]
+        if problem["type"] == "extra_forbidden":
+            text = f"{place}: unknown key {key!r}"
+            hint = _choices(keys[-1], _fields(keys[:-1]))
+        else:
+            word = shlex.quote(str(value))
+            text = layer.form.format(place=place, key=key, value=repr(value), word=word)
+            hint = expectation(problem["msg"])
+        found.setdefault(text, []).append(hint)
+    # Of what may be one thing or another, pydantic says of each that it is not that.
+    texts = [(text, " or ".join(dict.fromkeys(hints))) for text, hints in found.items()]
+    several = len(texts) > 1
+    return ConfigError(
+        "\n".join(f"{t}\n  expected: {h}" if several else t for t, h in texts),
+        expected="" if several else texts[0][1],
+        remedy="headwater settings lists what can be set; headwater init writes a file with it",
+    )
+
+
+def expectation(message: str) -> str:
+    """Return what pydantic expected, from what it says."""
+    plain = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    return re.sub(r"^.* is not (?=one of )| or instance of \w+|, unable to parse .*|\.$", "", plain)
+
+
+def _fields(keys: list[str]) -> list[str]:
+    model: Any = Settings
+    for key in keys:
+        model = model.model_fields[key].annotation
+    return sorted(model.model_fields)
+
+
+def _choices(wrong: str, right: list[str]) -> str:
+    """Return the valid names, the nearest one first."""
+    close = difflib.get_close_matches(wrong, right, n=1)
+    return (f"{close[0]!r}? " if close else "") + "one of " + ", ".join(right)
+
+
+def by_keyword(group: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a Python call gives, by dotted keys, as `load_settings` takes it.
+
+    `group` is that of the commands that do the same: ``run``, ``extract``, ``train``. A name that
+    is none of theirs (`Setting.keyword`) is a `ConfigError`.
+    """
+    known = {s.keyword: s.path for s in every_setting() if not s.groups or group in s.groups}
+    for name in keywords:
+        if name not in known:
+            culprit = f"keyword {name}={keywords[name]!r}"
+            raise ConfigError(culprit, expected=_choices(name, list(known)))
+    return {known[name]: value for name, value in keywords.items()}

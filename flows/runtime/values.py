@@ -1,0 +1,85 @@
+"""The kinds of values that settings have, and how each is written as text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, WrapValidator
+
+MIN_PIXELS = 16
+
+
+def from_text(text: str) -> Any:
+    """Read a value as JSON where it is JSON, as the text that it is otherwise."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def assignments(items: Sequence[str]) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` texts as a mapping; `ValueError` where one is something else."""
+    pairs = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ValueError(f"KEY=VALUE instead of {item!r}")
+        pairs[key.strip()] = from_text(value)
+    return pairs
+
+
+def _mapping(value: Any) -> Any:
+    if isinstance(value, str):
+        said = from_text(value)
+        value = [value] if said == value else said
+    return assignments(value) if isinstance(value, list) else value
+
+
+def named_heads(value: Any) -> Any:
+    """Return heads said as ``a,b``, as a list or as a mapping as ``{head: its settings}``.
+
+    What is none of these is returned as it is; `ValueError` where the text names no head.
+    """
+    if isinstance(value, str):
+        said = from_text(value)
+        value = [h.strip() for h in value.split(",") if h.strip()] if said == value else said
+        if not value:
+            raise ValueError("one head or more, such as patchcore")
+    if isinstance(value, list | tuple):
+        return {str(name): {} for name in value}
+    if isinstance(value, Mapping):
+        return {name: {} if own is None else own for name, own in value.items()}
+    return value
+
+
+def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return ``(height, width)`` of a size given as one number or two."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _pixels(value: Any, validate: Any) -> Any:
+    try:
+        size = validate(from_text(value) if isinstance(value, str) else value)
+    except ValueError:
+        size = 0
+    if min(height_width(size)) < MIN_PIXELS:
+        raise ValueError(f"pixels, greater than or equal to {MIN_PIXELS}, or [height, width]")
+    return size
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("auto, cpu, cuda or cuda:1")
+    return name
+
+
+Pixels = Annotated[int | tuple[int, int], WrapValidator(_pixels)]
+Device = Annotated[str, AfterValidator(_device)]
+Precision = Literal["auto", "float32", "bfloat16"]
+TimmOptions = Annotated[
+    dict[str, str | int | float | bool | list[float]], BeforeValidator(_mapping)
+]
+Heads = Annotated[dict[str, dict[str, Any]], BeforeValidator(named_heads)]

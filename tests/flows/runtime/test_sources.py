@@ -1,0 +1,182 @@
+"""Settings from files, variables and callers, and mistakes that are told with their place."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.runtime.settings import Settings
+from flows.runtime.sources import by_keyword, load_settings
+from headwater.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(bare):
+    pass
+
+
+def given(settings):
+    return settings.model_dump(exclude_unset=True)
+
+
+def test_options_override_the_file_and_paths_are_relative_to_it(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "headwater.yaml").write_text(
+        "images: photos\nbackbone: {weights: w.pth}\ntraining: {seed: 3, held_out: 0.2}\n"
+    )
+    settings = load_settings(folder / "headwater.yaml", {"training.seed": 7, "home": None})
+    assert settings.images == folder / "photos"
+    assert settings.backbone.weights == folder / "w.pth"
+    assert (settings.training.seed, settings.training.held_out) == (7, 0.2)
+
+
+def test_a_file_of_the_first_version_says_what_it_said():
+    settings = load_settings(Path(__file__).parent / "headwater-v1.yaml")
+    assert given(settings) == {
+        "home": Path(__file__).parent / "headwater-home",
+        "image_set": "my-product",
+        "images": Path(__file__).parent / "images/my-product",
+        "backbone": {"name": "resnet18"},
+        "extraction": {"precision": "auto", "dtype": "float16", "compression": "none",
+                       "batch": 16, "block_mb": 64},
+        "heads": {"patchcore": {}, "f2r": {}, "cs_flow": {}},
+        "training": {"preset": "auto", "device": "auto", "precision": "auto",
+                     "target_fpr": 0.05, "seed": 0},
+    }  # fmt: skip
+
+
+def test_heads_may_be_a_list_or_a_mapping():
+    Path("headwater.yaml").write_text("heads: [patchcore, f2r]\n")
+    assert load_settings().heads == {"patchcore": {}, "f2r": {}}
+    Path("headwater.yaml").write_text("heads:\n  patchcore:\n  f2r: {alpha: 0.5}\n")
+    assert load_settings().heads == {"patchcore": {}, "f2r": {"alpha": 0.5}}
+    # Named again by an option, a head keeps what the file says of it.
+    assert load_settings(None, {"heads": "f2r, padim"}).heads == {
+        "f2r": {"alpha": 0.5},
+        "padim": {},
+    }
+
+
+def test_the_caller_comes_before_variables_and_these_before_the_file(monkeypatch):
+    Path("headwater.yaml").write_text("training: {seed: 1, epochs: 1, held_out: 0.1}\n")
+    monkeypatch.setenv("HEADWATER_TRAINING__SEED", "2")
+    monkeypatch.setenv("HEADWATER_TRAINING__EPOCHS", "2")
+    monkeypatch.setenv("HEADWATER_TRAINING__PRESET", "")  # nothing
+    monkeypatch.setenv("HEADWATER_EXTRACTION__SIZE", "[320, 256]")
+    monkeypatch.setenv("HEADWATER_BACKBONE__OPTIONS", '{"pad_type": "same", "mean": 0.5}')
+    monkeypatch.setenv("HEADWATER_HEADS", "patchcore,f2r")
+    settings = load_settings(None, {"training.seed": "3"})
+    assert given(settings) == {
+        "training": {"seed": 3, "epochs": 2, "held_out": 0.1},
+        "extraction": {"size": (320, 256)},
+        "backbone": {"options": {"pad_type": "same", "mean": 0.5}},
+        "heads": {"patchcore": {}, "f2r": {}},
+    }
+
+
+def test_the_older_variables_come_after_the_file(monkeypatch):
+    monkeypatch.setenv("HEADWATER_HOME", "/there")
+    monkeypatch.setenv("HEADWATER_ARTIFACTS", "s3://there")
+    monkeypatch.setenv("HEADWATER_WEIGHTS", "/weights")  # looked into by `find_weights`
+    settings = load_settings()
+    assert (settings.home, settings.artifacts) == (Path("/there"), "s3://there")
+    assert settings.backbone.weights is None
+    Path("headwater.yaml").write_text("home: here\n")
+    assert load_settings().home == Path("here").absolute()
+    assert load_settings(None, {"home": "/mine"}).home == Path("/mine")
+
+
+def test_what_equals_the_default_counts_as_given_from_wherever_it_comes(monkeypatch):
+    Path("headwater.yaml").write_text("extraction: {dtype: float16, size: null}\n")
+    monkeypatch.setenv("HEADWATER_TRAINING__SEED", "0")
+    settings = load_settings(None, {"backbone.name": "resnet18"})
+    assert given(settings) == {
+        "extraction": {"dtype": "float16", "size": None},
+        "training": {"seed": 0},
+        "backbone": {"name": "resnet18"},
+    }
+    assert settings == Settings()
+    assert given(load_settings(Path("headwater.yaml"), {})) != {}
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"images": "i"}, {"images"}),
+        ({"normal": "n"}, {"normal", "defective", "masks"}),
+        ({"pairs": "p"}, {"pairs"}),
+        ({"masks": "m"}, {"images", "defective", "masks"}),
+    ],
+)
+def test_folders_of_another_kind_replace_those_of_the_file(options, left):
+    Path("headwater.yaml").write_text("images: a\ndefective: b\nmasks: c\n")
+    assert set(given(load_settings(None, options))) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("backbone:\n  nam: x\n", ["line 2", "backbone.nam", "'name'?", "name, options, weights"]),
+        ("\nextraction:\n  precision: int8\n", ["line 3", "'int8'", "'float32' or 'bfloat16'"]),
+        ("home: [\n", ["line 2", "expected: valid YAML"]),
+        ("- a\n", ["keys and values"]),
+        ("training: {device: gpu}\n", ["'gpu'", "auto, cpu, cuda or cuda:1"]),
+        ("training: {held_out: 2}\n", ["line 1", "held_out = 2", "less than or equal to 0.5"]),
+        ("\nextraction: {size: [8, 300]}", ["line 2", "size = [8, 300]", "or equal to 16"]),
+        ("1: x\n", ["line 1", "unknown key '1'"]),
+        ("heads: {f2r: 3}\n", ["line 1", "heads.f2r = 3"]),
+        ("a: !!python/object:b.c {}\n", ["line 1", "expected: valid YAML"]),
+        ("\x00", ["expected: valid YAML"]),
+    ],
+)
+def test_a_mistake_is_reported_with_its_place_and_the_choices(text, said):
+    Path("headwater.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_settings()
+    for part in ["headwater.yaml", *said]:
+        assert part in str(error.value)
+
+
+def test_all_mistakes_are_reported_together_each_with_its_source(monkeypatch):
+    Path("headwater.yaml").write_text("trainng: {}\nextraction: {batch: 0, block_mb: 0}\n")
+    monkeypatch.setenv("HEADWATER_TRAINING__SEED", "x")
+    monkeypatch.setenv("HEADWATER_TRAINING__SED", "3")
+    with pytest.raises(ConfigError) as error:
+        load_settings(None, {"extraction.block_mb": "many", "backbone.options": ["pad"]})
+    for said in (
+        "headwater.yaml, line 1: unknown key 'trainng'\n  expected: 'training'?",
+        "headwater.yaml, line 2: extraction.batch = 0\n  expected: greater than or equal to 1",
+        "HEADWATER_TRAINING__SEED=x\n  expected: a valid integer",
+        "HEADWATER_TRAINING__SED: unknown key 'training.sed'\n  expected: 'seed'?",
+        "many\n  expected: a valid integer",
+        "option --backbone-option '['\"'\"'pad'\"'\"']'\n  expected: KEY=VALUE instead of 'pad'",
+    ):
+        assert said in str(error.value)
+    assert "block_mb = " not in str(error.value)
+
+
+def test_a_mistake_in_an_option_names_the_option():
+    with pytest.raises(ConfigError, match="option --precision int8\n"):
+        load_settings(None, {"extraction.precision": "int8"})
+    with pytest.raises(ConfigError, match="option --heads ''\n"):
+        load_settings(None, {"heads": ""})
+
+
+def test_a_missing_file_is_an_error_only_where_it_was_named():
+    assert load_settings() == Settings()
+    with pytest.raises(ConfigError, match="No such file"):
+        load_settings(Path("other.yaml"))
+
+
+def test_python_says_settings_by_keyword():
+    options = {"weights": "w", "extraction_dtype": "float32", "workers": 2, "heads": ["f2r"]}
+    paths = by_keyword("run", options)
+    assert list(paths) == ["backbone.weights", "extraction.dtype", "training.workers", "heads"]
+    assert by_keyword("extract", {"workers": 2}) == {"extraction.workers": 2}
+    assert load_settings(None, paths).heads == {"f2r": {}}
+    with pytest.raises(ConfigError, match="keyword wieghts='w'\n  expected: 'weights'"):
+        by_keyword("run", {"wieghts": "w"})
+    with pytest.raises(ConfigError, match="epochs"):
+        by_keyword("extract", {"epochs": 2})
+    with pytest.raises(ConfigError, match="epochs=0\n"):
+        load_settings(None, {"training.epochs": 0}, lambda setting: f"{setting.keyword}=")
