@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.machine import machine
 from features.images.scan import scan_mvtec
-from flows.extraction.extract import image_rows
+from flows.extraction.find import image_rows
 from headwater.spec import ExtractorSpec, LayerSpec
 from storage.store.feature_store import FeatureStore
 from storage.store.table import ImageRow, Selection
@@ -101,7 +101,8 @@ def stand_ins(location: str, n: int) -> None:
     for i in range(n):
         pixels = np.random.default_rng(i).integers(0, 255, (16, 16), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:07d}.png", compress_level=0)
-    found = image_rows(scan_mvtec(root, cache=root / "cache.sqlite"))
+    scanned = scan_mvtec(root, cache=root / "cache.sqlite")
+    found = image_rows(scanned.records, scanned.root)
     assert len(found) == n
     store = FeatureStore.open(location, f"files{n}-set")
     for a in range(0, n, 50_000):
@@ -117,7 +118,7 @@ def nothing_to_do_with_files(location: str, n: int) -> dict[str, float]:
 
     def once() -> None:
         found = scan_mvtec(root, cache=root / "cache.sqlite")
-        rows = image_rows(found)
+        rows = image_rows(found.records, found.root)
         store = FeatureStore.open(location, f"files{n}-set")
         report = store.sync(rows)
         plan = store.plan(SPEC, (LayerSpec.parse("layer2"),), [(r.sha256, 0) for r in rows])

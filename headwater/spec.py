@@ -18,6 +18,8 @@ from headwater.errors import ConfigError
 Precision = Literal["float32", "bfloat16"]
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 
+#: Pixels a side to which images are resized where neither the user nor a head says otherwise.
+DEFAULT_SIZE = 256
 #: Sides of a pair of images: a place now, and before. In the store each is an image set of its own.
 SIDES = ("current", "history")
 
@@ -203,7 +205,7 @@ class ExtractorSpec:
     backbone: str
     weights: str
     options: tuple[tuple[str, Any], ...] = ()
-    resize: tuple[int, int] = (256, 256)
+    resize: tuple[int, int] = (DEFAULT_SIZE, DEFAULT_SIZE)
     crop: tuple[int, int] | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

@@ -19,11 +19,13 @@ from features.backbones.backbone import Backbone
 from features.images.pixels import read_image
 from flows import dags as pipeline
 from flows.command.main import main
-from flows.extraction.extract import extract_set, plan_all
+from flows.extraction.extract import extract_set
+from flows.extraction.plan import plan_job
 from flows.runtime.console import Reporter
 from flows.runtime.home import Home
 from flows.runtime.settings import Settings
 from flows.training.train import train_head
+from flows.training.trainings import Request
 from storage.registry.client import mlflow
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
@@ -174,10 +176,8 @@ def test_training_goes_on_from_the_stored_features(
     monkeypatch.setattr(Backbone, "maps", called)
     report = extract_set(settings, home, quiet)
     assert report.computed == 0
-    backbone, plans = plan_all(settings, home)
-    at = report.snapshot if image_set == "tiles" else report.version
-    (job,) = pipeline.make_jobs(settings, home, plans, at, weights=str(backbone.weights_path))
-    outcome = train_head(job)
+    (training,) = Request(settings, home, plan_job(settings, home)).trainings(report.version)
+    outcome = train_head(training)
     assert (outcome.version, outcome.reused) == (version, False)
     rows = {(r["head"], r["version"]) for r in Registry(home.root).leaderboard(image_set)}
     assert rows == {(r["head"], r["version"]) for r in TOLD["leaderboard"][image_set]} | {

@@ -20,7 +20,14 @@ from features.backbones.precision import faster_precision
 from features.backbones.weights import find_weights, read_weights
 from features.images.pixels import sha256_of
 from headwater.errors import ConfigError, LayerError
-from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, StoredDtype
+from headwater.spec import (
+    DEFAULT_SIZE,
+    BackboneInfo,
+    ExtractorSpec,
+    LayerSpec,
+    Precision,
+    StoredDtype,
+)
 
 #: Pixels of the batches that the net really sees: four images of 256 px on a CPU, beyond which the
 #: caches lose more than the operators gain.
@@ -90,7 +97,7 @@ class Backbone:
 
     def default_spec(
         self,
-        resize: int | tuple[int, int] = (256, 256),
+        resize: int | tuple[int, int] = DEFAULT_SIZE,
         crop: int | tuple[int, int] | None = None,
         precision: Precision | None = None,
         dtype: StoredDtype = "float16",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -13,28 +13,36 @@ from flows.runtime.console import err, out, size, table
 from headwater.errors import HeadwaterError
 
 if TYPE_CHECKING:
-    from flows.dags import RunResult
-    from flows.extraction.extract import ExtractionReport
-    from flows.extraction.pairs import PairsReport
+    from flows.extraction.report import ExtractionReport
     from flows.runtime.home import Home
+    from flows.training.results import RunResult
 
 
-def show_extraction(report: ExtractionReport | PairsReport, as_json: bool = False) -> None:
+def show_extraction(report: ExtractionReport, as_json: bool = False) -> None:
     """Print what an extraction did, and what it set aside."""
     if as_json:
         out.print_json(data=report.to_json())
         return
-    # Told apart by what they have: to import what makes them is slow.
-    if hasattr(report, "sides"):
-        pairs = cast("PairsReport", report)
+    if (found := report.pairs) is not None:
         out.print(
-            f"[bold]{pairs.image_set}[/]: {pairs.pairs} pairs ({pairs.train} for training, "
-            f"{pairs.changed} changed); {pairs.hashed} files read"
+            f"[bold]{report.image_set}[/]: {found.pairs} pairs ({found.train} for training, "
+            f"{found.changed} changed); {report.hashed} files read"
         )
-        for side in pairs.sides:
-            _show_one(side)
-    else:
-        _show_one(cast("ExtractionReport", report))
+    for side in report.sides:
+        changes = ", ".join(f"{n} {what}" for what, n in side.changes.items() if n)
+        read = f"; {report.hashed} files read" if found is None else ""
+        out.print(
+            f"[bold]{side.image_set}[/]: {side.images} images ({side.normal_train} normal for "
+            f"training); {changes or 'nothing changed'}{read}"
+        )
+        for one in side.extracted:
+            views = f", {one.views} views an image" if one.views else ""
+            out.print(
+                f"extractor {one.spec} ({one.backbone}{views}): "
+                f"{one.backbone_calls} backbone calls, {one.seconds:.1f} s"
+            )
+            rows = [[x, one.wanted - one.missing.get(x, 0), one.maps.get(x, 0)] for x in one.layers]
+            out.print(table(["layer", "stored before", "computed"], rows))
     if not report.backbone_calls:
         out.print(NOTHING)
     show_set_aside(report)
@@ -43,24 +51,7 @@ def show_extraction(report: ExtractionReport | PairsReport, as_json: bool = Fals
 NOTHING = "Nothing to extract: every feature was in the store; the backbone was not run."
 
 
-def _show_one(report: ExtractionReport) -> None:
-    """Print what was done for one image set."""
-    changes = ", ".join(f"{n} {what}" for what, n in report.changes.items() if n)
-    out.print(
-        f"[bold]{report.image_set}[/]: {report.images} images ({report.normal_train} normal for "
-        f"training); {changes or 'nothing changed'}; {report.hashed} files read"
-    )
-    for one in report.extracted:
-        views = f", {one.views} views an image" if one.views else ""
-        out.print(
-            f"extractor {one.spec} ({one.backbone}{views}): "
-            f"{one.backbone_calls} backbone calls, {one.seconds:.1f} s"
-        )
-        rows = [[x, one.wanted - one.missing.get(x, 0), one.maps.get(x, 0)] for x in one.layers]
-        out.print(table(["layer", "stored before", "computed"], rows))
-
-
-def show_set_aside(report: ExtractionReport | PairsReport) -> None:
+def show_set_aside(report: ExtractionReport) -> None:
     """Print the images that were set aside and the notes, to standard error."""
     if report.set_aside:
         err.print(f"{len(report.set_aside)} image(s) set aside; the rest went on:", style="yellow")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from flows.door.detector import LoadedModel
     from flows.door.store import OpenStore
-    from flows.extraction.extract import ExtractionReport
+    from flows.extraction.report import ExtractionReport
     from flows.training.results import RunResult
 
 #: Names of heads, or heads with their settings.

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flows.runtime.settings import Settings, default_heads
+from flows.extraction.backbone import BackboneRef, settle_precision
+from flows.runtime.resolve import require_set, resolve
+from flows.runtime.settings import ExtractionSettings, Settings, default_heads
 from flows.runtime.values import height_width
 from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
@@ -18,6 +20,7 @@ from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, di
 
 if TYPE_CHECKING:
     from features.backbones.backbone import Backbone
+    from flows.runtime.home import Home
 
 
 #: Stands for the backbone where a head reads preprocessed images.
@@ -54,7 +57,7 @@ class HeadPlan:
     @property
     def reads_images(self) -> bool:
         """Whether it learns its own encoder from images: nothing is extracted for it."""
-        return _reads_images(self.head, self.make_config())
+        return get_head(self.head).reads_images(self.make_config())
 
     @property
     def extractor_id(self) -> str:
@@ -67,12 +70,27 @@ class HeadPlan:
 
 
 @dataclass(frozen=True)
+class JobPlan:
+    """What a job is to do, settled before anything is scanned or computed.
+
+    Parameters
+    ----------
+    heads
+        What each head reads.
+    backbone
+        Whose features; None where every head reads images.
+    """
+
+    heads: tuple[HeadPlan, ...]
+    backbone: BackboneRef | None
+
+
+@dataclass(frozen=True)
 class ExtractionPlan:
     """Layers to extract with one `ExtractorSpec`, merged over the heads that share it."""
 
     spec: ExtractorSpec
     layers: tuple[LayerSpec, ...]
-    heads: tuple[str, ...]
 
 
 def resolve_preset(preset: str, device: str) -> str:
@@ -91,20 +109,64 @@ def chosen_heads(settings: Settings) -> dict[str, dict[str, Any]]:
     return settings.heads or default_heads(settings.pairs is not None)
 
 
-def check_heads(settings: Settings) -> None:
-    """Raise `ConfigError` for an unknown head or setting, before anything is loaded or scanned."""
+def ready(settings: Settings, home: Home, *, images: bool = True) -> Settings:
+    """Return the settings of a job made whole and checked; its first step.
+
+    Parameters
+    ----------
+    settings, home, images
+        As of `flows.runtime.resolve.resolve`.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown head or setting, before anything is looked for; for what `resolve` raises;
+        for heads of single images on a set of pairs, and the other way round.
+    """
     configured(settings)
+    settings = resolve(settings, home, images=images)
+    check_kind(settings)
+    return settings
 
 
-def configured(settings: Settings) -> dict[str, tuple[str | None, HeadConfig]]:
+def plan_job(settings: Settings, home: Home, untrained_seed: int | None = None) -> JobPlan:
+    """Load the backbone, unless every head reads images, and settle what the heads read.
+
+    The backbone is held for the extraction that follows; see `flows.extraction.backbone`.
+
+    Parameters
+    ----------
+    settings
+        From `ready`.
+    home
+        Remembers the arithmetic.
+    untrained_seed
+        Only the demo gives one: an untrained net instead of weights.
+    """
+    heads, wanted = configured(settings), settings.extraction
+    ref: BackboneRef | None = None
+    backbone: Backbone | None = None
+    precision: Precision = "float32"
+    if not all(get_head(name).reads_images(config) for name, (_, config) in heads.items()):
+        ref = BackboneRef.of(settings.backbone, untrained_seed)
+        backbone = ref.load()
+        ref.keep(backbone)
+        precision = settle_precision(backbone, wanted.precision, home, require_set(settings))
+    plans = [plan_head(name, *head, wanted, backbone, precision) for name, head in heads.items()]
+    return JobPlan(tuple(plans), ref)
+
+
+def configured(settings: Settings) -> dict[str, tuple[str, HeadConfig]]:
     """Return ``{head: (its preset, its configuration)}`` of the heads asked for."""
     preset = resolve_preset(settings.training.preset, settings.training.device)
     found = {}
     for name, values in chosen_heads(settings).items():
-        own = _preset_of(name, values, preset)
+        # A head's own preset wins; one without a `small` preset has only one configuration.
+        own = str(values.get("preset", preset))
+        bare = own == "small" and "small" not in get_head(name).presets
         plain = {k: v for k, v in values.items() if k != "preset"}
         plain.setdefault("seed", settings.training.seed)
-        found[name] = (own, make_config(name, plain, own))
+        found[name] = (preset if bare else own, make_config(name, plain, None if bare else own))
     return found
 
 
@@ -129,32 +191,22 @@ def check_kind(settings: Settings) -> None:
     )
 
 
-def _reads_images(name: str, config: HeadConfig) -> bool:
-    return get_head(name).reads_images(config)
-
-
-def needs_backbone(settings: Settings) -> bool:
-    """Return whether any head asked for reads features; the others learn their own encoder."""
-    return not all(_reads_images(n, c) for n, (_, c) in configured(settings).items())
-
-
-def _preset_of(name: str, values: Mapping[str, Any], preset: str) -> str | None:
-    """A head's own preset wins; a head without a `small` preset has only one configuration."""
-    wanted = str(values.get("preset", preset))
-    if wanted == "small" and "small" not in get_head(name).presets:
-        return None
-    return wanted
-
-
-def plan_heads(
-    settings: Settings, backbone: Backbone | None, precision: Precision
-) -> list[HeadPlan]:
-    """Settle every head's configuration and what it reads of `backbone`.
+def plan_head(
+    name: str,
+    preset: str,
+    config: HeadConfig,
+    wanted: ExtractionSettings,
+    backbone: Backbone | None,
+    precision: Precision,
+) -> HeadPlan:
+    """Settle what one configured head reads.
 
     Parameters
     ----------
-    settings
-        The run's settings.
+    name, preset, config
+        The head, from `configured`.
+    wanted
+        Size and stored dtype.
     backbone
         Loaded backbone; its info decides default nodes. None where no head needs one.
     precision
@@ -163,36 +215,19 @@ def plan_heads(
     Raises
     ------
     ConfigError
-        For an unknown head, setting or preset, or a backbone without the maps a head needs.
+        For a backbone without the maps that the head needs, or a crop of more than there is.
     """
-    preset = resolve_preset(settings.training.preset, settings.training.device)
-    return [
-        plan_head(name, own or preset, config, settings, backbone, precision)
-        for name, (own, config) in configured(settings).items()
-    ]
-
-
-def plan_head(
-    name: str,
-    preset: str,
-    config: HeadConfig,
-    settings: Settings,
-    backbone: Backbone | None,
-    precision: Precision,
-) -> HeadPlan:
-    """Settle what one configured head reads; see `plan_heads`."""
-    said = settings.extraction
-    size = None if said.size is None else height_width(said.size)
-    crop = None if said.crop is None else height_width(said.crop)
-    plain = height_width(said.default_size)
-    if _reads_images(name, config):
+    size = None if wanted.size is None else height_width(wanted.size)
+    crop = None if wanted.crop is None else height_width(wanted.crop)
+    usual = height_width(wanted.default_size)
+    if get_head(name).reads_images(config):
         backbone = None
     info = BackboneInfo(IMAGES, (), (), ()) if backbone is None else backbone.info
-    needs = get_head(name).needs(config, info, size or plain)
-    if size is None and needs.resize is not None and needs.resize != plain:
+    needs = get_head(name).needs(config, info, size or usual)
+    if size is None and needs.resize not in (None, usual):
         # Asked again at the head's own size: the choice of nodes may depend on it.
-        needs = get_head(name).needs(config, info, needs.resize)
-    resize = size or needs.resize or plain
+        needs = get_head(name).needs(config, info, needs.resize or usual)
+    resize = size or needs.resize or usual
     crop = crop or (needs.crop if size is None else None)
     if crop and (crop[0] > resize[0] or crop[1] > resize[1]):
         raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")
@@ -200,7 +235,7 @@ def plan_head(
         spec = ExtractorSpec(IMAGES, "none", resize=resize, crop=crop, dtype="float32")
     else:
         spec = backbone.default_spec(
-            resize=resize, crop=crop, precision=precision, dtype=said.dtype
+            resize=resize, crop=crop, precision=precision, dtype=wanted.dtype
         )
     view_spec = dataclasses.replace(spec, views=needs.views) if needs.views else None
     return HeadPlan(name, preset, dataclasses.asdict(config), spec, needs.layers, view_spec)
@@ -213,10 +248,8 @@ def plan_extraction(plans: Sequence[HeadPlan]) -> list[ExtractionPlan]:
         for spec in (plan.spec, plan.view_spec):
             if spec is None or spec.backbone == IMAGES:
                 continue
-            old = merged.get(spec.id)
-            layers = tuple(sorted({*(old.layers if old else ()), *plan.layers}))
-            heads = (*(old.heads if old else ()), plan.head)
-            merged[spec.id] = ExtractionPlan(spec, layers, heads)
+            known = merged[spec.id].layers if spec.id in merged else ()
+            merged[spec.id] = ExtractionPlan(spec, tuple(sorted({*known, *plan.layers})))
     return list(merged.values())
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from features.extract import Job, extract
 from features.images.records import BrokenImage
-from flows.extraction.extract import open_backbone
+from flows.extraction.backbone import BackboneRef
 from flows.runtime.resolve import resolve
-from flows.runtime.settings import Settings, changed
+from flows.runtime.settings import Settings
 from headwater.errors import WeightsError
 from headwater.spec import LayerSpec
 from storage.store.feature_store import FeatureStore
@@ -49,14 +49,13 @@ def repair(
     """
     card = home.card(store.image_set)
     settings = resolve(settings, home, images=False)
-    # What was damaged says in which arithmetic it was made: nothing is to be measured.
-    settings = changed(settings, {"extraction.precision": "float32"})
     root = Path(card.get("root", ""))
     work = damaged_keys(store, damage)
     if not work:
         invalidate(store, damage)
         return 0, []
-    backbone, _ = open_backbone(settings, home)
+    # What was damaged says in which arithmetic it was made: nothing is to be measured.
+    backbone = BackboneRef.of(settings.backbone).load()
     for spec in work:
         if (spec.backbone, spec.weights) != (backbone.name, backbone.weights_id):
             raise WeightsError(

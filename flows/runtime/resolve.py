@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 #: One of these must say where the images are.
 _SOURCES = ("images", "normal", "pairs")
-_FOLDERS = (*_SOURCES, "defective", "masks")
+#: Settings that say where images are.
+FOLDERS = (*_SOURCES, "defective", "masks")
 #: The rest of what is kept, and what cards meant that lack it: the defaults before cards had it.
 #: These never change, whatever the defaults become.
 _BEFORE: dict[str, dict[str, Any]] = {
@@ -63,7 +64,7 @@ def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:
 def remember(settings: Settings, home: Home, image_set: str, root: Path) -> None:
     """Remember the values of an extraction's resolved settings for the commands that follow."""
     card = {**home.card(image_set), "root": str(root)}
-    for folder in _FOLDERS:
+    for folder in FOLDERS:
         path: Path | None = getattr(settings, folder)
         card[folder] = str(path.absolute()) if path else None
     if settings.backbone.weights is not None:
@@ -115,14 +116,14 @@ def _with_folders(settings: Settings, card: Mapping[str, Any]) -> Settings:
                 expected="--images DIR (MVTec layout), --normal DIR, or --pairs DIR",
                 remedy=f"headwater run {image_set} --images DIR",
             )
-        last = {k: Path(card[k]) for k in _FOLDERS if card.get(k)}
+        last = {k: Path(card[k]) for k in FOLDERS if card.get(k)}
         more = {k: v for k, v in last.items() if getattr(settings, k) is None}
         settings = changed(settings, more)
     elif len(given) > 1:
         options = " and ".join(f"--{key}" for key in given)
         raise ConfigError(options, expected="one of them, not both")
     was_pairs = bool(card.get("pairs"))
-    if any(card.get(k) for k in _FOLDERS) and was_pairs != (settings.pairs is not None):
+    if any(card.get(k) for k in FOLDERS) and was_pairs != (settings.pairs is not None):
         kind, other = ("pairs", "single images") if was_pairs else ("single images", "pairs")
         raise ConfigError(
             f"{image_set} is a set of {kind}, and {other} were given",
@@ -148,7 +149,7 @@ def _as_before(settings: Settings, card: Mapping[str, Any]) -> Settings:
 
 def _check_folders(settings: Settings) -> None:
     """Raise `DataError` for folders that are not there, before anything slow is begun."""
-    for option in _FOLDERS:
+    for option in FOLDERS:
         path: Path | None = getattr(settings, option)
         if path is not None and not path.is_dir():
             raise DataError(

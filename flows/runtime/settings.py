@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from flows.runtime.values import MIN_PIXELS, Device, Heads, Pixels, Precision, TimmOptions
+from headwater.spec import DEFAULT_SIZE
 
-DEFAULT_SIZE = 256
 DEFAULT_HEADS = ("patchcore", "f2r", "cs_flow")
 DEFAULT_PAIR_HEADS = ("pair_diff",)
 #: Stands for the default of what an image set remembers.

@@ -1,91 +1,82 @@
-"""What a training leaves for people: curves, histogram, sheet of heat maps, table, the model."""
+"""What a training leaves for people: the table, a histogram, curves, a sheet of maps."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from features.images.pixels import read_image, read_mask
-from features.images.preprocess import mask_to_input, picture
-from flows.pictures import charts as figures
+from features.images.pixels import read_image
+from features.images.preprocess import picture
+from flows.pictures.charts import curves, score_histogram
 from flows.pictures.maps import Cell, map_sheet, outcome
 from flows.runtime.home import working_folder
-from heads.judging.calibration import Calibration
-from headwater.samples import IMAGE
+from headwater.samples import IMAGE, PAIR
 
 if TYPE_CHECKING:
-    from flows.training.evaluation import ScoredImages
-    from flows.training.jobs import TrainJob
+    from flows.training.data import TrainingData
+    from flows.training.evaluation import Judgement
     from storage.registry.runs import Run
 
-SHEET = 15
+#: The sheet of each kind of sample: its file, and how many it shows.
+SHEETS = {IMAGE: ("heat-maps.png", 15), PAIR: ("change-maps.png", 12)}
 
 
-def write_artifacts(
-    job: TrainJob,
-    run: Run,
-    scored: ScoredImages,
-    held_out: np.ndarray,
-    calibration: Calibration,
-    rows: list[dict[str, Any]],
-) -> None:
-    """Draw and log the pictures and the per-image table.
+def write_artifacts(data: TrainingData, run: Run, judged: Judgement) -> None:
+    """Draw and log the pictures and the table of samples.
 
     Parameters
     ----------
-    job, run
-        The training and its MLflow run.
-    scored
-        Test images with scores and maps.
-    held_out
-        ``[M]`` scores of the held-out normal images.
-    calibration
-        Thresholds.
-    rows
-        Per-image table, worst mistakes first.
+    data, run
+        What was read, and the training's MLflow run.
+    judged
+        Test samples with scores and maps.
     """
-    labels = scored.labels
-    untrained = "" if job.untrained_seed is None else " (untrained net: illustrative only)"
-    run.log_table(rows, "images")
-    with working_folder(Path(job.home) / "tmp", "figures-") as folder:
-        made = [folder / "scores.png"]
-        figures.score_histogram(held_out, scored.scores, labels, calibration.threshold, made[0])
-        if labels.any() and not labels.all():
+    training, kind, labels = data.training, data.kind, judged.labels
+    run.log_table(judged.table, f"{kind.name}s")
+    if data.pairs is not None:
+        run.log_json(data.pairs.to_json(), "pairs.json")
+    threshold = judged.calibration.threshold
+    with working_folder(training.home.root / "tmp", "figures-") as folder:
+        made = []
+        if judged.held_scores is not None:
+            made.append(folder / "scores.png")
+            score_histogram(judged.held_scores, judged.scores, labels, threshold, made[-1])
+        if kind == IMAGE and labels.any() and not labels.all():
             made.append(folder / "curves.png")
-            figures.curves(scored.scores, labels, calibration.threshold, made[-1])
-        cells = [c for row in rows[:SHEET] if (c := _cell(job, scored, row)) is not None]
-        if cells:
-            made.append(folder / "heat-maps.png")
+            curves(judged.scores, labels, threshold, made[-1])
+        name, most = SHEETS[kind]
+        if cells := [c for row in judged.table[:most] if (c := _cell(data, judged, row))]:
+            untrained = training.backbone and training.backbone.untrained_seed is not None
+            title = f"{training.image_set} / {training.plan.head}: worst mistakes first"
+            made.append(folder / name)
             map_sheet(
-                IMAGE,
+                kind,
                 cells,
                 made[-1],
-                f"{job.image_set} / {job.plan.head}: worst mistakes first{untrained}",
-                threshold=calibration.threshold,
-                cut=calibration.pixel_threshold,
+                title + (" (untrained net: illustrative only)" if untrained else ""),
+                threshold=threshold,
+                cut=judged.cut,
+                probabilities=judged.calibration.rule == "fixed",
             )
         for path in made:
             run.log_file(path, "figures")
 
 
-def _cell(job: TrainJob, scored: ScoredImages, row: dict[str, Any]) -> Cell | None:
-    """Return one image of the sheet, or None where its file is not at hand any more."""
-    known = scored.table[row["index"]]
+def _cell(data: TrainingData, judged: Judgement, row: dict[str, Any]) -> Cell | None:
+    """Return one sample of the sheet, or None where its files are not at hand any more."""
+    at, correct = row["index"], row["correct"]
+    sample, heat = judged.samples[at], judged.maps[at]
     try:
-        image = picture(read_image(Path(job.root) / known["path"]), job.plan.spec)
-        mask = None
-        if known["mask"]:
-            mask = mask_to_input(read_mask(Path(job.root) / known["mask"]), job.plan.spec)
+        images = tuple(picture(read_image(path), data.spec) for path in sample.paths)
     except (OSError, ValueError):
         return None
-    flagged, defective = row["verdict"] == IMAGE.verdicts[1], known["kind"] != "good"
-    return Cell(
-        images=(image,),
-        heat=scored.maps[row["index"]],
-        caption=f"{known['kind']}/{Path(known['path']).stem}",
-        said=f"{outcome(flagged, defective)}, score {row['score']:.4g}",
-        mask=mask,
-        mistaken=flagged != defective,
-    )
+    if sample.is_pair:
+        caption, said = sample.key, f"{row['verdict']}, score {row['score']:.3g}"
+        if row["wrong_pixels"] is not None:
+            said = f"{row['wrong_pixels']} of {heat.size} pixels wrong, {said}"
+    else:
+        caption = f"{sample.kind}/{Path(sample.key).stem}"
+        flagged = row["verdict"] == IMAGE.verdicts[1]
+        said = f"{outcome(flagged, sample.defective)}, score {row['score']:.4g}"
+    mistaken = None if correct is None else not correct
+    return Cell(images, heat, caption, said, judged.masks[at], mistaken)

@@ -1,49 +1,138 @@
-"""Scores of held-out and test images, and what follows from them: thresholds, metrics, table."""
+"""Scores of held-out and test samples, and what follows: thresholds, metrics, the table.
+
+Images and pairs are judged by the same steps. What differs is small and named: `JUDGING`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from features.images.pixels import read_mask
+from features.images.pixels import read_image, read_mask
 from features.images.preprocess import mask_to_input
+from flows.extraction.samples import Sample, what_is_left_out
+from flows.training.data import TrainingData
 from heads.contract import FeatureSource, Head
-from heads.judging.calibration import Calibration, calibrate
-from heads.judging.metrics import Metrics, evaluate
-from headwater.spec import ExtractorSpec, LayerSpec
-from storage.store.feature_store import FeatureStore
-from storage.store.table import Selection
+from heads.judging.calibration import Calibration, calibrate, fixed
+from heads.judging.metrics import Metrics, auroc, evaluate
+from heads.judging.pair_metrics import pair_metrics
+from headwater.samples import IMAGE, PAIR
+from headwater.spec import ExtractorSpec
 
-if TYPE_CHECKING:
-    from flows.training.jobs import TrainJob
+#: A probability above this is a defect or a change.
+EVEN = 0.5
 
 
 @dataclass
-class ScoredImages:
-    """Scores of one split, with what is known of each image.
+class Judgement:
+    """What a fitted head gives on data it has not learnt from.
 
     Parameters
     ----------
+    samples
+        ``N`` test samples.
+    scores, maps, masks
+        What the head gave, ``[N]`` and ``[N, H, W]`` float32, and ``N`` of ``[H, W]`` bool or None.
+    calibration
+        Thresholds.
+    held_scores
+        ``[M]`` scores of held-out samples, or None where the threshold is not theirs.
+    score_seconds
+        Time of scoring alone.
+    metrics, notes
+        Final figures, and what could not be computed.
     table
-        Per image ``path, sha256, kind, mask``.
-    scores
-        ``[N]`` float32.
-    maps
-        ``[N, H, W]`` float32.
+        A row a sample, worst mistakes first.
+    example
+        For the served model's input example: an image, or the two of a pair.
     """
 
-    table: list[dict[str, Any]]
+    samples: Sequence[Sample]
     scores: np.ndarray
     maps: np.ndarray
+    masks: Sequence[np.ndarray | None]
+    calibration: Calibration
+    held_scores: np.ndarray | None
+    score_seconds: float
+    metrics: Metrics
+    notes: list[str]
+    table: list[dict[str, Any]]
+    example: Any = None
 
     @property
     def labels(self) -> np.ndarray:
-        """``[N]`` bool, true where defective."""
-        return np.array([row["kind"] != "good" for row in self.table], dtype=bool)
+        """``[N]`` bool, true where there is something to be found, as far as is known."""
+        return np.array([bool(s.defective) for s in self.samples], dtype=bool)
+
+    @property
+    def cut(self) -> float:
+        """A pixel is called where its map value is greater."""
+        found = self.calibration.pixel_threshold
+        return EVEN if found is None else found
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What differs between judging images and judging pairs of them.
+
+    Parameters
+    ----------
+    key
+        What a sample's key is called in the table.
+    metrics
+        From a judgement's scores, maps and masks.
+    columns
+        What is told of sample number i beside its score and verdict.
+    worst
+        Sorts the table's rows.
+    """
+
+    key: str
+    metrics: Callable[[Judgement], Metrics]
+    columns: Callable[[Judgement, int], dict[str, Any]]
+    worst: Callable[[dict[str, Any]], Any]
+
+
+def judge(data: TrainingData, head: Head, held_out: FeatureSource) -> Judgement:
+    """Set thresholds and score the test samples.
+
+    Probabilities are cut at 0.5. Other scores are cut where few held-out samples, all of them
+    normal, reach.
+    """
+    judging, target = JUDGING[data.kind], data.training.options.target_fpr
+    calibration, held_scores = fixed(EVEN, target), None
+    if not head.labelled:
+        held_scores, maps = score_source(head, held_out)
+        calibration = calibrate(held_scores, maps, target_fpr=target, upper=head.score_limit)
+    samples = data.test
+    data.check_files(samples, masks=True)
+    began = time.perf_counter()
+    scores, maps = np.empty(0, np.float32), np.empty((0, *head.map_size), np.float32)
+    if samples:
+        scores, maps = score_source(head, data.source(samples))
+    seconds = time.perf_counter() - began
+    notes = what_is_left_out(data.head, data.readable)
+    masks = [mask_of(s, data.spec, notes) for s in samples]
+    judged = Judgement(
+        samples, scores, maps, masks, calibration, held_scores, seconds, Metrics(), notes, []
+    )
+    judged.metrics = judging.metrics(judged)
+    for reason in dict.fromkeys(judged.metrics.omitted.values()):
+        names = [k for k, v in judged.metrics.omitted.items() if v == reason]
+        notes.append(f"{head.name}: no {', '.join(names)}: {reason}")
+    notes += [*calibration.caveats, *data.notes()]
+    judged.table = sorted((_row(data, judged, i) for i in range(len(samples))), key=judging.worst)
+    for sample in samples[:1]:
+        with contextlib.suppress(OSError, ValueError):
+            images = tuple(read_image(path) for path in sample.paths)
+            judged.example = images if sample.is_pair else images[0]
+    return judged
 
 
 @torch.no_grad()
@@ -61,95 +150,102 @@ def score_source(
     return scores, maps
 
 
-def calibrate_head(
-    head: Head, held_out: FeatureSource, target_fpr: float
-) -> tuple[Calibration, np.ndarray]:
-    """Set the thresholds on held-out normal images; return them with the scores they came from."""
-    scores, maps = score_source(head, held_out)
-    return calibrate(scores, maps, target_fpr=target_fpr, upper=head.score_limit), scores
-
-
-def labelled_test(
-    store: FeatureStore,
-    spec: ExtractorSpec,
-    layers: tuple[LayerSpec, ...],
-    snapshot: str,
-    known_by: int | None = None,
-) -> tuple[FeatureSource, list[dict[str, Any]]]:
-    """Return the stored test images, and per row ``path, sha256, kind, mask``."""
-    select = Selection(split="test", known_by=known_by)
-    reader = store.reader(spec, layers, select, snapshot, missing="skip")
-    rows = {r.sha256: r for r in store.table(snapshot).images()}
-    found = [rows[sha] for sha in reader.ids]
-    return reader, [
-        {"path": r.path, "sha256": r.sha256, "kind": r.kind, "mask": r.mask} for r in found
-    ]
-
-
-def score_test(store: FeatureStore, job: TrainJob, head: Head) -> ScoredImages:
-    """Score the stored test images, each alone as far as its score is concerned."""
-    plan = job.plan
-    reader, table = labelled_test(store, plan.spec, plan.layers, job.snapshot, job.known_by)
-    if not table:
-        empty = np.empty(0, np.float32)
-        return ScoredImages([], empty, np.empty((0, *head.map_size), np.float32))
-    scores, maps = score_source(head, reader)
-    return ScoredImages(table, scores, maps)
-
-
-def evaluate_scores(
-    job: TrainJob, scored: ScoredImages, calibration: Calibration
-) -> tuple[Metrics, list[str]]:
-    """Compute the metrics; a mask that cannot be read any more is noted, its image kept."""
-    notes: list[str] = []
-    masks: list[np.ndarray | None] = []
-    for row in scored.table:
-        masks.append(mask_of(Path(job.root), job.plan.spec, row, notes))
-    metrics = evaluate(
-        scored.scores,
-        scored.maps,
-        scored.labels,
-        masks,
-        threshold=calibration.threshold,
-        pixel_threshold=calibration.pixel_threshold,
-    )
-    for reason in dict.fromkeys(metrics.omitted.values()):
-        names = [k for k, v in metrics.omitted.items() if v == reason]
-        notes.append(f"{job.plan.head}: no {', '.join(names)}: {reason}")
-    return metrics, notes
-
-
-def mask_of(
-    root: Path, spec: ExtractorSpec, row: dict[str, Any], notes: list[str]
-) -> np.ndarray | None:
-    """Return an image's mask at the net's input size; None, noted, where it cannot be read."""
-    if row["kind"] == "good" or not row["mask"]:
+def mask_of(sample: Sample, spec: ExtractorSpec, notes: list[str]) -> np.ndarray | None:
+    """Return a sample's mask at the net's input size; None, noted, where it cannot be read."""
+    if sample.mask is None:
         return None
-    path = root / row["mask"]
     try:
-        return mask_to_input(read_mask(path), spec)
+        return mask_to_input(read_mask(sample.mask), spec)
     except (OSError, ValueError) as error:
-        notes.append(f"{path}: {str(error).splitlines()[0]}; counts for image metrics only")
+        first = str(error).splitlines()[0]
+        notes.append(f"{sample.mask}: {first}; counts for image metrics only")
         return None
 
 
-def per_image_rows(scored: ScoredImages, threshold: float) -> list[dict[str, Any]]:
-    """Return the per-image table: worst mistakes first, then by score."""
-    rows = []
-    for i, row in enumerate(scored.table):
-        score, bad = float(scored.scores[i]), row["kind"] != "good"
-        flagged = score > threshold
-        rows.append(
-            {
-                "index": i,
-                "path": row["path"],
-                "kind": row["kind"],
-                "score": score,
-                "verdict": "anomalous" if flagged else "normal",
-                "correct": flagged == bad,
-                "margin": (score - threshold) * (1 if bad else -1),
-                "map_max": float(scored.maps[i].max()),
-                "sha256": row["sha256"],
-            }
-        )
-    return sorted(rows, key=lambda r: r["margin"])
+def _row(data: TrainingData, judged: Judgement, i: int) -> dict[str, Any]:
+    sample, score = judged.samples[i], float(judged.scores[i])
+    judging, flagged = JUDGING[data.kind], score > judged.calibration.threshold
+    return {
+        "index": i,
+        judging.key: sample.key,
+        "kind": sample.kind,
+        "score": score,
+        "verdict": data.kind.verdicts[flagged],
+        "correct": None if sample.defective is None else flagged == sample.defective,
+        **judging.columns(judged, i),
+    }
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def image_metrics(judged: Judgement) -> Metrics:
+    """Return the metrics of images and of their pixels; a defect without mask has no pixels."""
+    return evaluate(
+        judged.scores,
+        judged.maps,
+        judged.labels,
+        judged.masks,
+        threshold=judged.calibration.threshold,
+        pixel_threshold=judged.calibration.pixel_threshold,
+    )
+
+
+def _image_columns(judged: Judgement, i: int) -> dict[str, Any]:
+    beyond = float(judged.scores[i]) - judged.calibration.threshold
+    return {
+        "margin": beyond * (1 if judged.samples[i].defective else -1),
+        "map_max": float(judged.maps[i].max()),
+        "sha256": judged.samples[i].contents[0],
+    }
+
+
+# --- pairs ---------------------------------------------------------------------------------------
+
+
+def change_metrics(judged: Judgement) -> Metrics:
+    """Return the metrics over the pixels of labelled pairs, and the AUROC of whole pairs."""
+    known = [i for i, mask in enumerate(judged.masks) if mask is not None]
+    if not known:
+        empty = Metrics()
+        empty.omitted["pixel figures"] = "no test pair has a mask"
+        return empty
+    truth = [mask for mask in judged.masks if mask is not None]
+    found = pair_metrics([judged.maps[i] for i in known], truth, threshold=judged.cut)
+    changed = judged.labels[known]
+    if changed.any() and not changed.all():
+        found["image_auroc"] = auroc(judged.scores[known], changed)
+    else:
+        found.omitted["image_auroc"] = "needs changed and unchanged test pairs"
+    return found
+
+
+def _pair_columns(judged: Judgement, i: int) -> dict[str, Any]:
+    called, mask, sample = judged.maps[i] > judged.cut, judged.masks[i], judged.samples[i]
+    changed = wrong = overlap = None
+    if mask is not None:
+        either = int((called | mask).sum())
+        changed, wrong = int(mask.sum()), int((called != mask).sum())
+        overlap = int((called & mask).sum()) / either if either else None
+    return {
+        "called_pixels": int(called.sum()),
+        "changed_pixels": changed,
+        "wrong_pixels": wrong,
+        "iou": overlap,
+        "current": str(sample.paths[0]),
+        "history": str(sample.paths[1]),
+        "current_sha256": sample.contents[0],
+        "history_sha256": sample.contents[1],
+    }
+
+
+def _most_wrong(row: dict[str, Any]) -> tuple[int, int]:
+    """Most wrongly called pixels first, unlabelled pairs last."""
+    wrong = row["wrong_pixels"]
+    return (1 if wrong is None else -wrong, -row["index"])
+
+
+JUDGING = {
+    IMAGE: Judging("path", image_metrics, _image_columns, lambda row: row["margin"]),
+    PAIR: Judging("key", change_metrics, _pair_columns, _most_wrong),
+}

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flows.extraction.pair_list import Version
 from flows.pictures.grid import grid_heat_maps
 from flows.runtime.home import Home
-from flows.training.evaluation import labelled_test, mask_of
+from flows.training.data import StoredSamples
+from flows.training.evaluation import mask_of
 from heads.contract import NullProgress
 from heads.gallery.coreset import k_center
 from heads.gallery.f2r import F2R
@@ -133,10 +135,13 @@ def run_grid(
         raise ModelError(f"{model['uri']} is no model of f2r", expected="one of head f2r")
     store = FeatureStore.open(home.store, image_set, create=False)
     snapshot = store.resolve(model["snapshot"] or None)
-    source, table = labelled_test(store, detector.spec, detector.layers, snapshot)
-    notes: list[str] = []
     root = Path(home.card(image_set).get("root", ""))
-    masks = [mask_of(root, detector.spec, row, notes) for row in table]
+    stored = StoredSamples(
+        home, image_set, Version((snapshot,)), detector.spec, detector.layers, root
+    )
+    samples, source = stored.test, stored.source(stored.test)
+    notes: list[str] = []
+    masks = [mask_of(sample, detector.spec, notes) for sample in samples]
     about = {
         "model": model["uri"],
         "run": model["run_id"],
@@ -171,7 +176,7 @@ def run_grid(
         whole = grid(
             head,
             source,
-            [row["kind"] != "good" for row in table],
+            [sample.kind != "good" for sample in samples],
             masks,
             points=every,
             regallery=_regallery(store, detector, head, snapshot) if coreset != "once" else None,
@@ -185,7 +190,7 @@ def run_grid(
         target = home.pictures / image_set / f"f2r-grid-v{model['version']}-{coreset}.png"
         outcome = GridOutcome(result, whole, own, run.run_id, target, len(done), notes)
         title = (
-            f"{image_set}: f2r v{model['version']} over alpha and beta, {len(table)} test images"
+            f"{image_set}: f2r v{model['version']} over alpha and beta, {len(samples)} test images"
         )
         _draw(outcome, f"{title} (oracle)", target)
         run.log_params({**{k: v for k, v in about.items() if k != "masks"}, "points": len(inside)})

@@ -62,6 +62,23 @@ def run_command(work, *arguments, status=0):
     return done.stdout, done.stderr
 
 
+def run_here(monkeypatch, capsys, *arguments, status=0):
+    """Run the command in this process; return what it printed, with its complaints if it failed.
+
+    Fails with all that it said where it ends with another status, or with a traceback.
+    """
+    monkeypatch.setattr(sys, "argv", ["headwater", *map(str, arguments)])
+    ended = 0
+    try:
+        main()
+    except SystemExit as done:
+        ended = done.code or 0
+    said = capsys.readouterr()
+    assert ended == status, said.out + said.err
+    assert "Traceback" not in said.err
+    return said.out + said.err if status else said.out
+
+
 class Desk:
     """A home, a set of ten images, and the command."""
 
@@ -79,16 +96,7 @@ class Desk:
 
     def __call__(self, *arguments, status=0):
         """Run the command in this process; return what it printed."""
-        self.monkeypatch.setattr(sys, "argv", ["headwater", *map(str, arguments)])
-        try:
-            main()
-            ended = 0
-        except SystemExit as done:
-            ended = done.code or 0
-        said = self.capsys.readouterr()
-        assert ended == status, said.out + said.err
-        assert "Traceback" not in said.err
-        return said.out + said.err if status else said.out
+        return run_here(self.monkeypatch, self.capsys, *arguments, status=status)
 
     def extract(self):
         images = ("--images", self.images, "--size", 48, "--precision", "float32")

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from flows.training.train import without_features
 from storage.store.feature_store import FeatureStore
 from storage.upkeep.collect import gc
 from storage.upkeep.contents import inspect
@@ -104,23 +102,6 @@ def test_purging_gives_up_removed_images_and_nothing_that_is_referred_to(desk):
     back = features(desk.store)
     assert len(back) == 8
     assert all(np.array_equal(before[k], v) for k, v in back.items())
-
-
-def test_a_training_knows_which_images_of_its_view_have_no_features(desk):
-    moment = time.time_ns()
-    (desk.images / "train/good/0.png").unlink()
-    desk.extract()
-    (extractor,) = desk.store.extractors()
-    plan = SimpleNamespace(spec=extractor.spec, layers=tuple(extractor.layers.values()))
-
-    def lacking(known_by):
-        job = SimpleNamespace(plan=plan, known_by=known_by, snapshot=desk.store.snapshot)
-        return without_features(job, desk.store)
-
-    assert lacking(None) == lacking(moment) == []
-    purge(desk.store, older_than=dt.timedelta(0), dry_run=False)
-    assert lacking(None) == []
-    assert lacking(moment) == ["train/good/0.png"]
 
 
 def test_purging_frees_the_chunks_that_hold_nothing_else(tmp_path):

@@ -9,194 +9,125 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-
-from flows.extraction.extract import extract_set
-from flows.runtime.console import Reporter
 from flows.runtime.home import Home
-from flows.runtime.settings import Settings
 from headwater.errors import SnapshotError
-from headwater.spec import LayerSpec
-from storage.store.feature_store import FeatureStore
-from storage.store.table import Selection
 from storage.upkeep.contents import diff
 from storage.upkeep.history import log
-
-SEED = 3
-
-
-def picture(number):
-    rng = np.random.default_rng(number)
-    return Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8))
+from tests.flows.commandkit import features, same
+from tests.flows.setkit import SmallSet
 
 
-@pytest.fixture
-def job(tmp_path):
-    for part, numbers in (("train/good", range(10)), ("test/good", (20, 21)), ("test/x", (30,))):
-        (tmp_path / "images" / part).mkdir(parents=True)
-        for number in numbers:
-            picture(number).save(tmp_path / "images" / part / f"{number}.png")
-    return Job(tmp_path)
-
-
-class Job:
-    """A set, its home, and one way to extract it."""
-
-    def __init__(self, folder):
-        self.folder, self.images = folder, folder / "images"
-        self.home = Home.at(folder / "home")
-        self.heads = {"patchcore": {}}
-        self.extraction = {"size": 48, "batch": 4, "precision": "float32"}
-
-    def settings(self):
-        return Settings.model_validate(
-            {
-                "image_set": "s",
-                "images": self.images,
-                "heads": self.heads,
-                "extraction": self.extraction,
-                "training": {"preset": "small"},
-            }
-        )
-
-    def run(self, seed=SEED, **options):
-        return extract_set(
-            self.settings(), self.home, Reporter(quiet=True), untrained_seed=seed, **options
-        )
-
-    @property
-    def store(self):
-        return FeatureStore.open(self.home.store, "s", create=False)
-
-    def read(self):
-        """Return all plain features by image and layer."""
-        store, found = self.store, {}
-        for extractor in store.extractors():
-            for layer in extractor.layers:
-                reader = store.reader(extractor.spec, (LayerSpec.parse(layer),), Selection())
-                batch = reader.read(0, len(reader))
-                for i, sha in enumerate(reader.ids):
-                    found[extractor.spec.id, layer, sha] = batch[layer][i].numpy()
-        return found
-
-
-def test_nothing_changed_costs_nothing(job):
-    first = job.run()
-    assert (first.computed, first.images, first.changes["added"]) == (13, 13, 13)
-    before = job.store.snapshot
-    again = job.run()
+def test_nothing_changed_costs_nothing(small):
+    first = small.run()
+    assert (first.computed, first.sides[0].images, first.sides[0].changes["added"]) == (13, 13, 13)
+    before = small.store.snapshot
+    again = small.run()
     assert (again.computed, again.backbone_calls, again.hashed) == (0, 0, 0)
-    assert job.store.snapshot == before
-    assert job.run(rehash=True).hashed >= 13
+    assert small.store.snapshot == before
+    assert small.run(rehash=True).hashed >= 13
 
 
-def test_added_removed_replaced_renamed(job):
-    job.run()
-    before = job.store.snapshot
-    good = job.images / "train/good"
+def test_added_removed_replaced_renamed(small):
+    small.run()
+    before = small.store.snapshot
+    good = small.images / "train/good"
     for number in (100, 101, 102):
-        picture(number).save(good / f"{number}.png")
+        small.draw(number)
     for number in (0, 1):
         (good / f"{number}.png").unlink()
-    picture(103).save(good / "2.png")
+    small.draw(103).rename(good / "2.png")
     (good / "3.png").rename(good / "three.png")
-    report = job.run()
+    report = small.run()
     assert report.computed == 4
     assert report.backbone_calls == 1
-    changes = report.changes
+    changes = report.sides[0].changes
     counted = [changes[k] for k in ("added", "removed", "replaced", "renamed")]
     assert counted == [3, 2, 1, 1]
-    found = diff(job.store, before)
+    found = diff(small.store, before)
     assert {Path(p).name for p in found.added} == {"100.png", "101.png", "102.png", "2.png"}
     assert {Path(p).name for p in found.removed} == {"0.png", "1.png", "2.png"}
     assert [Path(new).name for _, new in found.renamed] == ["three.png"]
 
 
-def test_one_layer_or_head_more_computes_just_that(job):
-    job.heads = {"patchcore": {"nodes": ["layer2"]}}
-    job.run()
-    job.heads = {"patchcore": {"nodes": ["layer2"]}, "padim": {"nodes": ["layer1", "layer2"]}}
-    report = job.run()
-    store = job.store
+def test_one_layer_or_head_more_computes_just_that(small):
+    small.heads = {"patchcore": {"nodes": ["layer2"]}}
+    small.run()
+    small.heads = {"patchcore": {"nodes": ["layer2"]}, "padim": {"nodes": ["layer1", "layer2"]}}
+    report = small.run()
+    store = small.store
     (extractor,) = store.extractors()
     assert report.computed == 13
     assert len(extractor.layers) >= 2
-    job.heads = {"padim": {"nodes": ["layer1", "layer2"]}}
-    assert job.run().backbone_calls == 0
+    small.heads = {"padim": {"nodes": ["layer1", "layer2"]}}
+    assert small.run().backbone_calls == 0
 
 
-def test_another_backbone_is_kept_beside(job):
-    job.run()
-    assert job.run(seed=4).computed == 13
-    assert len(job.store.extractors()) == 2
-    assert job.run().computed == 0
+def test_another_backbone_is_kept_beside(small):
+    small.run()
+    assert small.run(seed=4).computed == 13
+    assert len(small.store.extractors()) == 2
+    assert small.run().computed == 0
 
 
-def test_broken_files_are_set_aside_and_taken_in_once_repaired(job):
+def test_broken_files_are_set_aside_and_taken_in_once_repaired(small):
     whole = {}
     for number in (4, 5):
-        path = job.images / f"train/good/{number}.png"
+        path = small.images / f"train/good/{number}.png"
         whole[path] = path.read_bytes()
         path.write_bytes(whole[path][:60])
-    report = job.run()
+    report = small.run()
     assert report.computed == 11
     assert sorted(Path(p).name for p, _ in report.set_aside) == ["4.png", "5.png"]
     for path, content in whole.items():
         path.write_bytes(content)
-    repaired = job.run()
+    repaired = small.run()
     assert (repaired.computed, repaired.set_aside) == (2, [])
     # Half of what is stored becomes unreadable: set aside, and taken back without computing.
-    for path in sorted(whole) + sorted((job.images / "train/good").glob("[6-9].png")):
+    for path in sorted(whole) + sorted((small.images / "train/good").glob("[6-9].png")):
         whole.setdefault(path, path.read_bytes())
         path.write_bytes(b"not an image")
-    spoilt = job.run()
+    spoilt = small.run()
     assert (spoilt.computed, len(spoilt.set_aside)) == (0, 6)
-    assert len(job.read()) == 7 * len(job.store.extractors()[0].layers)
+    assert len(features(small.store)) == 7 * len(small.store.extractors()[0].layers)
     for path, content in whole.items():
         path.write_bytes(content)
-    back = job.run()
+    back = small.run()
     assert (back.computed, back.backbone_calls, back.set_aside) == (0, 0, [])
-    assert back.changes["returned"] == 6
+    assert back.sides[0].changes["returned"] == 6
 
 
-def test_views_are_computed_for_normal_training_images_and_reseeded_anew(job):
-    job.heads = {"f2r": {"views": 2}}
-    report = job.run()
+def test_views_are_computed_for_normal_training_images_and_reseeded_anew(small):
+    small.heads = {"f2r": {"views": 2}}
+    report = small.run()
     assert [e.computed for e in report.extracted] == [13, 20]
-    assert job.run().computed == 0
+    assert small.run().computed == 0
 
 
-def test_workers_give_the_same_store_as_one_process(job, tmp_path):
-    job.run()
-    other = Job(tmp_path)
+def test_workers_give_the_same_store_as_one_process(small, tmp_path):
+    small.run()
+    other = SmallSet(tmp_path)
     other.home = Home.at(tmp_path / "cluster-home")
-    other.extraction = {**job.extraction, "workers": 2, "block_mb": 1}
+    other.extraction = {**small.extraction, "workers": 2, "block_mb": 1}
     report = other.run()
     assert report.computed == 13
-    mine, theirs = job.read(), other.read()
-    assert mine.keys() == theirs.keys()
-    assert all(np.array_equal(mine[k], theirs[k]) for k in mine)
+    assert same(features(small.store), features(other.store))
     assert other.run().computed == 0
 
 
-def test_a_killed_worker_is_replaced_and_its_block_done_again(job, monkeypatch, tmp_path):
+def test_a_killed_worker_is_replaced_and_its_block_done_again(small, monkeypatch, tmp_path):
     marker = tmp_path / "died"
     monkeypatch.setenv("HEADWATER_TEST_DIE_ONCE", str(marker))
     import flows.extraction.cluster as cluster
 
     monkeypatch.setattr(cluster, "extract_block", die_once_then_extract)
-    job.extraction = {**job.extraction, "workers": 2, "block_mb": 1}
-    report = job.run()
+    small.extraction = {**small.extraction, "workers": 2, "block_mb": 1}
+    report = small.run()
     assert marker.exists()
     assert report.computed == 13
-    single = Job(tmp_path / "single")
-    shutil.copytree(job.images, single.images)
+    single = SmallSet(tmp_path / "single")
+    shutil.copytree(small.images, single.images)
     single.run()
-    mine, theirs = job.read(), single.read()
-    assert mine.keys() == theirs.keys()
-    assert all(np.array_equal(mine[k], theirs[k]) for k in mine)
+    assert same(features(small.store), features(single.store))
 
 
 def die_once_then_extract(*arguments):
@@ -214,19 +145,19 @@ def die_once_then_extract(*arguments):
 CHILD = """
 import sys
 from pathlib import Path
-from tests.flows.extraction.test_extract import Job
-job = Job(Path(sys.argv[1]))
-job.extraction["block_mb"] = 1
-job.extraction["batch"] = 1
-import flows.extraction.extract as e
+from tests.flows.setkit import SmallSet
+small = SmallSet(Path(sys.argv[1]))
+small.extraction["block_mb"] = 1
+small.extraction["batch"] = 1
+import flows.extraction.fill as e
 real = e.extract
 e.extract = lambda *a, **k: real(*a, **{**k, "block_bytes": 1})
 print("ready", flush=True)
-job.run()
+small.run()
 """
 
 
-def test_a_killed_extraction_goes_on_where_it_was(job, tmp_path):
+def test_a_killed_extraction_goes_on_where_it_was(small, tmp_path):
     code = CHILD
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     child = subprocess.Popen(
@@ -236,17 +167,15 @@ def test_a_killed_extraction_goes_on_where_it_was(job, tmp_path):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(SnapshotError):
-            if len(log(job.store)) > 3 or child.poll() is not None:
+            if len(log(small.store)) > 3 or child.poll() is not None:
                 break
         time.sleep(0.02)
     child.kill()
     child.wait()
-    done = len(job.store.table().images())
-    report = job.run()
+    done = len(small.store.table().images())
+    report = small.run()
     assert report.computed == 13 - done
-    whole = Job(tmp_path / "whole")
-    shutil.copytree(job.images, whole.images)
+    whole = SmallSet(tmp_path / "whole")
+    shutil.copytree(small.images, whole.images)
     whole.run()
-    mine, theirs = job.read(), whole.read()
-    assert mine.keys() == theirs.keys()
-    assert all(np.array_equal(mine[k], theirs[k]) for k in mine)
+    assert same(features(small.store), features(whole.store))

@@ -4,12 +4,18 @@ import dataclasses
 
 import pytest
 
-from features.images.records import ImageRecord
-from flows.extraction.extract import wanted_rows
-from flows.extraction.plan import check_heads, plan_extraction, plan_heads, training_key
+from flows.extraction.fill import wanted_rows
+from flows.extraction.plan import (
+    check_kind,
+    configured,
+    plan_extraction,
+    plan_head,
+    training_key,
+)
 from flows.runtime.settings import DEFAULT_SIZE, Settings
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, ExtractorSpec
+from storage.store.table import ImageRow
 
 
 class PlannedBackbone:
@@ -26,7 +32,10 @@ def plans_for(heads, **extraction):
     settings = Settings.model_validate(
         {"heads": heads, "extraction": extraction, "training": {"preset": "small"}}
     )
-    return plan_heads(settings, PlannedBackbone(), "float32")
+    return [
+        plan_head(name, *head, settings.extraction, PlannedBackbone(), "float32")
+        for name, head in configured(settings).items()
+    ]
 
 
 def test_what_two_heads_share_is_planned_once():
@@ -35,7 +44,6 @@ def test_what_two_heads_share_is_planned_once():
     asked = [layer for plan in plans for layer in plan.layers]
     assert set(merged.layers) == set(asked)
     assert len(merged.layers) == len(set(asked))
-    assert merged.heads == ("patchcore", "padim", "cs_flow")
 
 
 def test_views_are_an_extraction_of_their_own_over_normal_training_images():
@@ -44,13 +52,13 @@ def test_views_are_an_extraction_of_their_own_over_normal_training_images():
     assert plain.spec.views is None
     assert views.spec.views is not None
     assert dataclasses.replace(views.spec, views=None) == plain.spec
-    records = {
-        name: ImageRecord(f"/{name}", name, split, kind, None, 1, 1, 1)
+    rows = {
+        name: ImageRow(name, f"{name}.png", split, kind)
         for name, split, kind in (("n", "train", "good"), ("t", "test", "good"), ("d", "test", "x"))
     }
-    assert [sha for sha, _ in wanted_rows(plain, records)] == ["n", "t", "d"]
+    assert [sha for sha, _ in wanted_rows(plain, rows)] == ["n", "t", "d"]
     count = views.spec.views.count
-    assert wanted_rows(views, records) == [("n", k) for k in range(1, count + 1)]
+    assert wanted_rows(views, rows) == [("n", k) for k in range(1, count + 1)]
 
 
 def test_another_size_or_views_seed_is_another_extractor():
@@ -101,4 +109,11 @@ def test_the_key_of_a_training_depends_on_what_changes_its_result():
 )
 def test_a_wrong_head_setting_or_preset_is_named_with_the_choices(heads, said):
     with pytest.raises(ConfigError, match=said):
-        check_heads(Settings.model_validate({"heads": heads}))
+        configured(Settings.model_validate({"heads": heads}))
+
+
+def test_heads_and_sets_must_fit():
+    heads = {"patchcore": {}, "padim": {}, "pair_diff": {}}
+    settings = Settings.model_validate({"image_set": "boards", "pairs": "boards", "heads": heads})
+    with pytest.raises(ConfigError, match="patchcore, padim read single images"):
+        check_kind(settings)

@@ -34,20 +34,20 @@ def damage(store, spec_id, layer, rows):
 def calls(monkeypatch):
     """Count the images that repairs take through the backbone."""
     seen = []
-    real = repairing.open_backbone
 
-    def watched(*arguments):
-        backbone, precision = real(*arguments)
-        maps = backbone.maps
+    class Watched(repairing.BackboneRef):
+        def load(self):
+            backbone = super().load()
+            maps = backbone.maps
 
-        def counted(x, *more):
-            seen.append(len(x))
-            return maps(x, *more)
+            def counted(x, *more):
+                seen.append(len(x))
+                return maps(x, *more)
 
-        monkeypatch.setattr(backbone, "maps", counted)
-        return backbone, precision
+            monkeypatch.setattr(backbone, "maps", counted)
+            return backbone
 
-    monkeypatch.setattr(repairing, "open_backbone", watched)
+    monkeypatch.setattr(repairing, "BackboneRef", Watched)
     return seen
 
 

@@ -1,22 +1,23 @@
 """`headwater grid`: F²R's factors on a registered model, one MLflow run, resumable."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flows.command.main import main
+from flows.extraction.extract import extract_set
+from flows.extraction.plan import plan_job
 from flows.pictures.grid import grid_heat_maps
 from flows.runtime.console import Reporter
 from flows.runtime.home import Home
 from flows.runtime.settings import Settings
+from flows.training.train import train_head
+from flows.training.trainings import Request
 from flows.use.grid import run_grid
 from heads.gallery.f2r_grid import POINTS
 from storage.registry.registry import Registry
-from tests.flows.test_dags import work  # noqa: F401
 
 SOME = ((0.0, 1.0), (1.0, 1.0), (0.5, 0.5), (1.0, 0.2), (1.2, 1.2))
 
@@ -30,30 +31,23 @@ class Stops(Reporter):
 
 
 @pytest.fixture(scope="module")
-def home(work):  # noqa: F811
+def home(tiles):
     """A home with one registered f2r model, trained here: no cluster is needed for that."""
-    from flows.dags import make_jobs
-    from flows.extraction.extract import extract_set, open_backbone
-    from flows.extraction.plan import plan_heads
-    from flows.training.train import train_head
-
     settings = Settings.model_validate(
         {
             "image_set": "tiles",
-            "images": work / "images",
-            "backbone": {"name": "resnet18", "weights": work / "resnet18.safetensors"},
+            "images": tiles / "images",
+            "backbone": {"name": "resnet18", "weights": tiles / "resnet18.safetensors"},
             "extraction": {"size": 64},
             "heads": {"f2r": {"steps": 2, "ratio": 0.05}},
             "training": {"epochs": 1, "preset": "small"},
         }
     )
-    place = Home.at(work / "grid-home")
+    place = Home.at(tiles / "grid-home")
     place.prepare_environment()
-    snapshot = extract_set(settings, place, Reporter(quiet=True)).snapshot
-    backbone, precision = open_backbone(settings, place, None)
-    plans = plan_heads(settings, backbone, precision)
-    (job,) = make_jobs(settings, place, plans, snapshot, weights=str(backbone.weights_path))
-    train_head(job)
+    at = extract_set(settings, place, Reporter(quiet=True)).version
+    (training,) = Request(settings, place, plan_job(settings, place)).trainings(at)
+    train_head(training)
     return place
 
 
@@ -113,22 +107,14 @@ def test_the_exact_protocol_chooses_a_coreset_at_every_point(home):
     assert once.result.table != anew.result.table
 
 
-def test_a_set_without_the_model_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["headwater", "grid", "nothing", "--home", str(tmp_path)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    assert "no model of head 'f2r'" in capsys.readouterr().err
+def test_a_set_without_the_model_is_named(tmp_path, here):
+    said = here("grid", "nothing", "--home", tmp_path, status=2)
+    assert "no model of head 'f2r'" in said
     assert len(POINTS) == 169
 
 
-def test_the_command_prints_what_is_worth_reading(home, monkeypatch, capsys):
-    arguments = ["grid", "tiles", "--every", "6", "--json", "--home", str(home.root)]
-    monkeypatch.setattr(sys, "argv", ["headwater", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert not end.value.code
-    told = json.loads(capsys.readouterr().out)
+def test_the_command_prints_what_is_worth_reading(home, here):
+    told = json.loads(here("grid", "tiles", "--every", 6, "--json", "--home", home.root))
     assert told["chosen_on"] == "oracle"
     assert [(r["alpha"], r["beta"]) for r in told["table"]] == [
         (a, b) for a in (0.0, 0.6, 1.2) for b in (0.0, 0.6, 1.2)

@@ -1,0 +1,156 @@
+"""What is learnt from and judged: a sample is one image, or two of the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from features.images.crops import source_of
+from features.images.pairs import CHANGED
+from heads.contract import Head
+from heads.pairs.source import Pair
+from headwater.errors import DataError
+from headwater.spec import digest
+from storage.store.table import ImageRow
+
+#: Samples without which nothing is trained: two to learn from, two to hold out.
+AT_LEAST = 4
+#: Kind of a pair without a mask: nobody said whether anything changed.
+UNLABELLED = "unlabelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image, or a pair: now and before.
+
+    Parameters
+    ----------
+    key
+        Path of the image as its store has it; ``<split>/<name>`` of a pair.
+    split
+        ``train`` or ``test``.
+    kind
+        ``good`` or the kind of defect; of a pair ``good``, ``changed``, or ``unlabelled`` where
+        there is no mask.
+    contents
+        SHA-256 of each image.
+    paths
+        Absolute path of each image.
+    mask
+        Absolute path of what is to be found, if there is one.
+    label
+        What the mask is known by: SHA-256 of a pair's, path of an image's as its store has it.
+    """
+
+    key: str
+    split: str
+    kind: str
+    contents: tuple[str, ...]
+    paths: tuple[Path, ...]
+    mask: Path | None = None
+    label: str = ""
+
+    @classmethod
+    def of(cls, row: ImageRow, root: Path) -> Sample:
+        """Return the image of a store's row; `root` is what its paths are relative to."""
+        mask = root / row.mask if row.mask else None
+        place = (root / row.path,)
+        return cls(row.path, row.split, row.kind, (row.sha256,), place, mask, row.mask)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is two images."""
+        return len(self.contents) == 2
+
+    @property
+    def defective(self) -> bool | None:
+        """The truth: whether there is something to be found; None where that is not known."""
+        if self.is_pair and self.kind == UNLABELLED:
+            return None
+        return self.kind != "good"
+
+    @property
+    def source(self) -> str:
+        """Key of the pair that this one was cut out of, empty where it is whole."""
+        return source_of(self.key) if self.is_pair else ""
+
+    @property
+    def pair(self) -> Pair:
+        """As `heads.pairs.source.PairSource` joins it."""
+        current, history = self.contents
+        return Pair(self.key, current, history, self.source)
+
+    def seen(self) -> list[str]:
+        """Return what a training sees of it; that a pair is a crop decides what it is held with."""
+        cut = [self.source] if self.source else []
+        return [*self.contents, self.split, self.kind, self.label, *cut]
+
+
+def digest_of(samples: Sequence[Sample]) -> str:
+    """Return a digest of which contents there are, split and labelled how."""
+    return digest(sorted(sample.seen() for sample in samples))
+
+
+def usable(
+    head: type[Head], image_set: str, samples: Sequence[Sample], *, when: str = ""
+) -> list[Sample]:
+    """Return the training samples that a head may learn from.
+
+    A head that learns from masks takes those that have one; any other takes those in which there is
+    nothing to be found, as far as is known. Defects and changes never reach it.
+
+    Parameters
+    ----------
+    head, image_set, samples
+        Who is to learn from what.
+    when
+        What holds for the samples, for the message.
+
+    Raises
+    ------
+    DataError
+        Where there are too few.
+    """
+    train = [s for s in samples if s.split == "train"]
+    if head.labelled:
+        found = [s for s in train if s.mask is not None]
+        if len(found) < AT_LEAST or not any(s.defective for s in found):
+            marked = sum(bool(s.defective) for s in found)
+            raise DataError(
+                f"{image_set}: {head.name} has {len(found)} training pair(s) with a mask, "
+                f"{marked} of them changed",
+                expected=f"at least {AT_LEAST}, and some that show what is to be found",
+                remedy="put masks into train/mask (black where nothing changed), or train "
+                "pair_flow, which needs none",
+            )
+        return found
+    found = [s for s in train if not s.defective]
+    if len(found) >= AT_LEAST:
+        return found
+    if head.pairs:
+        raise DataError(
+            f"{image_set}: {len(found)} of {len(train)} training pairs are unchanged; {head.name} "
+            "learns from unchanged pairs alone",
+            expected=f"at least {AT_LEAST} pairs without a mask, or with a black one",
+            remedy="headwater pairs cut DIR OUT cuts unchanged crops out of labelled pairs; run "
+            f"OUT as a set of its own. Or leave {head.name} out of --heads",
+        )
+    raise DataError(
+        f"{image_set}: {len(found)} normal image(s) to train on{when}",
+        expected=f"at least {AT_LEAST}",
+        remedy="give a later --known-by" if when else "add normal images and run again",
+    )
+
+
+def what_is_left_out(head: type[Head], samples: Sequence[Sample]) -> list[str]:
+    """Return sentences on training pairs that a head leaves out or takes on trust."""
+    train = [s for s in samples if s.split == "train" and s.is_pair]
+    bare = sum(s.mask is None for s in train)
+    if head.labelled:
+        return [f"{head.name}: {bare} training pair(s) without a mask left out"] if bare else []
+    changed = sum(s.kind == CHANGED for s in train)
+    said = [f"{head.name}: {changed} changed training pair(s) left out"] if changed else []
+    if bare:
+        said.append(f"{head.name}: {bare} training pair(s) have no mask and count as unchanged")
+    return said

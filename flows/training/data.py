@@ -1,0 +1,259 @@
+"""What a training reads: the samples of a set at one version, and their features."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from features.images.pixels import sha256_of
+from features.images.preprocess import mask_to_input, preprocess
+from features.images.records import ImageRecord
+from features.images.sources import ImageSource, PairMasks
+from flows.extraction.pair_list import PairList, Version, load_pairs
+from flows.extraction.plan import training_key
+from flows.extraction.samples import Sample, digest_of, usable
+from flows.runtime.home import Home
+from flows.training.trainings import Training
+from heads.catalogue import get_head
+from heads.contract import FeatureSource
+from heads.pairs.source import PairSource
+from heads.training.splits import split_held_out
+from headwater.errors import ConfigError, DataError, LayerError
+from headwater.samples import IMAGE, PAIR
+from headwater.spec import SIDES, ExtractorSpec, LayerSpec, digest
+from storage.store.feature_store import FeatureStore
+from storage.store.layout import side_name
+from storage.store.reader import FeatureReader
+from storage.store.table import Selection
+from storage.upkeep.history import tag
+
+#: Training settings that do not change what is learnt.
+_NO_MATTER = ("workers", "device")
+
+
+class StoredSamples:
+    """The samples of a set at one version, and the features of either side.
+
+    Cheap, but for the image tables; features are opened when they are asked for.
+
+    Parameters
+    ----------
+    home, image_set, at
+        Which set, and when.
+    spec, layers
+        Which features; of a specification of images, the images themselves.
+    root
+        Folder that a store's paths are relative to.
+    known_by
+        Only images that had arrived by then, nanoseconds UTC.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        image_set: str,
+        at: Version,
+        spec: ExtractorSpec,
+        layers: tuple[LayerSpec, ...],
+        root: Path,
+        known_by: int | None = None,
+    ) -> None:
+        self.at, self.spec, self.layers = at, spec, layers
+        self.kind = PAIR if at.pairs else IMAGE
+        self.select = Selection(known_by=known_by)
+        self.pairs: PairList | None = load_pairs(home, image_set, at.pairs) if at.pairs else None
+        names = [side_name(image_set, s) for s in SIDES] if at.pairs else [image_set]
+        self.stores = [
+            FeatureStore.open(home.store, name, create=False)
+            for name, snapshot in zip(names, at.snapshots, strict=True)
+            if snapshot
+        ]
+        tables = [s.table(when) for s, when in zip(self.stores, at.snapshots, strict=False)]
+        if self.pairs is None:
+            (table,) = tables
+            rows = table.images(table.rows(self.select))
+            self.all: Sequence[Sample] = [Sample.of(row, root) for row in rows]
+        else:
+            self.all = self.pairs.present(tables, known_by) if tables else self.pairs.samples
+
+    @functools.cached_property
+    def sides(self) -> list[Any]:
+        """The features of each side, or the images where no store is read."""
+        if not self.stores:
+            prepare = functools.partial(preprocess, spec=self.spec)
+            # One source for all: an image of several pairs is one row.
+            source = ImageSource(_records(self.all), prepare, self.spec.input_size)
+            return [source] * len(self.at.snapshots)
+        return self.readers(self.spec)
+
+    def readers(self, spec: ExtractorSpec) -> list[FeatureReader]:
+        """Return the features of each side as made by `spec`."""
+        return [
+            store.reader(spec, self.layers, self.select, at, missing="skip")
+            for store, at in zip(self.stores, self.at.snapshots, strict=True)
+        ]
+
+    @functools.cached_property
+    def readable(self) -> list[Sample]:
+        """The samples all of whose images have features: in the store's order, pairs in theirs."""
+        rows = [{sha: row for row, sha in enumerate(side.ids)} for side in self.sides]
+        found = [
+            s
+            for s in self.all
+            if all(sha in have for sha, have in zip(s.contents, rows, strict=True))
+        ]
+        return sorted(found, key=lambda s: rows[0][s.contents[0]]) if self.pairs is None else found
+
+    @functools.cached_property
+    def lacking(self) -> list[str]:
+        """Keys of the samples that lack a layer and are left out.
+
+        An extraction was cut off, a file could not be read, or the features of removed images,
+        which belong to a view of the past, were purged.
+        """
+        with contextlib.suppress(LayerError):
+            have = {s.key for s in self.readable}
+            return sorted(s.key for s in self.all if s.key not in have)
+        return []
+
+    @property
+    def test(self) -> list[Sample]:
+        """The samples to judge by."""
+        return [s for s in self.readable if s.split == "test"]
+
+    def source(self, samples: Sequence[Sample], *, labelled: bool = False) -> Any:
+        """Return a source of these samples, with their masks where `labelled`."""
+        if self.pairs is None:
+            row = {sha: n for n, sha in enumerate(self.sides[0].ids)}
+            return self.sides[0].subset([row[s.contents[0]] for s in samples])
+        prepare = functools.partial(mask_to_input, spec=self.spec)
+        masks = PairMasks(samples, prepare) if labelled else None
+        current, history = self.sides
+        return PairSource(current, history, [s.pair for s in samples], masks)
+
+    def check_files(self, samples: Sequence[Sample], *, masks: bool) -> None:
+        """Raise `DataError` for a file of pairs whose content is not the one that was scanned.
+
+        Images that were scanned into a store need none of this: their features are there.
+        """
+        files: dict[Path, str] = {}
+        for s in samples if self.pairs is not None else ():
+            if not self.stores:
+                files |= dict(zip(s.paths, s.contents, strict=True))
+            if masks and s.mask is not None:
+                files[s.mask] = s.label
+        for path, sha in files.items():
+            same = False
+            with contextlib.suppress(OSError):
+                same = sha256_of(path) == sha
+            if not same:
+                raise DataError(
+                    f"{path} is gone, or not what it was when it was scanned",
+                    expected=f"content {sha[:12]}",
+                    remedy="put it back, or run again with --pairs to take the new one",
+                )
+
+
+def _records(samples: Sequence[Sample]) -> list[ImageRecord]:
+    found: dict[str, Path] = {}
+    for s in samples:
+        for sha, path in zip(s.contents, s.paths, strict=True):
+            found.setdefault(sha, path)
+    # Only path and content are read of these.
+    return [ImageRecord(path, sha, "train", "good", None, 0, 0, 0) for sha, path in found.items()]
+
+
+class TrainingData(StoredSamples):
+    """What one training reads.
+
+    Raises
+    ------
+    ConfigError
+        For a point in time with a head that reads images, which no store dates.
+    """
+
+    def __init__(self, training: Training) -> None:
+        plan = training.plan
+        if plan.reads_images and training.known_by is not None:
+            raise ConfigError(
+                f"--known-by with {plan.head} that learns its own encoder",
+                expected="a head that reads stored features: only the store knows arrivals",
+            )
+        self.training, self.head = training, get_head(plan.head)
+        super().__init__(
+            training.home,
+            training.image_set,
+            training.at,
+            plan.spec,
+            plan.layers,
+            training.root,
+            training.known_by,
+        )
+
+    def key(self) -> str:
+        """Return the idempotency key; see `flows.extraction.plan.training_key`.
+
+        Two versions with the same images and labels give the same key, so extracting for another
+        head does not make a finished training look stale.
+        """
+        seen = digest_of(self.all)
+        if self.lacking:
+            # The same images with all their features are another training.
+            seen = digest([seen, self.lacking])
+        options = self.training.options_json
+        matter = {k: v for k, v in options.items() if k not in _NO_MATTER}
+        return training_key(self.training.plan, seen, matter)
+
+    def tags(self) -> dict[str, str]:
+        """Return the run's tags that say what was read."""
+        tags = dict(zip(("snapshot", "history_snapshot"), self.at.snapshots, strict=False))
+        return tags | ({"pairs": self.at.pairs} if self.at.pairs else {})
+
+    def sources(self) -> tuple[FeatureSource, FeatureSource]:
+        """Return what to train on (views included) and what is held out (plain only).
+
+        Raises
+        ------
+        DataError
+            With too few samples, or files that are not what they were when they were scanned.
+        """
+        training, labelled = self.training, self.head.labelled
+        when = " that had arrived by then" if training.known_by is not None else ""
+        samples = usable(self.head, training.image_set, self.readable, when=when)
+        self.check_files(samples, masks=labelled)
+        source = self.source(samples, labelled=labelled)
+        held_out = training.options.held_out
+        assert held_out is not None
+        if self.pairs is not None:
+            return source.split(held_out)
+        train_rows, held_rows = split_held_out(source.ids, held_out, 2)
+        train = source.subset(train_rows)
+        if training.plan.view_spec is not None:
+            (views,) = self.readers(training.plan.view_spec)
+            kept = {samples[row].contents[0] for row in train_rows}
+            rows = [i for i, sha in enumerate(views.ids) if sha in kept]
+            train = train.concat([train, views.subset(rows)])
+        return train, source.subset(held_rows)
+
+    def keep(self, name: str) -> None:
+        """Tag the snapshots: retention must never remove what a registered model refers to."""
+        for store, at in zip(self.stores, self.at.snapshots, strict=False):
+            tag(store, name, at)
+
+    def notes(self) -> list[str]:
+        """Return a sentence on the samples that lack features, if there are any."""
+        if not self.lacking:
+            return []
+        training = self.training
+        cure = (
+            "--snapshot trains on the store as it was then"
+            if training.known_by is not None
+            else f"`headwater extract {training.image_set}` computes them"
+        )
+        return [
+            f"{training.plan.head}: {len(self.lacking)} {self.kind.name}(s) without stored "
+            f"features were left out, such as {self.lacking[0]}; {cure}"
+        ]

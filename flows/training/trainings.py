@@ -1,0 +1,147 @@
+"""What is asked of a flow and of a training: plain data, sent to Prefect and to Dask workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from flows.extraction.backbone import BackboneRef
+from flows.extraction.pair_list import Version, version_at
+from flows.extraction.plan import HeadPlan, JobPlan
+from flows.runtime.home import Home
+from flows.runtime.resolve import require_set
+from flows.runtime.settings import Settings, TrainingSettings
+from storage.store.feature_store import FeatureStore
+
+#: Share of the samples that is not trained on: of images, and of pairs (AnoDFDNet splits 8:2).
+HELD_OUT = {False: 0.1, True: 0.2}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a Prefect flow is asked, settled before it begins: plain data, JSON-ready.
+
+    Parameters
+    ----------
+    settings
+        Made whole.
+    home, plan
+        Where to work, and on what.
+    at
+        What to train on; None where an extraction comes first.
+    known_by
+        Train only on images that had arrived by then, nanoseconds UTC.
+    rehash
+        Read every file, even those that look unchanged.
+    """
+
+    settings: Settings
+    home: Home
+    plan: JobPlan
+    at: Version | None = None
+    known_by: int | None = None
+    rehash: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping; `from_json` reads it back."""
+        return TypeAdapter(Request).dump_python(self, mode="json")
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Request:
+        """Rebuild a request from `to_json`'s mapping."""
+        return TypeAdapter(cls).validate_python(data)
+
+    def trainings(self, at: Version) -> list[Training]:
+        """Return one training a head, all by reference."""
+        settings, image_set = self.settings, require_set(self.settings)
+        options = settings.training
+        if options.held_out is None:
+            options = options.model_copy(update={"held_out": HELD_OUT[bool(at.pairs)]})
+        unread = replace(at, snapshots=("",) * len(at.snapshots))
+        return [
+            Training(
+                plan=head,
+                image_set=image_set,
+                home=self.home,
+                at=unread if head.reads_images and at.pairs else at,
+                root=Path(self.home.card(image_set).get("root", "")),
+                backbone=self.plan.backbone,
+                options=options,
+                known_by=self.known_by,
+            )
+            for head in self.plan.heads
+        ]
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that one training needs, by reference: picklable, small, no arrays.
+
+    Parameters
+    ----------
+    plan
+        The head and what it reads.
+    image_set, home
+        Where things are.
+    at
+        What to train and evaluate on.
+    root
+        Folder that a store's image and mask paths are relative to.
+    backbone
+        For the serving model; None where the head reads images.
+    options
+        Training settings.
+    known_by
+        Train only on images that had arrived by then, nanoseconds UTC.
+    parent_run
+        MLflow run that this one is nested under.
+    threads
+        Torch threads.
+    """
+
+    plan: HeadPlan
+    image_set: str
+    home: Home
+    at: Version
+    root: Path
+    backbone: BackboneRef | None
+    options: TrainingSettings
+    known_by: int | None = None
+    parent_run: str | None = None
+    threads: int = 1
+
+    @property
+    def snapshot(self) -> str:
+        """Of the first side; empty where no store is read."""
+        return self.at.snapshots[0]
+
+    @property
+    def options_json(self) -> dict[str, Any]:
+        """The training settings as runs tell them; the preset is the plan's."""
+        return self.options.model_dump(mode="json", exclude={"preset"})
+
+
+def stored_version(home: Home, image_set: str, snapshot: str | None, *, pairs: bool) -> Version:
+    """Return what to train on, from what is stored.
+
+    Parameters
+    ----------
+    home, image_set
+        Which set.
+    snapshot
+        A snapshot id or a tag; the newest by default.
+    pairs
+        Whether it is a set of pairs.
+
+    Raises
+    ------
+    SnapshotError
+        Where the set or the snapshot does not exist.
+    """
+    if pairs:
+        return version_at(home, image_set, snapshot)
+    store = FeatureStore.open(home.store, image_set, create=False)
+    return Version((store.resolve(snapshot),))
