@@ -94,7 +94,7 @@ class OpenHome:
 
         made, home = self._settings("run", image_set, images=images, heads=heads, **settings)
         with Reporter(quiet=self._quiet).live() as reporter:
-            return run_pipeline(made, home, reporter, rehash=rehash)
+            return run_pipeline(made, home, reporter, rehash=rehash).or_raise()
 
     def extract(
         self,
