@@ -110,8 +110,9 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
 
     Examples
     --------
-    >>> average_precision([0.1, 0.4, 0.8, 0.9], [False, True, False, True])
-    0.8333333333333333
+    >>> scores, labels = [0.1, 0.4, 0.8, 0.9], [False, True, False, True]
+    >>> round(average_precision(scores, labels), 4)
+    0.8333
     """
     precision, recall, _ = precision_recall_curve(scores, labels)
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
