@@ -1,3 +1,7 @@
+"""Pixels to what the backbone sees: resize, crop, masks, views."""
+
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch

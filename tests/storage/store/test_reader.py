@@ -1,8 +1,9 @@
-"""Reading for training: order, residency, parts, workers."""
+"""Reading for training: order, residency, excerpts put together, workers."""
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import pickle
 import subprocess
 import sys
@@ -126,8 +127,6 @@ def test_a_reader_is_a_small_reference_for_another_process(store, tmp_path):
         text=True,
         check=True,
     )
-    import hashlib
-
     mine = source.read(0, len(source))["layer2"].numpy().tobytes()
     assert out.stdout.strip() == hashlib.sha256(mine).hexdigest()
 

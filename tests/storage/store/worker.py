@@ -1,4 +1,4 @@
-"""A process of its own that extracts: ``store_worker.py LOCATION FIRST STOP [BLOCK]``."""
+"""A process of its own that extracts: ``worker.py LOCATION FIRST STOP [BLOCK]``."""
 
 from __future__ import annotations
 
