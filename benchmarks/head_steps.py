@@ -39,7 +39,6 @@ from heads.contract import FeatureSource, Reference, TrainOptions
 from heads.pairs.source import Pair, PairSource
 from heads.training.sources import TensorSource
 
-STEPLESS = ("patchcore", "padim")
 # By the names of torch's operators; what is in none of them is "other".
 KINDS = {
     "convolutions and products": ("conv", "addmm", "aten::mm", "bmm", "linear", "attention"),
@@ -76,6 +75,11 @@ def references() -> dict[str, Reference]:
     return {n: cls.reference for n, cls in all_heads().items() if cls.reference is not None}
 
 
+def by_steps(name: str) -> bool:
+    """Whether a head learns by steps."""
+    return hasattr(get_head(name).Config(), "epochs")
+
+
 def made_up(name: str, rows: int) -> FeatureSource:
     """Return positive maps of the head's paper's shapes (pairs where it reads pairs)."""
     generator = torch.Generator().manual_seed(0)
@@ -101,7 +105,7 @@ def measure(name: str, precision: str, batch: int, steps: int, profile: bool) ->
     case = references()[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     settings = dict(case.settings)
-    if name not in STEPLESS:
+    if by_steps(name):
         settings["batch_size"] = batch
         settings["lr"] = 1e-6  # at the papers' rates some heads diverge on noise, in two steps
     if name == "f2r":
@@ -116,7 +120,7 @@ def measure(name: str, precision: str, batch: int, steps: int, profile: bool) ->
     options = TrainOptions(epochs=steps + 2, precision=precision)  # type: ignore[arg-type]
     held = source.subset([0] if pairs else [])  # type: ignore[attr-defined]
     about = {"head": name, "precision": precision, "batch": batch}
-    if name in STEPLESS:
+    if not by_steps(name):
         began = time.perf_counter()
         head.fit(source, held, options, StepClock(10**9))
         found: dict[str, Any] = {"s_per_image": (time.perf_counter() - began) / batch}
@@ -204,7 +208,7 @@ def main() -> None:
     command = [sys.executable, "-m", "benchmarks.head_steps", "--one"]
     trees = [("this", here)] + ([("against", a.against.resolve())] if a.against else [])
     for name in a.head:
-        for precision in a.precision.split(",") if name not in STEPLESS else ["float32"]:
+        for precision in a.precision.split(",") if by_steps(name) else ["float32"]:
             arguments = ["--head", name, "--precision", precision, "--batch", str(a.batch)]
             arguments += ["--steps", str(a.steps)] + (["--profile"] if a.profile else [])
             for turn in range(a.turns):

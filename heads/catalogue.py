@@ -31,7 +31,13 @@ PLUGINS = "headwater.heads"
 
 
 def all_heads() -> dict[str, type[Head]]:
-    """Return all heads by name, in order of name; those of other packages too."""
+    """Return all heads by name, in order of name; those of other packages too.
+
+    Examples
+    --------
+    >>> "patchcore" in all_heads()
+    True
+    """
     broken_plugins()
     return dict(sorted(REGISTERED.items()))
 
@@ -54,7 +60,13 @@ def broken_plugins() -> dict[str, str]:
 
 
 def get_head(name: str) -> type[Head]:
-    """Return a head's class; `ConfigError` with the valid names where there is none."""
+    """Return a head's class; `ConfigError` with the valid names where there is none.
+
+    Examples
+    --------
+    >>> get_head("padim").summary
+    'one Gaussian of the features per position'
+    """
     known = all_heads()
     if name not in known:
         if name in broken_plugins():
@@ -74,6 +86,12 @@ def make_config(name: str, settings: Mapping[str, Any], preset: str | None = Non
     """Build a head's configuration from plain settings over a preset.
 
     Raises `ConfigError` that names the setting and the valid ones.
+
+    Examples
+    --------
+    >>> config = make_config("patchcore", {"neighbours": 5}, preset="small")
+    >>> config.neighbours, config.ratio
+    (5, 0.01)
     """
     cls = get_head(name)
     if preset is not None and preset not in cls.presets and preset != "paper":

@@ -119,6 +119,12 @@ class Scores:
         ``[B]`` float32.
     maps
         ``[B, H, W]`` float32 at the size of the head's `map_size`.
+
+    Examples
+    --------
+    >>> maps = torch.tensor([[[0.0, 3.0]], [[1.0, 0.5]]])
+    >>> Scores(image=maps.amax((1, 2)), maps=maps).image
+    tensor([3., 1.])
     """
 
     image: Tensor
@@ -295,12 +301,7 @@ class Head(nn.Module):
             self.get_buffer("fitted").fill_(True)
 
     def check_ready(self, batch: Batch) -> None:
-        """Raise where the head is not fitted, the maps are of another shape or not finite.
-
-        Raises
-        ------
-        NotFittedError, ShapeError, FeatureRangeError
-        """
+        """Raise `NotFittedError`, `ShapeError` or, of NaN and the like, `FeatureRangeError`."""
         if not self.is_fitted:
             raise NotFittedError.of(self.name)
         self.check(batch)
@@ -313,10 +314,10 @@ class Head(nn.Module):
 
     def check(self, batch: Mapping[str, Tensor] | FeatureSource) -> None:
         """Raise `ShapeError` where the maps are not those this head was built for."""
-        found = (
-            {k: tuple(v.shape[1:]) for k, v in batch.items() if not k.startswith("_")}
+        found: Mapping[str, Any] = (
+            {k: x.shape[1:] for k, x in batch.items()}
             if isinstance(batch, Mapping)
-            else dict(batch.shapes)
+            else batch.shapes
         )
         for name, want in self.batch_shapes.items():
             if name not in found:
@@ -353,10 +354,7 @@ REGISTERED: dict[str, type[Head]] = {}
 def register(cls: H) -> H:
     """Class decorator: make a head known under its `name`.
 
-    Raises
-    ------
-    ConfigError
-        Where the name is taken or cannot be part of a model's name.
+    `ConfigError` where the name is taken or cannot be part of a model's name.
     """
     if not cls.name.replace("_", "").isalnum():
         raise ConfigError(f"head name {cls.name!r}", expected="letters, digits and _")
@@ -373,14 +371,15 @@ def register(cls: H) -> H:
 def check_finite(batch: Mapping[str, Tensor], name: str, ids: Sequence[str] | None = None) -> None:
     """Raise `FeatureRangeError` naming layer and image where features are NaN or infinite.
 
-    Parameters
-    ----------
-    batch
-        Maps ``[B, ...]`` by layer; keys that begin with ``_`` are not looked at.
-    name
-        Who asks, for the message.
-    ids
-        Image of each row of the *source*; with the batch's ``_rows`` it names the image.
+    Keys of the batch that begin with ``_`` are not looked at. `name` is who asks, `ids` the image
+    of each row of the *source*: with the batch's ``_rows`` it names the image.
+
+    Examples
+    --------
+    >>> check_finite({"layer3": torch.tensor([[1.0], [torch.nan]])}, "my_head")
+    Traceback (most recent call last):
+    headwater.errors.FeatureRangeError: my_head: layer 'layer3' has NaN ... features (row 1)
+    ...
     """
     for layer, maps in batch.items():
         if layer.startswith("_"):

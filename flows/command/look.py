@@ -8,13 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.command.options import (
-    JsonOption,
-    SetArgument,
-    VersionOption,
-    command_group,
-    takes,
-)
+from flows.command.options import JsonOption, SetArgument, VersionOption, command_group, takes
 from flows.runtime.console import Reporter, err, out, table
 from flows.runtime.given import Given
 from headwater.errors import DataError

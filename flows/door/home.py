@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from flows.runtime.console import Reporter
 from flows.runtime.given import Given
 from flows.runtime.home import Home
-from flows.runtime.settings import Setting, Settings, every_setting
-from headwater.errors import ConfigError, DataError
+from flows.runtime.settings import Setting, Settings
+from flows.runtime.sources import by_keyword
+from headwater.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,7 @@ class OpenHome:
         """
         from flows.dags import run_pipeline  # late: Prefect takes seconds
 
-        made, home = self._settings(image_set, images=images, heads=heads, **settings)
+        made, home = self._settings("run", image_set, images=images, heads=heads, **settings)
         with Reporter(quiet=self._quiet).live() as reporter:
             return run_pipeline(made, home, reporter, rehash=rehash).or_raise()
 
@@ -111,7 +111,7 @@ class OpenHome:
         """
         from flows.extraction.extract import extract_set  # late: torch takes seconds
 
-        made, home = self._settings(image_set, images=images, heads=heads, **settings)
+        made, home = self._settings("extract", image_set, images=images, heads=heads, **settings)
         with Reporter(quiet=self._quiet).live() as reporter:
             return extract_set(made, home, reporter, rehash=rehash)
 
@@ -137,7 +137,7 @@ class OpenHome:
         """
         from flows.dags import train_pipeline  # late: Prefect takes seconds
 
-        made, home = self._settings(image_set, heads=heads, **settings)
+        made, home = self._settings("train", image_set, heads=heads, **settings)
         with Reporter(quiet=self._quiet).live() as reporter:
             done = train_pipeline(made, home, reporter, snapshot=snapshot, known_by=known_by)
         return done.or_raise()
@@ -209,27 +209,19 @@ class OpenHome:
 
         return Registry(self.home.root, self.home.tracking_url)
 
-    def _settings(self, image_set: str, **given: Any) -> tuple[Settings, Home]:
-        """Return settings and home of keywords; each is named as in docs/settings.md."""
-        known = {s.keyword: s.path for s in every_setting()}
-        for name in given.keys() - known.keys():
-            near = difflib.get_close_matches(name, known, n=3)
-            raise ConfigError(
-                f"keyword {name}={given[name]!r}",
-                expected=f"perhaps {', '.join(near)}" if near else "a setting of docs/settings.md",
-            )
+    def _settings(self, job: str, image_set: str, **given: Any) -> tuple[Settings, Home]:
+        """Return settings and home of the keywords of a job, as its command has them as options."""
         heads = given.get("heads")
         if heads is not None and not isinstance(heads, str | Mapping):
             given["heads"] = list(heads)
-        values = {known[k]: v for k, v in given.items() if v is not None}
         own = {
             "home": self.home.root,
             "store": self.home.store_url,
             "tracking": self.home.tracking_url,
             "artifacts": self.home.artifacts_url,
         }
-        values = {k: v for k, v in own.items() if v is not None} | values
-        asked = Given(values | {"image_set": image_set}, config=self._config)
+        values = {**own, "image_set": image_set, **by_keyword(job, given)}
+        asked = Given({k: v for k, v in values.items() if v is not None}, config=self._config)
         return asked.open(called=_keyword)
 
 

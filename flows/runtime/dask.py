@@ -1,10 +1,11 @@
-"""Where trainings run: Dask workers, each with its share of the cores, reporting as they go."""
+"""Where work runs: Dask workers, each with its share of the cores, reporting as they go."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -73,6 +74,25 @@ def needs_gpu(client: Client, device: str) -> dict[str, float]:
 
 
 @contextmanager
+def script_unseen() -> Iterator[None]:
+    """Keep new processes from running the caller's script again while the block runs.
+
+    A new worker imports the script that was started, to find what it may be asked for by name. What
+    workers are asked for here lies in packages; and a script of ten lines has no guard against
+    being run once more by each worker.
+    """
+    main = sys.modules["__main__"]
+    names = ("__file__", "__spec__")
+    kept = {name: vars(main)[name] for name in names if name in vars(main)}
+    vars(main).update({"__spec__": None})
+    vars(main).pop("__file__", None)
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
+
+
+@contextmanager
 def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
     """Yield a client of an existing scheduler, or of local worker processes made for this.
 
@@ -121,6 +141,7 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
                 yield client
             return
         with (
+            script_unseen(),
             LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,

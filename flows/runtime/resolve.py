@@ -139,8 +139,8 @@ def _as_before(settings: Settings, card: Mapping[str, Any]) -> Settings:
     Weights and options belong to a backbone: where another one is given, they are not taken.
     """
     data = settings.model_dump(exclude_unset=True)
-    for section, more in _BEFORE.items():
-        kept = {**more, **card.get(section, {})}
+    for section, before in _BEFORE.items():
+        kept = {key: card.get(section, {}).get(key, value) for key, value in before.items()}
         given = data.get(section, {})
         if given.get("name", kept.get("name")) == kept.get("name"):
             data[section] = {**kept, **given}

@@ -180,7 +180,7 @@ def _explain(error: ValidationError, merged: Mapping[str, tuple[Any, _Layer]]) -
             text = f"{place}: unknown key {key!r}"
             hint = _choices(keys[-1], _fields(keys[:-1]))
         else:
-            word = shlex.quote(str(value))
+            word = shlex.join(map(str, value if isinstance(value, list) else [value]))
             text = layer.form.format(place=place, key=key, value=repr(value), word=word)
             hint = expectation(problem["msg"])
         found.setdefault(text, []).append(hint)

@@ -83,6 +83,8 @@ class RunResult:
         """Return this; `HeadsFailedError`, which holds it, where heads failed."""
         if not self.failures:
             return self
-        error = HeadsFailedError(f"failed: {', '.join(head for head, _ in self.failures)}")
+        said = [f"{head}: {str(why).splitlines()[0]}" for head, why in self.failures if str(why)]
+        names = ", ".join(head for head, _ in self.failures)
+        error = HeadsFailedError("\n".join([f"failed: {names}", *said]))
         error.result = self
         raise error

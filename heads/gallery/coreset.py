@@ -43,7 +43,13 @@ class Coreset:
 
 
 def coreset_size(total: int, ratio: float) -> int:
-    """Return how many of `total` vectors a `ratio` in ]0, 1] keeps: at least one."""
+    """Return how many of `total` vectors a `ratio` in ]0, 1] keeps: at least one.
+
+    Examples
+    --------
+    >>> coreset_size(1000, 0.1), coreset_size(3, 0.01)
+    (100, 1)
+    """
     if not 0 < ratio <= 1:
         raise ConfigError(f"coreset ratio {ratio}", expected="above 0, at most 1")
     return max(1, int(total * ratio))
@@ -98,6 +104,13 @@ def k_center(
     ------
     ConfigError
         A count outside the features.
+
+    Examples
+    --------
+    >>> points = torch.tensor([[0.0], [0.1], [5.0], [9.0], [9.2]])
+    >>> found = k_center(points, 3)
+    >>> sorted(found.indices.tolist()), round(found.radius, 4)
+    ([0, 2, 4], 0.2)
     """
     total = len(features)
     if not 1 <= count <= total:

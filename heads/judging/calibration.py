@@ -122,6 +122,11 @@ def threshold_for(
         A target outside ]0, 1[.
     DataError
         No scores, or scores that are not finite.
+
+    Examples
+    --------
+    >>> threshold_for(range(1, 40), 0.05)
+    (38.0, 0.05, 'conformal')
     """
     if not 0 < target_fpr < 1:
         raise ConfigError(f"target false-positive rate {target_fpr}", expected="between 0 and 1")
@@ -178,6 +183,11 @@ def calibrate(
         Share of normal pixels that may be drawn as defect.
     upper
         What no image score can exceed; see `threshold_for`.
+
+    Examples
+    --------
+    >>> calibrate(range(1, 40)).describe()
+    'threshold 38 from 39 held-out normal images: at most 5.00% of normal images above it'
     """
     threshold, attained, rule = threshold_for(scores, target_fpr, upper)
     values = np.asarray(scores, dtype=np.float64).ravel()

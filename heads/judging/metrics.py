@@ -93,14 +93,26 @@ def _both(normal: float, anomalous: float) -> None:
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Return the area under the ROC curve; ties count half."""
+    """Return the area under the ROC curve; ties count half.
+
+    Examples
+    --------
+    >>> auroc([0.1, 0.4, 0.4, 0.9], [False, False, True, True])
+    0.875
+    """
     _, fp, tp = counts(scores, labels)
     _both(fp[-1], tp[-1])
     return float(np.trapezoid(tp, fp) / (fp[-1] * tp[-1]))
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Return the step-wise area under precision over recall, Σ (R_n − R_{n−1}) P_n."""
+    """Return the step-wise area under precision over recall, Σ (R_n − R_{n−1}) P_n.
+
+    Examples
+    --------
+    >>> average_precision([0.1, 0.4, 0.8, 0.9], [False, True, False, True])
+    0.8333333333333333
+    """
     precision, recall, _ = precision_recall_curve(scores, labels)
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
@@ -111,6 +123,11 @@ def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> Metr
     ``recall`` is the share of the anomalous that are found, ``false_positive_rate`` the share of
     the normal that are not passed, ``balanced_accuracy`` the mean of recall and specificity.
     A precision over no positive verdict is 0.
+
+    Examples
+    --------
+    >>> at_threshold([0.1, 0.4, 0.8, 0.9], [False, True, False, True], 0.5)["recall"]
+    0.5
     """
     values, truth = _classes(scores, labels)
     called = values > threshold
@@ -323,6 +340,12 @@ def evaluate(
         ``image_auroc, image_ap, pixel_auroc, pixel_ap, aupro``, ``oracle.youden_recall`` and
         ``oracle.youden_accuracy`` (at a threshold that was chosen on `labels`), and those at the
         thresholds, as far as they are defined; ``.omitted`` names the others with the reason.
+
+    Examples
+    --------
+    >>> found = evaluate([0.1, 0.7], None, [False, True], None, threshold=0.5)
+    >>> found["image_auroc"], found["recall"], found["false_positive_rate"]
+    (1.0, 1.0, 0.0)
     """
     values, truth = _classes(scores, labels)
     out = Metrics()

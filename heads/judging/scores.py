@@ -60,6 +60,11 @@ def top_k_mean(maps: Tensor, fraction: float) -> Tensor:
     -------
     Tensor
         ``[B]``.
+
+    Examples
+    --------
+    >>> top_k_mean(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), 0.5)
+    tensor([3.5000])
     """
     values = maps.flatten(1)
     k = min(values.shape[1], max(1, round(fraction * values.shape[1])))

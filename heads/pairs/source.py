@@ -77,6 +77,14 @@ class PairSource:
         Where no pair has both images.
     ShapeError
         Where the sources' layers or shapes differ, or there are not as many masks as pairs.
+
+    Examples
+    --------
+    >>> from heads.training.sources import TensorSource
+    >>> now, before = (TensorSource({"a": torch.ones(1, 2, 3, 3)}, [name]) for name in ("n", "b"))
+    >>> source = PairSource(now, before, [Pair("board 17", "n", "b")])
+    >>> sorted(source.read(0, 1))
+    ['current:a', 'history:a']
     """
 
     def __init__(

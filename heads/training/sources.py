@@ -28,6 +28,14 @@ class TensorSource:
     ------
     ShapeError
         Where the layers, `ids` and `views` disagree about the number of rows.
+
+    Examples
+    --------
+    >>> source = TensorSource({"layer3": torch.arange(6.0).view(3, 1, 1, 2)}, ["a", "b", "c"])
+    >>> len(source), source.shapes
+    (3, {'layer3': (1, 1, 2)})
+    >>> [batch["_rows"].tolist() for batch in source.batches(2)]
+    [[0, 1], [2]]
     """
 
     def __init__(

@@ -35,6 +35,12 @@ def split_held_out(
     ------
     DataError
         Where there are fewer than two images.
+
+    Examples
+    --------
+    >>> train_rows, held_rows = split_held_out(["c", "c", "a", "b", "d"])
+    >>> held_rows
+    [0, 1, 4]
     """
     # The prefix makes the draw independent of other uses of the image hash (a test split, say).
     place = {i: hashlib.sha256(f"held-out:{i}".encode()).digest() for i in set(ids)}

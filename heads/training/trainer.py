@@ -40,6 +40,13 @@ class Schedule:
         share of steps that rise.
     floor
         Factor at the end of ``cosine``.
+
+    Examples
+    --------
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> plan = Schedule("cosine").build(optimizer, steps_per_epoch=2, epochs=2)
+    >>> [round(plan.lr_lambdas[0](step), 3) for step in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
     """
 
     kind: Literal["constant", "cosine", "one_cycle"] = "constant"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ class FeatureStore:
         return f"FeatureStore({self.location!r}, {self.image_set!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self.location, self.image_set, self.options))
+        reopen = partial(FeatureStore.open, create=False, options=self.options)
+        return (reopen, (self.location, self.image_set))
 
     @property
     def name(self) -> str:
@@ -395,7 +397,3 @@ class FeatureStore:
         reader = FeatureReader((excerpt,), memory=memory)
         reader.open()
         return reader
-
-
-def _reopen(location: str, image_set: str, options: StoreOptions) -> FeatureStore:
-    return FeatureStore.open(location, image_set, create=False, options=options)

@@ -1,18 +1,21 @@
 """The smallest sensible instance of each head, for the contract tests.
 
-A new head adds one entry; `test_heads_contract.py` does the rest. Keep a training under a second.
+A new head adds one entry; `test_contract.py` and its like do the rest. Keep a training under a
+second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from heads.catalogue import get_head, make_config
-from heads.contract import FeatureSource, Head, Shape
+from heads.contract import Batch, FeatureSource, Head, Shape
+from heads.flow.flow_head import FlowHead
 from heads.training.sources import TensorSource
 from tests.heads.pairs.tiny import pair_source
 
@@ -35,6 +38,9 @@ class Tiny:
         Views per image that the head trains on beside the plain one.
     source
         Makes the training source from (rows, seed) where `structured` does not do (pairs, labels).
+    switches
+        Other values of settings, each of which must change the scores and no structure. For those
+        that change structure `test_switches.py` has a table of its own.
     """
 
     config: dict[str, Any]
@@ -43,7 +49,7 @@ class Tiny:
     rows: int = 12
     views: int = 0
     source: Callable[[int, int], FeatureSource] | None = None
-    notes: dict[str, str] = field(default_factory=dict)
+    switches: dict[str, Any] = field(default_factory=dict)
 
     def data(self, seed: int = 0, rows: int | None = None) -> FeatureSource:
         """Return `rows` normal images' features."""
@@ -77,6 +83,33 @@ def build(name: str, **settings: Any) -> Head:
     return get_head(name)(config, tiny.shapes, tiny.map_size)
 
 
+def shake(module: nn.Module, size: float = 0.3) -> nn.Module:
+    """Move every weight away from its start, so that nothing is nearly the identity."""
+    generator = torch.Generator().manual_seed(7)
+    for p in module.parameters():
+        p.data.add_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    return module
+
+
+def check_log_determinant(head: FlowHead, batch: Batch, rows: Sequence[int]) -> Tensor:
+    """Compare `latent`'s log-determinant of these rows with autograd's; return it, ``[B]``."""
+    _, claimed = head.latent(batch)
+    for row in rows:
+        inputs = [x[row : row + 1] for x in head.inputs(batch)]
+        sizes, shapes = [x.numel() for x in inputs], [x.shape for x in inputs]
+
+        def latent(flat: Tensor, sizes: list[int] = sizes, shapes: list[Any] = shapes) -> Tensor:
+            maps = [x.view(shape) for x, shape in zip(flat.split(sizes), shapes, strict=True)]
+            return torch.cat([z.flatten() for z in head.latent_of(maps)[0]])
+
+        flat = torch.cat([x.flatten() for x in inputs])
+        jacobian = torch.autograd.functional.jacobian(latent, flat, vectorize=True)
+        assert jacobian.shape == (len(flat), len(flat))
+        truth = torch.linalg.slogdet(jacobian)[1]
+        torch.testing.assert_close(claimed[row], truth, rtol=1e-8, atol=1e-8)
+    return claimed
+
+
 PYRAMID = {"n": (6, 4, 6), "n@0.5": (6, 2, 3), "n@0.25": (6, 1, 2)}
 PAIR_LEVELS = {"one": (3, 4, 6), "two": (5, 2, 3)}
 CROSS_SCALE = {"hidden": 8, "kernels": (3, 5), "epochs": 12, "lr": 5e-3, "batch_size": 5}
@@ -106,8 +139,10 @@ TINY: dict[str, Tiny] = {
     # of the first layer all channels are read, of the others seven
     "fast_flow": Tiny({**BRIEF, "steps": 3, "channels": 7}, STAGES),
     "dual_flow": Tiny({**BRIEF, "layers": 2, "standardise": True}, {"m": (7, 4, 3)}),
-    "patchcore": Tiny({"ratio": 0.5}, {"m": (7, 4, 3)}),
-    "padim": Tiny({"channels": 5}, {"m": (7, 4, 3)}),
+    "patchcore": Tiny({"ratio": 0.5}, {"m": (7, 4, 3)}, switches={
+        "ratio": 0.2, "limit": 5, "reweight": False, "neighbours": 3, "projection": 2, "sigma": 0.0,
+    }),
+    "padim": Tiny({"channels": 5}, {"m": (7, 4, 3)}, switches={"ridge": 1.0, "sigma": 0.0}),
     "f2r": Tiny(
         # gamma 1: at the paper's 0.001 the other losses may cost likelihood
         {

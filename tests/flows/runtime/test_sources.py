@@ -149,7 +149,7 @@ def test_all_mistakes_are_reported_together_each_with_its_source(monkeypatch):
         "HEADWATER_TRAINING__SEED=x\n  expected: a valid integer",
         "HEADWATER_TRAINING__SED: unknown key 'training.sed'\n  expected: 'seed'?",
         "many\n  expected: a valid integer",
-        "option --backbone-option '['\"'\"'pad'\"'\"']'\n  expected: KEY=VALUE instead of 'pad'",
+        "option --backbone-option pad\n  expected: KEY=VALUE instead of 'pad'",
     ):
         assert said in str(error.value)
     assert "block_mb = " not in str(error.value)

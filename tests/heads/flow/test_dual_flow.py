@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from heads.flow.dual_flow import DualFlow, DualFlowConfig
-from heads.parts.coupling import affine
-from heads.parts.dsam import DynamicSpatialAttention, DynamicSubnet, InputDependentConv
+from heads.parts.dsam import DynamicSubnet
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo
+from tests.heads.tiny import shake
 
 SHAPES = {"m": (4, 3, 3)}
 TINY = DualFlowConfig(layers=2)
@@ -24,72 +22,9 @@ def build(**changes: object) -> DualFlow:
     return DualFlow(dataclasses.replace(TINY, **changes), SHAPES, (6, 6))
 
 
-def shake(module: nn.Module, size: float = 0.3) -> nn.Module:
-    generator = torch.Generator().manual_seed(7)
-    for p in module.parameters():
-        p.data.add_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return module
-
-
 def batch(n: int = 2, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return {"m": torch.randn(n, 4, 3, 3, dtype=dtype)}
-
-
-def test_dynamic_kernel_is_the_softmax_mix_of_learned_kernels():
-    torch.manual_seed(0)
-    part = shake(InputDependentConv(2, kernel=3, groups=5))
-    x = torch.randn(2, 2, 7, 6)
-    for n in range(2):
-        pooled = F.adaptive_avg_pool2d(x[n : n + 1], 3)[0]
-        first, second = part.attend
-        hidden = torch.einsum("oc,cij->oij", first.weight[:, :, 0, 0], pooled)
-        hidden = hidden + first.bias[:, None, None]
-        logits = torch.einsum("oc,cij->oij", second.weight[:, :, 0, 0], hidden)
-        logits = (logits + second.bias[:, None, None]).view(5, 2, 3, 3)
-        mix = logits.exp() / logits.exp().sum(0)
-        kernel = (mix * part.kernels).sum(0)
-        assert torch.allclose(part.weights(x)[n], kernel, atol=1e-6)
-        want = F.conv2d(x[n : n + 1], kernel[:, None], padding=1, groups=2)
-        assert torch.allclose(part(x)[n], want[0], atol=1e-5)
-
-
-def test_kernel_depends_on_its_own_image_alone():
-    part = shake(InputDependentConv(2))
-    x = torch.randn(3, 2, 6, 6)
-    assert not torch.allclose(part.weights(x)[0], part.weights(x)[1])
-    assert torch.allclose(part(x)[1:2], part(x[1:2]), atol=1e-6)
-
-
-def test_gate_from_channel_mean_and_maximum():
-    part = shake(DynamicSpatialAttention())
-    x = torch.randn(2, 5, 4, 4)
-    pair = torch.stack((x.mean(1), x.max(1).values), 1)
-    want = torch.sigmoid(part.point(part.dynamic(pair)))
-    assert torch.allclose(part(x), x * want, atol=1e-6)
-
-
-def test_gate_is_not_normalised_away():
-    """A gate of one number per position must still matter behind the layer norm."""
-    subnet = shake(DynamicSubnet(6, 12))
-    x = torch.randn(2, 6, 5, 5)
-    before = subnet(x)
-    subnet.attention.point.weight.data.mul_(-3)
-    assert (subnet(x) - before).abs().max() > 0.05
-
-
-def test_final_relu_is_the_papers_text():
-    x = torch.randn(2, 4, 3, 3)
-    with_relu, without = shake(DynamicSubnet(4, 8, final_relu=True)), DynamicSubnet(4, 8)
-    without.load_state_dict(with_relu.state_dict())
-    assert torch.equal(with_relu(x), without(x).relu())
-    assert (without(x) < 0).any()
-
-
-def test_soft_clamp_of_equation_7():
-    raw = torch.randn(3, 8, 2, 2) * 9
-    log_scale = affine(torch.zeros(3, 4, 2, 2), raw, 2.0, False)[1]
-    assert torch.allclose(log_scale, 2 * 2.0 / math.pi * torch.arctan(raw[:, :4] / 2.0))
 
 
 @pytest.mark.parametrize(
@@ -179,9 +114,3 @@ def test_what_it_reads():
         DualFlow.needs(DualFlowConfig(), dataclasses.replace(vit, depth=1), (224, 224))
     with pytest.raises(ConfigError, match="no stage of stride 16"):
         DualFlow.needs(DualFlowConfig(), dataclasses.replace(net, strides=(2, 4, 8)), (256, 256))
-
-
-def test_defaults_are_the_papers():
-    c = DualFlowConfig()
-    assert (c.layers, c.branches, c.dsam, c.final_relu, c.top_k) == (6, "both", True, False, 0.03)
-    assert (c.lr, c.betas, c.eps, c.epochs) == (5e-5, (0.8, 0.8), 1e-8, 200)

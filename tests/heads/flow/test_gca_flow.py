@@ -7,18 +7,14 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from heads.contract import NullProgress, TrainOptions
-from heads.flow.gca_flow import GCAFlow, GCAFlowConfig, MSFlow, MSFlowConfig
-from heads.judging.scores import LikelihoodScores, top_k_mean
-from heads.parts.attention import GlobalContextChannel, SqueezeExcite, odd_kernel
-from heads.parts.fusion import FusionCoupling, FusionSubnet
-from heads.parts.position import CodedConv2d, PositionCode, position_code
+from heads.flow.gca_flow import GCAFlow, GCAFlowConfig, MSFlow
+from heads.parts.position import PositionCode
 from heads.training.sources import TensorSource
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo
+from tests.heads.tiny import check_log_determinant, shake
 
 SHAPES = {"a": (4, 4, 4), "b": (6, 2, 2), "c": (8, 2, 2)}
 TINY = GCAFlowConfig(blocks=(1, 2, 2), kernel=3, expansion=2, position_channels=4)
@@ -30,14 +26,6 @@ PAPER = {"layer1": (256, 64, 64), "layer2": (512, 32, 32), "layer3": (1024, 16, 
 
 def build(config: GCAFlowConfig = TINY, **changes: object) -> GCAFlow:
     return GCAFlow(dataclasses.replace(config, **changes), SHAPES, (8, 8))
-
-
-def shake(module: nn.Module, size: float = 0.3) -> nn.Module:
-    """Move every weight away from its start, so that nothing is nearly the identity."""
-    generator = torch.Generator().manual_seed(7)
-    for p in module.parameters():
-        p.data.add_(size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return module
 
 
 def batch(n: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -58,21 +46,9 @@ def batch(n: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict
 def test_every_ablation_inverts_and_counts_its_volume(changes):
     head = shake(build(**changes).double())
     x = batch(dtype=torch.float64)
-    z, log_det = head.latent(x)
-    for back, layer in zip(head.reverse(z), SHAPES, strict=True):
+    for back, layer in zip(head.reverse(head.latent(x)[0]), SHAPES, strict=True):
         assert torch.allclose(back, x[layer], atol=1e-9)
-
-    sizes = [math.prod(s) for s in SHAPES.values()]
-
-    def flat(v: torch.Tensor) -> torch.Tensor:
-        parts = [p.view(1, *s) for p, s in zip(v.split(sizes), SHAPES.values(), strict=True)]
-        out, _ = head.latent(dict(zip(SHAPES, parts, strict=True)))
-        return torch.cat([p.flatten() for p in out])
-
-    for row in range(2):
-        start = torch.cat([x[k][row].flatten() for k in SHAPES])
-        jacobian = torch.autograd.functional.jacobian(flat, start)
-        assert torch.allclose(torch.linalg.slogdet(jacobian)[1], log_det[row], atol=1e-8)
+    check_log_determinant(head, x, (0, 1))
 
 
 def test_switching_the_attention_changes_the_attention_alone():
@@ -119,97 +95,11 @@ def test_fusion_carries_information_between_scales_and_its_absence_does_not():
         assert not torch.equal(before[2], after[2])
 
 
-def test_gca_is_the_papers_formula():
-    torch.manual_seed(0)
-    part = GlobalContextChannel(16)
-    x = torch.randn(3, 16, 4, 5)
-    assert part.band.kernel_size == (odd_kernel(16),) == (3,)
-    for n in range(3):
-        v = x[n].reshape(16, 20)
-        logit = part.logit.weight.view(16) @ v
-        context = v @ (logit.exp() / logit.exp().sum())
-        w = part.band.weight.view(3)
-        padded = F.pad(context, (1, 1))
-        mixed = torch.stack([w @ padded[c : c + 3] for c in range(16)])
-        assert torch.allclose(part(x)[n], x[n] * torch.sigmoid(mixed)[:, None, None], atol=1e-6)
-
-
-def test_kernel_of_the_channel_convolution():
-    # |log2(C)/2 + 1/2| to the nearest odd number; 224 channels: 4.4 -> 5.
-    assert [odd_kernel(c) for c in (8, 32, 64, 127, 128, 224, 2048, 8192)] == [
-        3,
-        3,
-        3,
-        3,
-        5,
-        5,
-        7,
-        7,
-    ]
-
-
-def test_squeeze_and_excitation_squeezes():
-    part = SqueezeExcite(32, 16)
-    assert part.squeeze.weight.shape == (2, 32)
-    x = torch.randn(2, 32, 3, 3)
-    gate = torch.sigmoid(part.excite(torch.relu(part.squeeze(x.mean((2, 3))))))
-    assert torch.allclose(part(x), x * gate[:, :, None, None])
-
-
-def test_position_code():
-    code = position_code(8, 3, 5)
-    for channel in range(8):
-        axis = 1 if channel < 4 else 0
-        i = channel % 4 // 2
-        wave = math.cos if channel % 2 else math.sin
-        for y in range(3):
-            for x in range(5):
-                at = x if axis else y
-                assert code[channel, y, x] == pytest.approx(
-                    wave(at / 10000 ** (2 * i / 4)), abs=1e-6
-                )
-    with pytest.raises(ConfigError, match="multiple of 4"):
-        position_code(6, 2, 2)
-
-
 def test_position_code_is_held_once_a_scale_and_not_saved():
     head = build()
     codes = [m for m in head.modules() if isinstance(m, PositionCode)]
     assert len(codes) == len(SHAPES)
     assert not [k for k in head.state_dict() if "code" in k]
-
-
-def test_convolution_with_code_is_that_over_the_concatenation():
-    position = PositionCode(4, 5, 6)
-    conv = CodedConv2d(3, 7, 3, position)
-    x = torch.randn(2, 3, 5, 6)
-    whole = F.conv2d(
-        torch.cat([x, position().expand(2, -1, -1, -1)], 1), conv.weight, conv.bias, padding=1
-    )
-    assert torch.allclose(conv(x), whole, atol=1e-5)
-
-
-def test_fusion_subnet_adds_the_up_sampled_mix_to_the_identity():
-    torch.manual_seed(0)
-    sizes = [(4, 4, 4), (8, 2, 2)]
-    part = FusionSubnet(sizes, [4, 8], "none")
-    maps = [torch.randn(1, *s) for s in sizes]
-    pooled = torch.cat([F.avg_pool2d(maps[0], 2), maps[1]], 1)
-    hidden = F.conv2d(pooled, part.squeeze.weight, part.squeeze.bias, padding=1)
-    hidden = F.layer_norm(hidden.movedim(1, 3), (3,)).movedim(3, 1)
-    mix = part.expand(hidden.relu())
-    want = part.heads[0](
-        maps[0] + F.interpolate(mix[:, :4], (4, 4), mode="bilinear", align_corners=False)
-    )
-    assert part.squeeze.out_channels == 12 // 4
-    assert torch.allclose(part(maps)[0], want, atol=1e-6)
-
-
-def test_fusion_is_clamped():
-    part = FusionCoupling([(2, 2, 2), (4, 1, 1)], clamp=0.5)
-    shake(part, 50.0)
-    x = (torch.randn(3, 2, 2, 2), torch.randn(3, 4, 1, 1))
-    assert part(x)[1].abs().max() <= 0.5 * (8 + 4)
 
 
 @pytest.mark.parametrize(
@@ -228,18 +118,8 @@ def test_check_figures(kind, mib, paper, tolerance):
     assert size == pytest.approx(paper, rel=tolerance)
 
 
-def test_defaults_are_the_papers():
+def test_what_it_reads():
     config = GCAFlowConfig()
-    assert (config.blocks, config.kernel, config.expansion, config.attention) == (
-        (2, 5, 8),
-        5,
-        4,
-        "gca",
-    )
-    assert (config.lr, config.batch_size, config.epochs, config.clip_norm) == (1e-4, 16, 100, 2.0)
-    assert (config.clamp, config.position_channels, config.top_k) == (1.9, 64, 0.03)
-    plain = MSFlowConfig()
-    assert (plain.subnet, plain.kernel, plain.attention) == ("plain", 3, "none")
     needs = GCAFlow.needs(config, RESNET, (256, 256))
     assert [x.name for x in needs.layers] == ["layer1~avg3s2", "layer2~avg3s2", "layer3~avg3s2"]
     assert needs.resize is None
@@ -256,29 +136,6 @@ def test_backbones_without_the_maps_are_refused():
     for bad in ({"kernel": 4}, {"attention": "cbam"}, {"expansion": 0}, {"blocks": ()}):
         with pytest.raises(ConfigError):
             GCAFlowConfig(**bad)
-
-
-def test_scores_are_the_papers_formulas():
-    scorer = LikelihoodScores("sum", "product", top_k=0.25)
-    logs = [-torch.rand(3, 4, 4), -torch.rand(3, 4, 4)]
-    scorer.fit([[x[:2] for x in logs]], (4, 4))
-    total = logs[0].exp() + logs[1].exp()
-    product = logs[0].exp() * logs[1].exp()
-    scores = scorer(logs, (4, 4))
-    assert torch.allclose(scores.maps, total[:2].max() - total)
-    worst = (product[:2].max() - product).flatten(1).sort(1, descending=True).values[:, :4]
-    assert torch.allclose(scores.image, worst.mean(1))
-
-    own = LikelihoodScores("sum", "product", top_k=0.25, normaliser="image")(logs, (4, 4))
-    assert torch.allclose(own.maps, total.amax((1, 2), keepdim=True) - total)
-    assert torch.equal(own.maps.amin((1, 2)), torch.zeros(3))
-
-
-def test_top_k():
-    maps = torch.arange(100.0).view(1, 10, 10)
-    assert top_k_mean(maps, 0.03).item() == 98
-    assert top_k_mean(maps, 0).item() == 99
-    assert top_k_mean(maps, 1).item() == 49.5
 
 
 def test_training_finds_the_odd_one_out():

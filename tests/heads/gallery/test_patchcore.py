@@ -1,4 +1,4 @@
-"""The gallery: exact distances, scores of one image alone, saving, the peer's figures."""
+"""PatchCore: scores of one image alone, saving, what it reads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor
 
 from heads.catalogue import make_config
 from heads.contract import NullProgress, TrainOptions
-from heads.gallery.neighbours import Gallery, MapMaker, collect_vectors
 from heads.gallery.patchcore import PatchCore, PatchCoreConfig
 from heads.training.sources import TensorSource
-from headwater.errors import ConfigError, FeatureRangeError, NotFittedError, ShapeError
+from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo
 
 LAYER = "layer2+layer3~avg3s1"
@@ -32,23 +31,6 @@ def _fitted(maps: Tensor, **settings: object) -> PatchCore:
     )
     head.fit(TensorSource({LAYER: maps}), TensorSource({LAYER: maps[:1]}), CPU, NullProgress())
     return head
-
-
-@pytest.mark.parametrize("chunk", [3, 1000])
-def test_distances_are_exact_far_from_the_origin(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("heads.gallery.neighbours._CHUNK", chunk)
-    generator = torch.Generator().manual_seed(0)
-    vectors, queries = (torch.randn(n, 7, generator=generator) * 0.1 + 1000 for n in (40, 25))
-    queries[0] = vectors[11]
-    gallery = Gallery(7)
-    gallery.set(vectors)
-    distance, rows = gallery.nearest(queries)
-    want = torch.cdist(queries.double(), vectors.double()).min(1)
-    assert torch.equal(rows, want.indices)
-    assert distance.double() == pytest.approx(want.values, rel=1e-5)
-    assert distance[0] == 0
 
 
 def test_score_of_an_image_does_not_depend_on_its_company() -> None:
@@ -95,35 +77,6 @@ def test_a_gallery_of_one_vector_still_tells_images_apart() -> None:
     assert 0 < scores[0] < scores[1]
 
 
-def test_smoothing_keeps_constants_and_blurs() -> None:
-    make, sharp = (MapMaker((8, 9), (64, 72), sigma=sigma) for sigma in (0.5, 0.0))
-    assert make(torch.full((8, 9), 3.0)) == pytest.approx(torch.full((64, 72), 3.0), rel=1e-6)
-    spot = torch.zeros(8, 9)
-    spot[4, 4] = 1.0
-    assert make(spot).max() < 0.8 * sharp(spot).max()
-    assert make(spot).sum() == pytest.approx(sharp(spot).sum().item(), rel=1e-3)
-
-
-def test_saved_gallery_scores_the_same() -> None:
-    head, test = _fitted(_maps(6, 0)), {LAYER: _maps(3, 1)}
-    fresh = PatchCore(head.config, head.shapes, head.map_size)
-    with pytest.raises(NotFittedError):
-        fresh.score(test)
-    fresh.load_state_dict(head.state_dict())
-    assert torch.equal(fresh.score(test).maps, head.score(test).maps)
-    assert torch.equal(fresh.score(test).image, head.score(test).image)
-
-
-def test_collecting_leaves_out_views_and_keeps_every_bit() -> None:
-    maps = _maps(40, 0)
-    views = [k % 3 for k in range(40)]
-    for stored, dtype in ((maps.half(), torch.float16), (maps, torch.float32)):
-        got = collect_vectors(TensorSource({LAYER: stored}, views=views), LAYER)
-        assert got.dtype == dtype
-        want = stored[::3].permute(0, 2, 3, 1).reshape(-1, 12)
-        assert torch.equal(got, want)
-
-
 def test_layers_are_chosen_by_stride() -> None:
     def layer(info: BackboneInfo, **settings: object) -> str:
         config = dataclasses.replace(PatchCoreConfig(), **settings)  # type: ignore[arg-type]
@@ -146,12 +99,5 @@ def test_layers_are_chosen_by_stride() -> None:
 
 
 def test_refusals() -> None:
-    head = _fitted(_maps(2, 0))
-    with pytest.raises(ShapeError):
-        head.score({LAYER: torch.zeros(1, 12, 6, 4)})
-    broken = _maps(1, 0)
-    broken[0, 0, 0, 0] = torch.nan
-    with pytest.raises(FeatureRangeError):
-        head.score({LAYER: broken})
     with pytest.raises(ConfigError, match="ratio"):
         make_config("patchcore", {"ratio": 2.0})

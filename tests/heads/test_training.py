@@ -1,4 +1,4 @@
-"""What every head that learns by steps promises of its training, over the registry."""
+"""What every head that learns by steps promises of its training, over the catalogue."""
 
 import math
 import os
@@ -85,12 +85,13 @@ def test_a_training_killed_within_an_epoch_ends_as_the_unbroken_one(
     name: str, tmp_path: Path
 ) -> None:
     script = (
-        "import sys\n"
+        "import sys, torch\n"
         "from pathlib import Path\n"
-        "from tests.heads.training.test_heads_training import Seen, fit, options\n"
+        "from tests.heads.test_training import Seen, fit, options\n"
+        "torch.set_num_threads(1)\n"
         f"fit({name!r}, options(Path(sys.argv[1])), Seen(7, {int(signal.SIGKILL)}))\n"
     )
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
         cwd=root,
