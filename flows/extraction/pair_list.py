@@ -19,6 +19,7 @@ from flows.extraction.samples import UNLABELLED, Sample
 from flows.runtime.home import Home
 from headwater.errors import DataError, SnapshotError
 from headwater.files import write_text
+from headwater.samples import IMAGE, PAIR, SampleKind
 from headwater.spec import SIDES, digest
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
@@ -110,6 +111,11 @@ class Version:
     snapshots: tuple[str, ...] = ()
     pairs: str = ""
     at: str = ""
+
+    @property
+    def kind(self) -> SampleKind:
+        """What its samples are."""
+        return PAIR if self.pairs else IMAGE
 
     def to_json(self) -> dict[str, str]:
         """Return a JSON-ready mapping; `from_json` reads it back."""

@@ -124,7 +124,10 @@ class ExtractionReport:
     @property
     def changes(self) -> dict[str, int]:
         """What changed, as `SideReport.changes`, counted over the sides."""
-        return dict(sum((Counter(side.changes) for side in self.sides), Counter()))
+        total: Counter[str] = Counter()
+        for side in self.sides:
+            total.update(side.changes)
+        return dict(total)
 
     @property
     def extracted(self) -> list[Extracted]:

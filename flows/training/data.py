@@ -22,7 +22,6 @@ from heads.contract import FeatureSource
 from heads.pairs.source import PairSource
 from heads.training.splits import split_held_out
 from headwater.errors import ConfigError, DataError, LayerError
-from headwater.samples import IMAGE, PAIR
 from headwater.spec import SIDES, ExtractorSpec, LayerSpec, digest
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
@@ -62,7 +61,7 @@ class StoredSamples:
         known_by: int | None = None,
     ) -> None:
         self.at, self.spec, self.layers = at, spec, layers
-        self.kind = PAIR if at.pairs else IMAGE
+        self.kind = at.kind
         self.select = Selection(known_by=known_by)
         self.pairs: PairList | None = load_pairs(home, image_set, at.pairs) if at.pairs else None
         names = [side_name(image_set, s) for s in SIDES] if at.pairs else [image_set]
@@ -115,8 +114,8 @@ class StoredSamples:
         which belong to a view of the past, were purged.
         """
         with contextlib.suppress(LayerError):
-            have = {s.key for s in self.readable}
-            return sorted(s.key for s in self.all if s.key not in have)
+            have = set(self.readable)
+            return sorted(s.key for s in self.all if s not in have)
         return []
 
     @property

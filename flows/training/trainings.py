@@ -14,10 +14,11 @@ from flows.extraction.plan import HeadPlan, JobPlan
 from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
 from flows.runtime.settings import Settings, TrainingSettings
+from headwater.samples import IMAGE, PAIR
 from storage.store.feature_store import FeatureStore
 
-#: Share of the samples that is not trained on: of images, and of pairs (AnoDFDNet splits 8:2).
-HELD_OUT = {False: 0.1, True: 0.2}
+#: Share of the samples that is not trained on; AnoDFDNet splits its pairs 8:2.
+HELD_OUT = {IMAGE: 0.1, PAIR: 0.2}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Request:
         settings, image_set = self.settings, require_set(self.settings)
         options = settings.training
         if options.held_out is None:
-            options = options.model_copy(update={"held_out": HELD_OUT[bool(at.pairs)]})
+            options = options.model_copy(update={"held_out": HELD_OUT[at.kind]})
         unread = replace(at, snapshots=("",) * len(at.snapshots))
         return [
             Training(
@@ -91,7 +92,7 @@ class Training:
     root
         Folder that a store's image and mask paths are relative to.
     backbone
-        For the serving model; None where the head reads images.
+        For the serving model; None where all heads of the job read images.
     options
         Training settings.
     known_by
