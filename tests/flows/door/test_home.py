@@ -98,7 +98,7 @@ def test_a_model_over_pairs_takes_two(home):
 
 
 def test_mistakes_are_told(home, tmp_path):
-    with pytest.raises(ConfigError, match="perhaps preset"):
+    with pytest.raises(ConfigError, match="'preset'"):
         home.run("tiles", prset="small")
     with pytest.raises(ConfigError, match="size = huge"):
         home.run("tiles", size="huge")
