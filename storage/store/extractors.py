@@ -105,18 +105,14 @@ class Extractor(Arrays):
         place = np.minimum(np.searchsorted(keys, want), len(keys) - 1)
         return np.where((keys[place] == want) & (images >= 0), rows[place], -1).astype(np.int64)
 
-    @property
+    @functools.cached_property
     def layers(self) -> dict[str, LayerSpec]:
         """Stored layers by name."""
-        return dict(self._known)
-
-    @functools.cached_property
-    def _known(self) -> dict[str, LayerSpec]:
         return {name: LayerSpec.parse(name) for name in sorted(self.group.group_keys())}
 
     def has(self, layer: str) -> bool:
         """Return whether a layer is stored."""
-        return layer in self._known
+        return layer in self.layers
 
     def maps(self, layer: str) -> Maps:
         """Return a layer's map array; raises `LayerError` with the stored ones."""
@@ -178,7 +174,7 @@ class Extractor(Arrays):
         size = (len(STATISTICS), shape[0])
         create_column(group, "statistics", "float32", size, dims, BLOCK_ROWS, attributes=names)
         grow([group["crc32"], group["block"]], len(self))
-        self.__dict__.pop("_known", None)
+        self.__dict__.pop("layers", None)
 
     def load(self, layers: Iterable[str]) -> None:
         """Open the index and all arrays that a block of these layers touches, at once."""
