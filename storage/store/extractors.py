@@ -14,16 +14,7 @@ import zarr
 from headwater.errors import LayerError
 from headwater.spec import ExtractorSpec, LayerSpec
 from headwater.version import __version__
-from storage.store.arrays import (
-    Arrays,
-    Later,
-    Maps,
-    append,
-    assign,
-    create_column,
-    grow,
-    lengthen,
-)
+from storage.store.arrays import Arrays, Later, Maps, append, assign, create_column, lengthen
 from storage.store.checks import Prepared
 from storage.store.engine import PARALLEL, read_whole
 from storage.store.layout import (
@@ -166,14 +157,14 @@ class Extractor(Arrays):
             },
             config={"write_empty_chunks": True},
         )
-        create_column(group, "crc32", "uint32", (), ("row",), COLUMN_ROWS)
-        create_column(group, "block", "int32", (), ("row",), COLUMN_ROWS, fill=-1)
+        count = len(self)
+        create_column(group, "crc32", "uint32", (), ("row",), COLUMN_ROWS, count=count)
+        create_column(group, "block", "int32", (), ("row",), COLUMN_ROWS, fill=-1, count=count)
         create_column(group, "blocks", "int64", (2,), ("block", "extent"), COLUMN_ROWS)
         names = {"statistics": list(STATISTICS)}
         dims = ("block", "statistic", "channel")
         size = (len(STATISTICS), shape[0])
         create_column(group, "statistics", "float32", size, dims, BLOCK_ROWS, attributes=names)
-        grow([group["crc32"], group["block"]], len(self))
         self.__dict__.pop("layers", None)
 
     def load(self, layers: Iterable[str]) -> None:
