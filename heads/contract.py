@@ -193,10 +193,8 @@ class Training(NamedTuple):
         Normal images (and their views where the head asked for them).
     held_out
         Normal images that are not trained on: validation, calibration of normalisers.
-    options
-        Device, precision, checkpoint folder, threads.
-    progress
-        Receives ``metric(name, value, epoch)`` and ``step(done, total, text)``.
+    options, progress
+        How it is run, and who is told of it.
     """
 
     train: FeatureSource

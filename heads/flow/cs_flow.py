@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from FrEIA.framework import InputNode, Node, OutputNode
-from torch import Tensor, nn
+from torch import Tensor
 
 from heads.contract import Batch, HeadConfig, Reference, Scores, Shape, Shapes, Size, register
 from heads.flow.flow_head import DensityConfig, DensityHead
@@ -236,18 +237,8 @@ class CSFlow(DensityHead):
         attends = "sa" in config.attention.split("+") or config.attention == "as_published"
         depth = max(1, config.hidden // config.reduction) if attends else 0
 
-        def make(channels_in: int, channels_out: int) -> nn.Module:
-            return CrossScaleSubnet(
-                channels_in,
-                channels_out,
-                config.hidden,
-                config.scales,
-                kernel,
-                config.slope,
-                attention_depth=depth,
-            )
-
-        return make
+        own: dict[str, Any] = {"scales": config.scales, "kernel": kernel, "slope": config.slope}
+        return partial(CrossScaleSubnet, hidden=config.hidden, attention_depth=depth, **own)
 
     def latent_of(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return one latent per scale, ``[B, C, h_k, w_k]``, and the log-determinant ``[B]``."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -141,18 +142,14 @@ class DualFlow(MapFlowHead):
 
     def _branch(self, name: str) -> SequenceINN:
         config, local = self.config, name == "local"
-
-        def subnet(channels_in: int, channels_out: int) -> nn.Module:
-            return DynamicSubnet(
-                channels_in,
-                channels_out,
-                config.dsam,
-                config.local_kernel if local else 3,
-                config.final_relu,
-                config.groups,
-                config.hidden_ratio,
-            )
-
+        subnet = partial(
+            DynamicSubnet,
+            attention=config.dsam,
+            kernel=config.local_kernel if local else 3,
+            final_relu=config.final_relu,
+            groups=config.groups,
+            hidden_ratio=config.hidden_ratio,
+        )
         (shape,) = self.dims
         branch = SequenceINN(*shape)
         for layer in range(config.layers):

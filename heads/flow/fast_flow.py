@@ -6,8 +6,9 @@ arXiv:2111.07677 (2021). A baseline of the other papers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -114,7 +115,8 @@ class FastFlow(MapFlowHead):
         stack, config, apart = SequenceINN(*shape), self.config, {"per_position": self.per_position}
         for step in range(config.steps):
             seed = (config.seed * 1009 + index) * 1009 + step
-            subnet = self._subnet(config.kernels[step % len(config.kernels)])
+            kernel = config.kernels[step % len(config.kernels)]
+            subnet = partial(TwoConvSubnet, kernel=kernel, ratio=config.hidden_ratio)
             with seeded(seed):
                 stack.append(
                     AffineCoupling, subnet=subnet, clamp=config.clamp, two_sided=False, **apart
@@ -122,12 +124,6 @@ class FastFlow(MapFlowHead):
             stack.append(global_affine, **apart)
             stack.append(Permute, seed=seed, **apart)
         return stack
-
-    def _subnet(self, kernel: int) -> Callable[[int, int], nn.Module]:
-        def build(channels_in: int, channels_out: int) -> nn.Module:
-            return TwoConvSubnet(channels_in, channels_out, kernel, self.config.hidden_ratio)
-
-        return build
 
     def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the latents of all layers and the log-determinant, ``[B]``."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
@@ -181,15 +182,10 @@ class GCAFlow(MapFlowHead):
 
     def _subnet(self, position: PositionCode) -> Callable[[int, int], nn.Module]:
         config = self.config
-
-        def build(channels_in: int, channels_out: int) -> nn.Module:
-            if config.subnet == "plain":
-                return PlainSubnet(channels_in, channels_out, position, config.kernel)
-            return HierarchicalSubnet(
-                channels_in, channels_out, position, config.kernel, config.expansion
-            )
-
-        return build
+        own: dict[str, Any] = {"position": position, "kernel": config.kernel}
+        if config.subnet == "plain":
+            return partial(PlainSubnet, **own)
+        return partial(HierarchicalSubnet, expansion=config.expansion, **own)
 
     def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the latents of all scales and the log-determinant, ``[B]``."""

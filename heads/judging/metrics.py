@@ -275,8 +275,7 @@ def rank_pixels(
     known = [i for i, mask in enumerate(masks) if mask is not None]
     keys = np.empty(sum(np.asarray(masks[i]).size for i in known), dtype=np.uint64)
     weights: list[Floats] = [np.zeros(1)]
-    used = normal = 0
-    components = 0
+    used = normal = components = 0
     for i in known:
         values, mask = np.asarray(maps[i], dtype=np.float32), np.asarray(masks[i], dtype=bool)
         if values.shape != mask.shape:

@@ -121,7 +121,7 @@ class PairSource:
         self._index = np.array([(a, b) for _, a, b in kept], np.int64)
         self.pairs = [pairs[n] for n in self._number]
         self._all_pairs = list(pairs)
-        self._resident: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+        self._resident: list[dict[str, Tensor]] | None = None
         self._place: list[dict[int, int]] = []
         self._known_masks: dict[int, Tensor] = {}
 
@@ -243,7 +243,7 @@ class PairSource:
         order, ends = self._order(seed)
         stop = len(order) // size * size if drop_last else len(order)
         if self._resident is None and self._bytes() <= self._memory:
-            self._load()
+            self._resident, self._place = self._blocks(order)
         blocks: tuple[Any, Any] | None = self._blocks(order) if self._resident else None
         held, window = 0, 0
         for first in range(0, stop, size):
@@ -271,13 +271,13 @@ class PairSource:
         count = len(self)
         per_row = max(1, 2 * self._bytes(4) // max(1, count))
         window = max(4 * RUN_ROWS, WINDOW_BYTES // per_row)
+        ends = [*range(window, count, window), count]
         if seed is None:
-            return np.arange(count), [*range(window, count, window), count]
+            return np.arange(count), ends
         rng = np.random.default_rng(seed)
         by_place = np.lexsort((self._index[:, 1], self._index[:, 0]))
         runs = [by_place[i : i + RUN_ROWS] for i in range(0, count, RUN_ROWS)]
         order = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
-        ends = [*range(window, count, window), count]
         for first, last in zip([0, *ends[:-1]], ends, strict=True):
             rng.shuffle(order[first:last])
         return order, ends
@@ -294,14 +294,9 @@ class PairSource:
                     if not layer.startswith("_"):
                         blocks.setdefault(layer, []).append(_narrow(maps))
         return (
-            {k: torch.cat(_one_dtype(v)) for k, v in blocks.items()},
+            {k: torch.cat(v) for k, v in blocks.items()},
             {int(r): i for i, r in enumerate(wanted)},
         )
-
-    def _load(self) -> None:
-        everything = np.arange(len(self))
-        sides = [self._fetch(side, everything) for side in (0, 1)]
-        self._resident, self._place = (sides[0][0], sides[1][0]), [s[1] for s in sides]
 
     def _blocks(self, rows: np.ndarray) -> tuple[Any, Any]:
         if self._resident is not None:
@@ -342,9 +337,3 @@ def _narrow(maps: Tensor) -> Tensor:
     """Return the maps as float16 where that loses nothing: stored features mostly are."""
     half = maps.half()
     return half if torch.equal(half.float(), maps) else maps.clone()
-
-
-def _one_dtype(blocks: list[Tensor]) -> list[Tensor]:
-    if len({p.dtype for p in blocks}) > 1:
-        return [p.float() for p in blocks]
-    return blocks

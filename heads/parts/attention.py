@@ -118,10 +118,7 @@ def channel_attention(kind: str | None, channels: int) -> nn.Module:
     """
     if kind in (None, "none"):
         return nn.Identity()
-    if kind == "gca":
-        return GlobalContextChannel(channels)
-    if kind == "se":
-        return SqueezeExcite(channels)
-    if kind == "eca":
-        return EfficientChannel(channels)
-    raise ConfigError(f"attention {kind!r}", expected="one of " + ", ".join(KINDS))
+    kinds = {"gca": GlobalContextChannel, "se": SqueezeExcite, "eca": EfficientChannel}
+    if kind not in kinds:
+        raise ConfigError(f"attention {kind!r}", expected="one of " + ", ".join(KINDS))
+    return kinds[kind](channels)

@@ -74,12 +74,8 @@ class Run:
         device: torch.device,
         precision: Precision,
     ) -> None:
-        self.module, self.loss_fn, self.optimizer, self.schedule = (
-            module,
-            loss_fn,
-            optimizer,
-            schedule,
-        )
+        self.module, self.loss_fn = module, loss_fn
+        self.optimizer, self.schedule = optimizer, schedule
         self.parameters, self.clip_norm = parameters, clip_norm
         self.device, self.precision = device, precision
         self.best: dict[str, Tensor] | None = None
@@ -91,8 +87,7 @@ class Run:
             got = self.loss_fn(to_device(batch, self.device))
         figures = dict(got) if isinstance(got, Mapping) else {"nll": got}
         figures = {k: v.float().mean() for k, v in figures.items()}
-        loss = figures["loss" if "loss" in figures else "nll"]
-        return loss, figures
+        return figures["loss" if "loss" in figures else "nll"], figures
 
     def epoch(
         self,
@@ -188,10 +183,6 @@ class Run:
             f"training diverged {what}", expected="a finite loss that falls", remedy=remedy
         )
 
-    def _monitored(self, result: TrainResult) -> list[float]:
-        history = result.history
-        return history.get("held_out_nll") or history.get("held_out_loss") or []
-
     def patience_over(self, early_stop: int | None, result: TrainResult) -> bool:
         """Whether the held-out figure has not bettered for `early_stop` epochs."""
         if early_stop is None or result.best_epoch is None:
@@ -202,7 +193,7 @@ class Run:
         """Keep a copy of the weights where this epoch is the best so far."""
         if early_stop is None:
             return
-        values = self._monitored(result)
+        values = result.history.get("held_out_nll") or result.history["held_out_loss"]
         if values[-1] <= min(values):
             result.best_epoch = result.epochs
             self.best = {k: v.detach().cpu().clone() for k, v in self.module.state_dict().items()}

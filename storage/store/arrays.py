@@ -28,12 +28,13 @@ def create_column(
     rows: int,
     fill: Any = None,
     attributes: dict[str, Any] | None = None,
+    count: int = 0,
 ) -> Any:
-    """Create an empty array that grows along its first dimension, `rows` per chunk."""
+    """Create an array of `count` unfilled rows that can grow, `rows` per chunk."""
     extra: dict[str, Any] = {} if fill is None else {"fill_value": fill}
     return group.create_array(
         name,
-        shape=(0, *row_shape),
+        shape=(count, *row_shape),
         chunks=(rows, *row_shape),
         dtype=dtype,
         compressors=column_codec(),
@@ -113,14 +114,6 @@ async def lengthen(array: Any, rows: int) -> None:
     target = array.async_array
     if target.shape[0] < rows:
         await target.resize((rows, *target.shape[1:]))
-
-
-def grow(arrays: Sequence[Any], rows: int) -> None:
-    """Lengthen arrays to `rows`; new rows hold the fill value."""
-    later = Later()
-    for array in arrays:
-        later.add(lengthen, array, rows)
-    later.run()
 
 
 def _strings(values: Any) -> Any:

@@ -97,13 +97,8 @@ def checksums(data: np.ndarray) -> np.ndarray:
     return np.fromiter((zlib.crc32(row.data) for row in flat), np.uint32, len(flat))
 
 
-def row_statistics(data: np.ndarray, dtype: str) -> RowStatistics:
-    """Return the statistics of disk values ``[n, C, H, W]``."""
-    return _survey(data, dtype, None)
-
-
-def _survey(data: np.ndarray, dtype: str, sums: np.ndarray | None) -> RowStatistics:
-    """Return the statistics of disk values, and put each row's CRC-32 into `sums` if given.
+def row_statistics(data: np.ndarray, dtype: str, sums: np.ndarray | None = None) -> RowStatistics:
+    """Return the statistics of disk values ``[n, C, H, W]``; put rows' CRC-32 into `sums` if given.
 
     Everything is done to a piece while the processor's cache holds it, and pieces are shared out
     to a few threads: numpy, torch and zlib let go of the interpreter. The result does not depend
@@ -210,7 +205,7 @@ def prepare(
             continue
         data, largest = _disk(given, dtype)
         sums = np.empty(len(data), np.uint32)
-        statistics = _survey(data, dtype, sums)
+        statistics = row_statistics(data, dtype, sums)
         low, high = statistics.minimum.min(1), statistics.maximum.max(1)
         top = np.maximum(high, -low) if largest is None else largest
         for i in np.flatnonzero(~(top <= _LIMIT[dtype]) | (low == high)):

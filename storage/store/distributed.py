@@ -23,7 +23,7 @@ import zarr
 
 from headwater.errors import StoreError
 from headwater.spec import ExtractorSpec, LayerSpec
-from storage.store.arrays import Later, Maps, set_rows
+from storage.store.arrays import Later, set_rows
 from storage.store.checks import Key, Prepared, RowStatistics, prepare
 from storage.store.extractors import Extractor, Shape
 from storage.store.feature_store import FeatureStore
@@ -305,15 +305,10 @@ class _Merge:
 
 def _reread(block: Written, layer: str, pick: np.ndarray) -> Prepared:
     """Fetch maps that a worker wrote, from its fork."""
-    fork = pickle.loads(block.fork)
-    extractor = Extractor.open(zarr.open_group(fork.store), block.spec.id)
+    store = pickle.loads(block.fork).store
+    extractor = Extractor.open(zarr.open_group(store), block.spec.id)
     assert extractor is not None
-    data = _read_rows(extractor.maps(layer), fork.store, block.rows[pick])
-    return Prepared(data, block.crc32[layer][pick], block.statistics[layer].take(pick))
-
-
-def _read_rows(maps: Maps, store: Any, rows: np.ndarray) -> np.ndarray:
-    """Return some rows in the disk dtype, whatever their order."""
+    maps, rows = extractor.maps(layer), block.rows[pick]
     out = np.empty((len(rows), *maps.shape[1:]), maps.dtype)
     chunks = np.unique(rows // maps.rows).tolist()
     for chunk, data in zip(chunks, maps.chunks(store, chunks), strict=True):
@@ -321,4 +316,4 @@ def _read_rows(maps: Maps, store: Any, rows: np.ndarray) -> np.ndarray:
         if data is None:
             raise StoreError(f"array {maps.path}: chunk {chunk} is missing")
         out[mine] = data[rows[mine] - chunk * maps.rows]
-    return out
+    return Prepared(out, block.crc32[layer][pick], block.statistics[layer].take(pick))

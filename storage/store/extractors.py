@@ -14,16 +14,7 @@ import zarr
 from headwater.errors import LayerError
 from headwater.spec import ExtractorSpec, LayerSpec
 from headwater.version import __version__
-from storage.store.arrays import (
-    Arrays,
-    Later,
-    Maps,
-    append,
-    assign,
-    create_column,
-    grow,
-    lengthen,
-)
+from storage.store.arrays import Arrays, Later, Maps, append, assign, create_column, lengthen
 from storage.store.checks import Prepared
 from storage.store.engine import PARALLEL, read_whole
 from storage.store.layout import (
@@ -105,18 +96,14 @@ class Extractor(Arrays):
         place = np.minimum(np.searchsorted(keys, want), len(keys) - 1)
         return np.where((keys[place] == want) & (images >= 0), rows[place], -1).astype(np.int64)
 
-    @property
+    @functools.cached_property
     def layers(self) -> dict[str, LayerSpec]:
         """Stored layers by name."""
-        return dict(self._known)
-
-    @functools.cached_property
-    def _known(self) -> dict[str, LayerSpec]:
         return {name: LayerSpec.parse(name) for name in sorted(self.group.group_keys())}
 
     def has(self, layer: str) -> bool:
         """Return whether a layer is stored."""
-        return layer in self._known
+        return layer in self.layers
 
     def maps(self, layer: str) -> Maps:
         """Return a layer's map array; raises `LayerError` with the stored ones."""
@@ -170,15 +157,15 @@ class Extractor(Arrays):
             },
             config={"write_empty_chunks": True},
         )
-        create_column(group, "crc32", "uint32", (), ("row",), COLUMN_ROWS)
-        create_column(group, "block", "int32", (), ("row",), COLUMN_ROWS, fill=-1)
+        count = len(self)
+        create_column(group, "crc32", "uint32", (), ("row",), COLUMN_ROWS, count=count)
+        create_column(group, "block", "int32", (), ("row",), COLUMN_ROWS, fill=-1, count=count)
         create_column(group, "blocks", "int64", (2,), ("block", "extent"), COLUMN_ROWS)
         names = {"statistics": list(STATISTICS)}
         dims = ("block", "statistic", "channel")
         size = (len(STATISTICS), shape[0])
         create_column(group, "statistics", "float32", size, dims, BLOCK_ROWS, attributes=names)
-        grow([group["crc32"], group["block"]], len(self))
-        self.__dict__.pop("_known", None)
+        self.__dict__.pop("layers", None)
 
     def load(self, layers: Iterable[str]) -> None:
         """Open the index and all arrays that a block of these layers touches, at once."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,19 +61,11 @@ def sha_array(names: Sequence[str]) -> np.ndarray:
         if len(raw) != 32 * len(names):
             raise ValueError("length")
     except ValueError:
-        bad = next((n for n in names if len(n) != 64 or not _is_hex(n)), "?")
+        bad = next((n for n in names if not re.fullmatch("[0-9a-fA-F]{64}", n)), "?")
         raise DataError(
             f"image identity {bad!r}", expected="64 hexadecimal digits (SHA-256 of the file)"
         ) from None
     return np.frombuffer(raw, np.uint8).reshape(-1, 32)
-
-
-def _is_hex(text: str) -> bool:
-    try:
-        bytes.fromhex(text)
-    except ValueError:
-        return False
-    return True
 
 
 def sha_names(array: np.ndarray) -> list[str]:

@@ -123,7 +123,7 @@ def diff(store: FeatureStore, old: str, new: str | None = None) -> StoreDiff:
     ['test/dent/8.png', 'test/dent/9.png']
     """
     before, after = store.resolve(old), store.resolve(new)
-    one, two = Table(_images(store, before)), Table(_images(store, after))
+    one, two = store.table(before), store.table(after)
     n = max(len(one), len(two))
     was, now = _present(one, n), _present(two, n)
     both = was & now
@@ -133,9 +133,8 @@ def diff(store: FeatureStore, old: str, new: str | None = None) -> StoreDiff:
     relabelled = two.values("path", np.unique(np.concatenate(other))).tolist()
     added, removed = np.flatnonzero(now & ~was), np.flatnonzero(was & ~now)
     rows_before, rows_after = _filled(store, before), _filled(store, after)
-    changes = {
-        k: rows_after.get(k, 0) - rows_before.get(k, 0) for k in {**rows_before, **rows_after}
-    }
+    changes = collections.Counter(rows_after)
+    changes.subtract(rows_before)
     return StoreDiff(
         old=before,
         new=after,
@@ -166,10 +165,6 @@ def _changed(
         texts[0].extend(was[differs].tolist())
         texts[1].extend(now[differs].tolist())
     return np.concatenate(rows), *texts
-
-
-def _images(store: FeatureStore, snapshot: str) -> Any:
-    return store.root(snapshot)["images"]
 
 
 def _present(table: Table, n: int) -> np.ndarray:

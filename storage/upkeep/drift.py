@@ -17,10 +17,8 @@ from headwater.errors import DataError
 from headwater.spec import LayerSpec
 from storage.store.extractors import Extractor
 from storage.store.feature_store import FeatureStore
-from storage.store.layout import IMAGES
 from storage.store.reader import FeatureReader
-from storage.store.table import Selection, Table
-from storage.store.writing import subgroup
+from storage.store.table import Selection
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def _sides(
     """Return readers of the reference and of the new images."""
     layers = (LayerSpec.parse(layer),)
     later = store.reader(extractor.spec, layers, select, now, missing="skip")
-    table, was = Table(subgroup(store.root(now), IMAGES)), Table(subgroup(store.root(then), IMAGES))
+    table, was = store.table(now), store.table(then)
     old = np.isin(later.images, np.flatnonzero(was.removed_at == 0))
     new, reference = later.subset(np.flatnonzero(~old)), later.subset(np.flatnonzero(old))
     before = store.extractor(extractor.spec, then)
