@@ -105,9 +105,7 @@ def verify(
     except Exception as error:
         report.problems.append(f"the image table cannot be read: {_said(error)}")
         return report
-    # Of each layer, what it says of its maps: block and checksum per row, statistics per block.
-    names = ("block", "crc32", "statistics", "blocks")
-    work: list[tuple[Extractor, str, list[np.ndarray]]] = []
+    work: list[tuple[Extractor, str, _Columns]] = []
     for extractor in extractors:
         name = extractor.spec.id
         try:
@@ -117,19 +115,20 @@ def verify(
             continue
         for layer in extractor.layers:
             try:
-                columns = [read_whole(extractor.array(f"{layer}/{n}")) for n in names]
+                columns = _Columns.of(extractor, layer)
             except Exception as error:
                 lost = Damage(name, layer, EVERY_ROW, "", 0, "", _said(error), True)
                 report.damage.append(lost)
                 continue
             work.append((extractor, layer, columns))
-            stray = int(((columns[0] >= 0) & (extractor.image < 0)).sum())
+            stray = int(((columns.block >= 0) & (extractor.image < 0)).sum())
             if stray:
                 report.problems.append(
                     f"extractor {name}, layer {layer}: {stray} filled rows belong to no image"
                 )
-    total = sum(int((c[0] >= 0).sum()) * e.maps(name).row_bytes for e, name, c in work)
+    total = sum(int((c.block >= 0).sum()) * e.maps(name).row_bytes for e, name, c in work)
     for extractor, layer, columns in work:
+        block = columns.block
         bad: dict[int, tuple[str, bool]] = {}
         for row, reason, unreadable in _verify_layer(extractor, layer, columns):
             if row < 0:
@@ -138,7 +137,7 @@ def verify(
                     progress(report.bytes, total)
             else:
                 bad.setdefault(row, (reason, unreadable))
-        report.rows += int((columns[0] >= 0).sum())
+        report.rows += int((block >= 0).sum())
         for row, (reason, unreadable) in sorted(bad.items()):
             image, view = int(extractor.image[row]), int(extractor.view[row])
             known = 0 <= image < len(table)
@@ -177,12 +176,31 @@ def _said(error: Exception) -> str:
     return error.culprit if isinstance(error, HeadwaterError) else cause(error)
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """What a layer says of its maps: block number and checksum per row, statistics per block."""
+
+    block: np.ndarray
+    crc32: np.ndarray
+    statistics: np.ndarray
+    count: np.ndarray
+
+    @classmethod
+    def of(cls, extractor: Extractor, layer: str) -> _Columns:
+        names = ("block", "crc32", "statistics", "blocks")
+        block, crc, statistics, blocks = (
+            read_whole(extractor.array(f"{layer}/{name}")) for name in names
+        )
+        return cls(block, crc, statistics, blocks[:, 1])
+
+
 def _verify_layer(
-    extractor: Extractor, layer: str, columns: list[np.ndarray]
+    extractor: Extractor, layer: str, columns: _Columns
 ) -> Iterator[tuple[int, str, bool]]:
     """Yield ``(row, reason, unreadable)``; ``(-1, bytes, False)`` tells of progress."""
     maps, store = extractor.maps(layer), extractor.group.store
-    block, crc, statistics, extents = columns
+    block, crc = columns.block, columns.crc32
+    statistics, count = columns.statistics, columns.count
     spoilt: set[int] = set()
     open_blocks: dict[int, list[tuple[np.ndarray, RowStatistics]]] = {}
     filled = np.flatnonzero(block >= 0)
@@ -207,7 +225,7 @@ def _verify_layer(
                 mine = block[rows] == number
                 pieces = open_blocks.setdefault(number, [])
                 pieces.append((rows[mine], found.take(mine)))
-                if sum(len(p[0]) for p in pieces) == extents[number, 1]:
+                if sum(len(p[0]) for p in pieces) == count[number]:
                     members = np.concatenate([p[0] for p in pieces])
                     again = RowStatistics.join([p[1] for p in pieces]).block()
                     del open_blocks[number]
