@@ -32,11 +32,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of_bytes(data: bytes) -> str:
-    """Return the SHA-256 of bytes, hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def read_image(path: Path) -> np.ndarray:
     """Decode an image file to 8-bit RGB.
 

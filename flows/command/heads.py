@@ -29,7 +29,6 @@ def describe_heads() -> list[dict[str, Any]]:
     """
     rows = []
     for name, cls in all_heads().items():
-        at = cls.reference
         rows.append(
             {
                 "head": name,
@@ -37,14 +36,7 @@ def describe_heads() -> list[dict[str, Any]]:
                 "paper": cls.paper,
                 "reads": cls.reads,
                 "pairs": cls.pairs,
-                "reference": None
-                if at is None
-                else {
-                    "backbone": at.backbone,
-                    "pixels": at.pixels,
-                    "shapes": {k: list(v) for k, v in at.shapes.items()},
-                    "settings": dict(at.settings),
-                },
+                "reference": None if cls.reference is None else dataclasses.asdict(cls.reference),
                 "parameters": _parameters(name, cls),
                 "presets": {"paper": {}, **cls.presets},
                 "settings": dataclasses.asdict(cls.Config()),

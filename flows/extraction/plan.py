@@ -97,11 +97,8 @@ def resolve_preset(preset: str, device: str) -> str:
     """Return ``small`` or ``paper``; ``auto`` means paper only where a GPU will train."""
     if preset != "auto":
         return preset
-    return "paper" if device.startswith("cuda") or _gpu(device) else "small"
-
-
-def _gpu(device: str) -> bool:
-    return device == "auto" and torch.cuda.is_available()
+    gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return "paper" if gpu else "small"
 
 
 def chosen_heads(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -82,7 +82,7 @@ class Board:
         return save(self._figure, path)
 
 
-def quiet(axes: Axes, title: str = "", x: str = "", y: str = "") -> Axes:
+def quiet(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
     """Give axes a title, labels and the shared look."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -94,7 +94,6 @@ def quiet(axes: Axes, title: str = "", x: str = "", y: str = "") -> Axes:
         axes.set_title(title, fontsize=11, color=INK, loc="left")
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)
-    return axes
 
 
 def save(made: Figure, path: Path) -> Path:
