@@ -66,6 +66,12 @@ def read_image(path: Path) -> np.ndarray:
         return decode_image(file, str(path))
 
 
+def write_image(pixels: np.ndarray, path: Path) -> None:
+    """Write ``[H, W, 3]`` or ``[H, W]`` uint8 in the format of the name; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:

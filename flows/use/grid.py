@@ -116,8 +116,6 @@ def run_grid(
     ----------
     home, image_set, version
         Which registered `f2r` model.
-    reporter
-        Shows progress.
     coreset
         ``once``: the model's gallery, re-reversed at each point; ``per_point``: a coreset of the
         same size chosen anew at each point, the exact protocol, which takes far longer.
@@ -156,8 +154,7 @@ def run_grid(
     }
     progress = home.checkpoints / f"grid-{digest(about)}.jsonl"
     done = _read(progress)
-    own = (head.preference[0].item(), head.preference[1].item())
-    own = (round(own[0], 4), round(own[1], 4))
+    own = (round(head.preference[0].item(), 4), round(head.preference[1].item(), 4))
     every = tuple(dict.fromkeys([*points, (1.0, 1.0), own]))
 
     def told(row: dict[str, float]) -> None:
