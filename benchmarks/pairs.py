@@ -82,7 +82,8 @@ def join(
 ) -> PairSource:  # fmt: skip
     """Return the pairs over one source of both sides' images."""
     keyed = [Pair(p.key, p.current.sha256, p.history.sha256, source_of(p.key)) for p in pairs]
-    masks = PairMasks(pairs, functools.partial(mask_to_input, spec=spec)) if labelled else None
+    named, prepare = [(p.key, p.mask) for p in pairs], functools.partial(mask_to_input, spec=spec)
+    masks = PairMasks(named, prepare) if labelled else None
     return PairSource(source, source, keyed, masks, memory=memory)
 
 

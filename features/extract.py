@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -14,16 +15,10 @@ from torch import Tensor
 
 from features.backbones.backbone import Backbone
 from features.backbones.lanes import lane_count
-from features.images.pixels import decode_image, sha256_of_bytes
+from features.images.pixels import decode_image
 from features.images.preprocess import make_view, preprocess
 from headwater.errors import ConfigError, HeadwaterError, ImageError
 from headwater.spec import ExtractorSpec, LayerSpec
-
-_TORCH_DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +98,7 @@ def extract(
     layers = tuple(layers)
     _check(jobs, backbone, spec)
     shapes = backbone.shapes(layers, spec.input_size)
-    dtype = _TORCH_DTYPES[spec.dtype]
+    dtype: torch.dtype = getattr(torch, spec.dtype)
     row_bytes = sum(c * h * w for c, h, w in shapes.values()) * dtype.itemsize
     rows = max(1, block_bytes // row_bytes)
     if rows > 64:
@@ -198,7 +193,7 @@ def _load(job: Job, spec: ExtractorSpec) -> Tensor:
         data = job.path.read_bytes()
     except OSError as error:
         raise ImageError(f"{job.path}: {error.strerror or error}") from error
-    if sha256_of_bytes(data) != job.sha256:
+    if hashlib.sha256(data).hexdigest() != job.sha256:
         raise ImageError(f"{job.path}: its bytes changed since it was scanned")
     image = decode_image(data, str(job.path))
     if job.view and spec.views is not None:

@@ -6,6 +6,8 @@ At the command line a `HeadwaterError` is printed without a traceback.
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class HeadwaterError(Exception):
     """Base of all errors a user can cause or cure.
@@ -41,13 +43,7 @@ class HeadwaterError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and Dask sends errors pickled.
-        return (_rebuild, (type(self), self.culprit, self.expected, self.remedy))
-
-
-def _rebuild(
-    kind: type[HeadwaterError], culprit: str, expected: str, remedy: str
-) -> HeadwaterError:
-    return kind(culprit, expected=expected, remedy=remedy)
+        return partial(type(self), self.culprit, expected=self.expected, remedy=self.remedy), ()
 
 
 class ConfigError(HeadwaterError, ValueError):

@@ -28,14 +28,7 @@ _POOL = re.compile(r"^(mean|avg)(\d+)(?:s(\d+))?$")
 
 def canonical(value: Any) -> str:
     """Return the canonical JSON of a dataclass, mapping or sequence: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    """Turn a dataclass, wherever it stands, into a mapping."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    raise TypeError(f"{type(value).__name__} has no canonical JSON")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=dataclasses.asdict)
 
 
 def digest(value: Any) -> str:

@@ -90,11 +90,6 @@ class Backbone:
         """Stages whose weights are at hand, with channels and strides read from a forward."""
         return self._inventory.info
 
-    @property
-    def native_size(self) -> tuple[int, int]:
-        """``(height, width)`` that the net surely takes."""
-        return self._inventory.native_size
-
     def default_spec(
         self,
         resize: int | tuple[int, int] = DEFAULT_SIZE,
@@ -139,7 +134,8 @@ class Backbone:
         """Run a blank batch up to the last stage; False where there is no stage."""
         last = self.info.stages[-1:]
         if last:
-            blank = torch.zeros(self.batch_size(self.native_size), 3, *self.native_size)
+            size = self._inventory.native_size
+            blank = torch.zeros(self.batch_size(size), 3, *size)
             self.maps(blank, (LayerSpec(last),), precision)
         return bool(last)
 

@@ -39,14 +39,9 @@ def find_weights(name: str, explicit: Path | None = None) -> Path:
     WeightsError
         None found, or several in a folder.
     """
-    if explicit is not None:
-        found = _pick(name, Path(explicit), "--weights")
-        if found is not None:
-            return found
     given = os.environ.get("HEADWATER_WEIGHTS")
-    if given:
-        found = _pick(name, Path(given), "HEADWATER_WEIGHTS")
-        if found is not None:
+    for place, source in ((explicit, "--weights"), (given, "HEADWATER_WEIGHTS")):
+        if place and (found := _pick(name, Path(place), source)):
             return found
     path, why = _from_hub(name)
     if path is not None:
@@ -92,11 +87,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
             data = data[key]
-    tensors = (
-        {str(k): v for k, v in data.items() if isinstance(v, Tensor)}
-        if isinstance(data, Mapping)
-        else {}
-    )
+    items = data.items() if isinstance(data, Mapping) else ()
+    tensors = {str(k): v for k, v in items if isinstance(v, Tensor)}
     if not tensors:
         raise WeightsError(f"weight file {path} holds no tensors", expected="a state_dict")
     if all(k.startswith("module.") for k in tensors):

@@ -121,18 +121,19 @@ class FileCache:
             for start in range(0, len(paths), _CHUNK):
                 part = paths[start : start + _CHUNK]
                 known = {} if self.rehash else self._lookup(part, mask)
-                found = [known.get(p) if _same(p, known.get(p)) else None for p in part]
-                todo = [p for p, f in zip(part, found, strict=True) if f is None]
+                todo = [p for p in part if p not in known]
                 fresh = dict(zip(todo, pool.map(lambda p: _read(p, mask), todo), strict=True))
                 if fresh:
                     self.reads += len(fresh)
                     self._remember(fresh, mask)
-                for p, f in zip(part, found, strict=True):
-                    yield f[1] if f else fresh[p][1]
+                known |= fresh
+                for p in part:
+                    yield known[p][1]
                 if self.progress is not None:
                     self.progress(min(start + _CHUNK, len(paths)), len(paths))
 
     def _lookup(self, paths: Sequence[str], mask: bool) -> dict[str, _Entry]:
+        """Return what is remembered of files that have not changed since."""
         marks = ",".join("?" * len(paths))
         rows = self._db.execute(
             "SELECT path, size, mtime_ns, inode, sha256, width, height, reason FROM files"
@@ -142,6 +143,7 @@ class FileCache:
         return {
             p: ((size, mtime, inode), FileFacts(p, sha, w, h, size, reason))
             for p, size, mtime, inode, sha, w, h, reason in rows
+            if _same(p, (size, mtime, inode))
         }
 
     def _remember(self, fresh: dict[str, _Entry], mask: bool) -> None:
@@ -163,11 +165,9 @@ def _stat(status: os.stat_result) -> _Stat:
     return status.st_size, status.st_mtime_ns, status.st_ino & 0x7FFFFFFFFFFFFFFF
 
 
-def _same(path: str, entry: _Entry | None) -> bool:
-    if entry is None:
-        return False
+def _same(path: str, stat: _Stat) -> bool:
     with contextlib.suppress(OSError):
-        return entry[0] == _stat(os.stat(path))  # noqa: PTH116  a hundred thousand Path objects
+        return stat == _stat(os.stat(path))  # noqa: PTH116  a hundred thousand Path objects
     return False
 
 

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from features.images.pairs import PairRecord
-from features.images.pixels import read_image, read_mask
+from features.images.pixels import read_image, read_mask, write_image
 from headwater.errors import ConfigError, DataError
 from headwater.spec import SIDES
 
@@ -85,11 +84,8 @@ def cut_normal_pairs(
         )
     written = []
     for pair in pairs:
-        same = (pair.current.width, pair.current.height) == (
-            pair.history.width,
-            pair.history.height,
-        )
-        if pair.mask is None or not same:
+        sizes = {(image.width, image.height) for image in (pair.current, pair.history)}
+        if pair.mask is None or len(sizes) > 1:
             continue
         draw = int(hashlib.sha256(f"{seed}:{pair.key}".encode()).hexdigest()[:16], 16)
         corners = _free_squares(read_mask(pair.mask), edge, per_pair, margin, draw)
@@ -97,7 +93,7 @@ def cut_normal_pairs(
             pixels = read_image(getattr(pair, side).path)
             for top, left in corners:
                 path = out / side / crop_name(pair, top, left)
-                _save(pixels[top : top + edge, left : left + edge], path)
+                write_image(pixels[top : top + edge, left : left + edge], path)
                 if side == SIDES[0]:
                     written.append(path)
     if not written:
@@ -107,11 +103,6 @@ def cut_normal_pairs(
             remedy="ask for smaller crops or a smaller margin",
         )
     return written
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 def _free_squares(
@@ -172,6 +163,6 @@ def cut_tiles(pairs: Sequence[PairRecord], out: Path, edge: int) -> tuple[list[P
             for left in range(0, width - edge + 1, edge):
                 name = crop_name(pair, top, left)
                 for side, pixels in arrays.items():
-                    _save(pixels[top : top + edge, left : left + edge], out / side / name)
+                    write_image(pixels[top : top + edge, left : left + edge], out / side / name)
                 written.append(out / "current" / name)
     return written, partial

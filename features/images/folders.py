@@ -30,6 +30,16 @@ def folder(path: Path, what: str) -> Path:
     return Path(path).resolve()
 
 
+def check_mvtec(root: Path) -> None:
+    """Raise `DataError` where a folder has not the MVTec layout."""
+    if not (root / "train" / "good").is_dir():
+        raise DataError(
+            f"{root}: no folder train/good",
+            expected="MVTec layout: train/good/*, test/KIND/*, ground_truth/KIND/NAME_mask.png",
+            remedy="for plain folders give --normal DIR [--defective DIR --masks DIR]",
+        )
+
+
 class Walker:
     """Lists the image files below a root and counts what it leaves out.
 

@@ -133,7 +133,7 @@ def scan_pairs(
             sha = label.sha256 if label and mask else ""
             pairs.append(PairRecord(f"{split}/{key}", split, current, history, mask, sha))
     with ThreadPoolExecutor(2) as pool:
-        changed = list(pool.map(_shows_change, [p.mask for p in pairs]))
+        changed = list(pool.map(lambda p: p.mask is not None and read_mask(p.mask).any(), pairs))
     result.pairs = sorted(
         (
             replace(p, current=replace(p.current, kind=CHANGED if c else "good"))
@@ -170,7 +170,3 @@ def _match(place: Path, walker: Walker, result: PairScan) -> Iterator[tuple[str,
             result.problems.append(f"{lone} is not used: it has no {' and no '.join(absent)} image")
         else:
             yield key, files
-
-
-def _shows_change(mask: Path | None) -> bool:
-    return mask is not None and bool(read_mask(mask).any())

@@ -32,11 +32,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of_bytes(data: bytes) -> str:
-    """Return the SHA-256 of bytes, hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def read_image(path: Path) -> np.ndarray:
     """Decode an image file to 8-bit RGB.
 
@@ -69,6 +64,12 @@ def read_image(path: Path) -> np.ndarray:
     """
     with _opened(path) as file:
         return decode_image(file, str(path))
+
+
+def write_image(pixels: np.ndarray, path: Path) -> None:
+    """Write ``[H, W, 3]`` or ``[H, W]`` uint8 in the format of the name; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
 
 
 @contextmanager

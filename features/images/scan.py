@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from features.images.cache import FileCache, FileFacts, Progress
-from features.images.folders import Walker, folder
+from features.images.folders import Walker, check_mvtec, folder
 from features.images.pixels import SUFFIXES
 from features.images.records import BrokenImage, Candidate, ImageRecord, ScanResult
 from headwater.errors import DataError
@@ -77,13 +77,8 @@ def scan_mvtec(
     ([], [])
     """
     root = folder(Path(root), "images")
+    check_mvtec(root)
     result, walker = ScanResult(root), Walker(root)
-    if not (root / "train" / "good").is_dir():
-        raise DataError(
-            f"{root}: no folder train/good",
-            expected="MVTec layout: train/good/*, test/KIND/*, ground_truth/KIND/NAME_mask.png",
-            remedy="for plain folders give --normal DIR [--defective DIR --masks DIR]",
-        )
     found: list[Candidate] = []
     for sub in walker.subfolders(root / "train"):
         if sub.name == "good":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,18 +14,6 @@ from features.images.records import ImageRecord
 from headwater.errors import DataError
 
 
-class Masked(Protocol):
-    """A pair, as far as its mask goes: a `PairRecord`, say."""
-
-    @property
-    def key(self) -> str:
-        """Its name."""
-
-    @property
-    def mask(self) -> Path | None:
-        """File of its mask."""
-
-
 class PairMasks:
     """The masks of pairs at the network's input size, by the pair's number; can be pickled.
 
@@ -35,7 +22,7 @@ class PairMasks:
     Parameters
     ----------
     pairs
-        Pairs that all have masks.
+        Name and mask file of each; all must have one.
     prepare
         From a mask ``[H, W]`` bool to the input's, for instance
         ``features.images.preprocess.mask_to_input`` with its `spec` filled in.
@@ -47,23 +34,23 @@ class PairMasks:
     """
 
     def __init__(
-        self, pairs: Sequence[Masked], prepare: Callable[[np.ndarray], np.ndarray]
+        self,
+        pairs: Sequence[tuple[str, Path | None]],
+        prepare: Callable[[np.ndarray], np.ndarray],
     ) -> None:
-        without = [p.key for p in pairs if p.mask is None]
+        without = [key for key, mask in pairs if mask is None]
         if without:
             raise DataError(
                 f"{len(without)} of {len(pairs)} pairs have no mask, the first {without[0]}",
                 expected="a mask for each pair, black where nothing changed",
                 remedy="add the masks or leave these pairs out",
             )
-        self.paths = [p.mask for p in pairs]
+        self.paths = [mask for _, mask in pairs if mask is not None]
         self.prepare = prepare
 
     def __call__(self, number: int) -> np.ndarray:
         """Return ``[h, w]`` bool."""
-        path = self.paths[number]
-        assert path is not None
-        return self.prepare(read_mask(path))
+        return self.prepare(read_mask(self.paths[number]))
 
 
 class ImageSource:

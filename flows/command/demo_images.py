@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from features.images.pixels import write_image
+
 TEXTURES = ("brick", "grass", "gravel")
 KINDS = ("scratch", "blob", "patch")
 TILE = 128
@@ -46,19 +48,20 @@ def make_demo_images(folder: Path, seed: int = 0) -> Path:
         edge = photograph.shape[0] * 3 // 4
         for y in range(0, edge - TILE + 1, TILE // 2):
             for x in range(0, photograph.shape[1] - TILE + 1, TILE // 2):
-                _save(photograph[y : y + TILE, x : x + TILE], folder, f"train/good/{name}_{y}_{x}")
+                tile = photograph[y : y + TILE, x : x + TILE]
+                write_image(tile, folder / f"train/good/{name}_{y}_{x}.png")
         bottom = photograph.shape[0] - TILE
         for x in range(0, photograph.shape[1] - TILE + 1, TILE // 2):
             tile = photograph[bottom : bottom + TILE, x : x + TILE]
-            _save(tile, folder, f"test/good/{name}_{x}")
+            write_image(tile, folder / f"test/good/{name}_{x}.png")
         other = photographs[TEXTURES[(TEXTURES.index(name) + 1) % len(TEXTURES)]]
         for kind in KINDS:
             for number in range(4):
                 x = int(rng.integers(0, photograph.shape[1] - TILE + 1))
                 tile = photograph[bottom : bottom + TILE, x : x + TILE]
                 image, mask = draw_defect(tile, kind, rng, other)
-                _save(image, folder, f"test/{kind}/{name}_{number}")
-                _save(mask, folder, f"ground_truth/{kind}/{name}_{number}_mask")
+                write_image(image, folder / f"test/{kind}/{name}_{number}.png")
+                write_image(mask, folder / f"ground_truth/{kind}/{name}_{number}_mask.png")
     stamp.write_text(json.dumps(made))
     return folder
 
@@ -116,9 +119,3 @@ def draw_defect(
         paint = level + rng.normal(0, 6, tile.shape).astype(np.float32)
     image = tile * (1 - soft) + paint * soft
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask
-
-
-def _save(pixels: np.ndarray, folder: Path, name: str) -> None:
-    path = folder / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)

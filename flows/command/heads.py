@@ -29,7 +29,6 @@ def describe_heads() -> list[dict[str, Any]]:
     """
     rows = []
     for name, cls in all_heads().items():
-        at = cls.reference
         rows.append(
             {
                 "head": name,
@@ -37,14 +36,7 @@ def describe_heads() -> list[dict[str, Any]]:
                 "paper": cls.paper,
                 "reads": cls.reads,
                 "pairs": cls.pairs,
-                "reference": None
-                if at is None
-                else {
-                    "backbone": at.backbone,
-                    "pixels": at.pixels,
-                    "shapes": {k: list(v) for k, v in at.shapes.items()},
-                    "settings": dict(at.settings),
-                },
+                "reference": None if cls.reference is None else dataclasses.asdict(cls.reference),
                 "parameters": _parameters(name, cls),
                 "presets": {"paper": {}, **cls.presets},
                 "settings": dataclasses.asdict(cls.Config()),
@@ -81,22 +73,22 @@ def _meanings(config: type[HeadConfig]) -> Iterator[tuple[str, str]]:
 def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines that a person reads, none longer than `WIDTH`."""
     for row in rows:
-        yield from _wrapped(f"{row['head']:<{_LABEL}}", row["summary"])
+        yield from _field(row["head"], row["summary"])
         if row["paper"]:
-            yield from _field("paper", row["paper"])
+            yield from _field("  paper", row["paper"])
         if row["reads"]:
-            yield from _field("reads", row["reads"])
+            yield from _field("  reads", row["reads"])
         if row["parameters"] is not None:
-            yield from _field("parameters", _size(row))
+            yield from _field("  parameters", _size(row))
         presets = [
             name if not values else f"{name} ({_values(values)})"
             for name, values in row["presets"].items()
         ]
-        yield from _field("presets", "; ".join(presets))
-        yield from _field("settings", _values(row["settings"]))
+        yield from _field("  presets", "; ".join(presets))
+        yield from _field("  settings", _values(row["settings"]))
         yield ""
     for name, why in broken_plugins().items():
-        yield from _wrapped(f"{name:<{_LABEL}}", f"cannot be imported from {why}")
+        yield from _field(name, f"cannot be imported from {why}")
 
 
 def _size(row: dict[str, Any]) -> str:
@@ -117,16 +109,8 @@ def _values(values: dict[str, Any]) -> str:
     return ", ".join(f"{k}={shown(v)}" for k, v in values.items())
 
 
-def _field(label: str, text: str) -> Iterator[str]:
-    yield from _wrapped(f"  {label:<{_LABEL - 2}}", text)
-
-
-def _wrapped(first: str, text: str) -> Iterator[str]:
-    yield from textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=" " * _LABEL,
-        break_long_words=True,
-        break_on_hyphens=False,
+def _field(label: str, text: str) -> list[str]:
+    first, others = f"{label:<{_LABEL}}", " " * _LABEL
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
     )

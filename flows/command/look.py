@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -54,13 +53,6 @@ def heads(json_: JsonOption = False) -> None:
         out.print(line, markup=False, style="" if not line.startswith(" ") else "dim")
 
 
-class CoresetChoice(StrEnum):
-    """How the gallery is had at a point."""
-
-    once = "once"
-    per_point = "per_point"
-
-
 @commands.command(rich_help_panel="Look")
 @takes("store", "models")
 def grid(
@@ -68,9 +60,9 @@ def grid(
     given: Given,
     version: VersionOption = None,
     coreset: Annotated[
-        CoresetChoice,
+        Literal["once", "per_point"],
         typer.Option(help="once: the model's gallery; per_point: chosen anew, slow."),
-    ] = CoresetChoice.once,
+    ] = "once",
     every: Annotated[
         int, typer.Option(min=1, max=6, help="Only every Nth value: 3 gives 25 points.")
     ] = 1,
@@ -87,9 +79,7 @@ def grid(
 
     points = tuple((a, b) for a in VALUES[::every] for b in VALUES[::every])
     with Reporter(quiet=json_).live() as reporter:
-        got = run_grid(
-            home, image_set, reporter, version=version, coreset=coreset.value, points=points
-        )
+        got = run_grid(home, image_set, reporter, version=version, coreset=coreset, points=points)
     rows = got.rows()
     if json_:
         whole = {

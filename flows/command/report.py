@@ -44,11 +44,8 @@ def show_extraction(report: ExtractionReport, as_json: bool = False) -> None:
             rows = [[x, one.wanted - one.missing.get(x, 0), one.maps.get(x, 0)] for x in one.layers]
             out.print(table(["layer", "stored before", "computed"], rows))
     if not report.backbone_calls:
-        out.print(NOTHING)
+        out.print("Nothing to extract: every feature was in the store; the backbone was not run.")
     show_set_aside(report)
-
-
-NOTHING = "Nothing to extract: every feature was in the store; the backbone was not run."
 
 
 def show_set_aside(report: ExtractionReport) -> None:
@@ -71,18 +68,9 @@ def show_run(result: RunResult, home: Home) -> None:
     """Print the summary of a run: features, heads, pictures, and where to look further."""
     if result.extraction is not None:
         show_extraction(result.extraction)
-    rows = [
-        {
-            "head": o.head,
-            "version": o.version,
-            "metrics": o.metrics,
-            "seconds": o.seconds,
-            "peak_mb": o.peak_mb,
-            "note": "found in MLflow" if o.reused else "trained",
-        }
-        for o in result.outcomes
-    ]
-    if rows:
+    if result.outcomes:
+        how = ("trained", "found in MLflow")
+        rows = [vars(o) | {"note": how[o.reused]} for o in result.outcomes]
         out.print()
         out.print(leaderboard_table(rows, f"{result.image_set}: leaderboard"))
     said = result.extraction.notes if result.extraction is not None else []

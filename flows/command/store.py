@@ -70,9 +70,8 @@ def ls(given: Given, json_: JsonOption = False) -> None:
         except HeadwaterError as error:
             broken[name] = error
             continue
-        rows.append({k: facts[k] for k in ("image_set", "images", "snapshot", "written_at")})
-        rows[-1]["extractors"] = len(facts["extractors"])
-        rows[-1]["bytes"] = facts["bytes"]
+        told = ("image_set", "images", "snapshot", "written_at", "extractors", "bytes")
+        rows.append({k: facts[k] for k in told} | {"extractors": len(facts["extractors"])})
     if json_:
         _json(rows)
     elif rows:
@@ -153,9 +152,7 @@ def inspect(
                 percent(layer["coverage"]),
                 size(layer["bytes"]),
                 size(layer["stored_bytes"]),
-                ""
-                if layer["compression"] == "none"
-                else f"{layer['compression']} {layer['ratio']:.2f}x",
+                f"{layer['compression']} {layer['ratio']:.2f}x" * (layer["compression"] != "none"),
             ]
             for layer in extractor["layers"]
         ]

@@ -151,7 +151,9 @@ class OpenHome:
         """
         import pandas as pd  # late: opening a home is quick
 
-        rows = self._registry().leaderboard(image_set)
+        from storage.registry.registry import Registry  # late: MLflow takes seconds
+
+        rows = Registry(self.home.root, self.home.tracking_url).leaderboard(image_set)
         return pd.DataFrame(
             [{**{k: v for k, v in r.items() if k != "metrics"}, **r["metrics"]} for r in rows]
         )
@@ -204,25 +206,20 @@ class OpenHome:
 
     # --- within ----------------------------------------------------------------------------------
 
-    def _registry(self) -> Any:
-        from storage.registry.registry import Registry  # late: MLflow takes seconds
-
-        return Registry(self.home.root, self.home.tracking_url)
-
     def _settings(self, job: str, image_set: str, **given: Any) -> tuple[Settings, Home]:
         """Return settings and home of the keywords of a job, as its command has them as options."""
         heads = given.get("heads")
         if heads is not None and not isinstance(heads, str | Mapping):
             given["heads"] = list(heads)
-        own = {
+        values = {
             "home": self.home.root,
             "store": self.home.store_url,
             "tracking": self.home.tracking_url,
             "artifacts": self.home.artifacts_url,
+            "image_set": image_set,
+            **by_keyword(job, given),
         }
-        values = {**own, "image_set": image_set, **by_keyword(job, given)}
-        asked = Given({k: v for k, v in values.items() if v is not None}, config=self._config)
-        return asked.open(called=_keyword)
+        return Given(values, config=self._config).open(called=_keyword)
 
 
 def _keyword(setting: Setting) -> str:
@@ -245,6 +242,5 @@ def open_home(
             f"{file}: no such file", expected="a settings file", remedy="headwater init"
         )
     values = {"home": home, "store": store, "tracking": tracking, "artifacts": artifacts}
-    asked = Given({k: v for k, v in values.items() if v is not None}, config=file)
-    _, place = asked.open(called=_keyword)
+    _, place = Given(values, config=file).open(called=_keyword)
     return OpenHome(place, file, quiet=quiet)

@@ -53,12 +53,6 @@ def extract_set(
 
     Parameters
     ----------
-    settings
-        The run's settings.
-    home
-        Where state lives.
-    reporter
-        Shows progress.
     rehash
         Read every file, even those that look unchanged.
     untrained_seed

@@ -59,14 +59,10 @@ def find(
 
     Parameters
     ----------
-    image_set
-        Name of the set.
     folders
         ``images``; or ``normal``, ``defective`` and ``masks``; or ``pairs``.
     home
         Remembers which file holds which bytes.
-    reporter
-        Shows progress.
     rehash
         Read every file, even those that look unchanged.
     """

@@ -161,7 +161,7 @@ def load_pairs(home: Home, image_set: str, name: str) -> PairList:
 def note_version(home: Home, image_set: str, version: Version) -> None:
     """Remember that a list goes with these snapshots; nothing where the newest says so already."""
     known = versions(home, image_set)
-    new = replace(version, at=_now())
+    new = replace(version, at=datetime.now(UTC).isoformat(timespec="seconds"))
     if known and replace(known[-1], at=new.at) == new:
         return
     path = _folder(home, image_set) / "versions.json"
@@ -225,7 +225,3 @@ def version_at(home: Home, image_set: str, snapshot: str | None = None) -> Versi
 
 def _folder(home: Home, image_set: str) -> Path:
     return home.root / "pairs" / image_set
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -11,7 +11,7 @@ import torch
 
 from flows.extraction.backbone import BackboneRef, settle_precision
 from flows.runtime.resolve import require_set, resolve
-from flows.runtime.settings import ExtractionSettings, Settings, default_heads
+from flows.runtime.settings import ExtractionSettings, Settings, chosen_heads
 from flows.runtime.values import height_width
 from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
@@ -97,25 +97,14 @@ def resolve_preset(preset: str, device: str) -> str:
     """Return ``small`` or ``paper``; ``auto`` means paper only where a GPU will train."""
     if preset != "auto":
         return preset
-    return "paper" if device.startswith("cuda") or _gpu(device) else "small"
-
-
-def _gpu(device: str) -> bool:
-    return device == "auto" and torch.cuda.is_available()
-
-
-def chosen_heads(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return the heads asked for, or the default ones, each with its settings."""
-    return settings.heads or default_heads(settings.pairs is not None)
+    gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return "paper" if gpu else "small"
 
 
 def ready(settings: Settings, home: Home, *, images: bool = True) -> Settings:
     """Return the settings of a job made whole and checked; its first step.
 
-    Parameters
-    ----------
-    settings, home, images
-        As of `flows.runtime.resolve.resolve`.
+    Parameters as of `flows.runtime.resolve.resolve`.
 
     Raises
     ------
@@ -160,7 +149,7 @@ def configured(settings: Settings) -> dict[str, tuple[str, HeadConfig]]:
     """Return ``{head: (its preset, its configuration)}`` of the heads asked for."""
     preset = resolve_preset(settings.training.preset, settings.training.device)
     found = {}
-    for name, values in chosen_heads(settings).items():
+    for name, values in chosen_heads(settings, settings.pairs is not None).items():
         # A head's own preset wins; one without a `small` preset has only one configuration.
         own = str(values.get("preset", preset))
         bare = own == "small" and "small" not in get_head(name).presets
@@ -176,7 +165,7 @@ def check_kind(settings: Settings) -> None:
     `settings` must say where the images are (`flows.runtime.resolve.resolve`).
     """
     pairs = settings.pairs is not None
-    wrong = [name for name in chosen_heads(settings) if get_head(name).pairs != pairs]
+    wrong = [name for name in chosen_heads(settings, pairs) if get_head(name).pairs != pairs]
     if not wrong:
         return
     fit = [name for name, head in all_heads().items() if head.pairs == pairs]
@@ -256,14 +245,8 @@ def plan_extraction(plans: Sequence[HeadPlan]) -> list[ExtractionPlan]:
 def training_key(plan: HeadPlan, snapshot_images: str, options: Mapping[str, Any]) -> str:
     """Return the idempotency key of a training: same images, head, settings, seed, same key.
 
-    Parameters
-    ----------
-    plan
-        The head.
-    snapshot_images
-        Digest of the images (and their labels) that the training and its evaluation see.
-    options
-        Training settings that change the result.
+    `snapshot_images` is the digest of the images (and their labels) that the training and its
+    evaluation see; `options` are the training settings that change the result.
     """
     return digest(
         {

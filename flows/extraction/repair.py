@@ -34,8 +34,6 @@ def repair(
         Where things are.
     damage
         What `verify` found.
-    reporter
-        Shows progress.
 
     Returns
     -------

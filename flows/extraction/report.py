@@ -146,15 +146,8 @@ class ExtractionReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping: of a set of images that of its one side, completed."""
-        own = {
-            "image_set": self.image_set,
-            "hashed": self.hashed,
-            "scan_seconds": self.scan_seconds,
-            "set_aside": self.set_aside,
-            "notes": self.notes,
-            "computed": self.computed,
-            "backbone_calls": self.backbone_calls,
-        }
+        told = ("image_set", "hashed", "scan_seconds", "set_aside", "notes", "computed")
+        own = {name: getattr(self, name) for name in (*told, "backbone_calls")}
         sides = [side.to_json() for side in self.sides]
         if self.pairs is None:
             return sides[0] | own

@@ -12,16 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from flows.pictures.style import (
-    BLUE,
-    FAINT,
-    INK,
-    MUTED,
-    VERMILION,
-    figure,
-    quiet,
-    save,
-)
+from flows.pictures.style import BLUE, FAINT, INK, MUTED, VERMILION, figure, quiet, save
 from heads.judging.metrics import auroc, average_precision, precision_recall_curve, roc_curve
 from headwater.errors import DataError
 
@@ -55,7 +46,7 @@ def curves(scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path) -
     left.plot([0, 1], [0, 1], color=FAINT, lw=1.2, ls="--")
     left.fill_between(fpr, tpr, color=BLUE, alpha=0.08, lw=0)
     left.plot(fpr, tpr, color=BLUE, lw=2, drawstyle="default", solid_joinstyle="miter")
-    _point(left, alarm, hit, f"threshold: {hit:.0%} found,\n{alarm:.0%} false alarms", 0.5)
+    _point(left, alarm, hit, f"threshold: {hit:.0%} found,\n{alarm:.0%} false alarms")
     quiet(
         left, f"ROC, area {auroc(values, truth):.3f}", "false-positive rate", "true-positive rate"
     )
@@ -65,23 +56,21 @@ def curves(scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path) -
     right.plot(recall, precision, color=BLUE, lw=2, drawstyle="steps-pre")
     if flagged.any():
         at = truth[flagged].mean()
-        _point(right, hit, at, f"threshold: precision {at:.0%},\nrecall {hit:.0%}", 0.5)
+        _point(right, hit, at, f"threshold: precision {at:.0%},\nrecall {hit:.0%}")
     right.text(0.02, base + 0.012, "share of defective images", fontsize=8, color=MUTED)
     area = average_precision(values, truth)
     quiet(right, f"Precision over recall, average {area:.3f}", "recall", "precision")
     for axes in (left, right):
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.02, 1.04)
-        axes.set_aspect("equal")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), aspect="equal")
     note = f"{truth.sum()} defective and {(~truth).sum()} normal test images"
     made.supxlabel(note, fontsize=8.5, color=MUTED)
     return save(made, path)
 
 
-def _point(axes: Axes, x: float, y: float, text: str, turn: float) -> None:
+def _point(axes: Axes, x: float, y: float, text: str) -> None:
     """Mark the operating point; the text goes to the side with room for it."""
     axes.plot([x], [y], "o", color=VERMILION, ms=7, mec="white", mew=1.2, zorder=5)
-    right, up = x < turn, y < turn
+    right, up = x < 0.5, y < 0.5
     axes.annotate(
         text,
         (x, y),
@@ -133,7 +122,7 @@ def score_histogram(
         axes.hist(np.clip(values, low, high), bins=bins, color=colour, alpha=0.85)
         axes.axvline(threshold, color=INK, lw=1.2, ls="--")
         above = int((values > threshold).sum())
-        quiet(axes, "", "", "images")
+        quiet(axes, y="images")
         text = f"{name}: {above} of {len(values)} above the threshold"
         axes.set_title(text, fontsize=9.5, color=colour, loc="left", pad=3)
         axes.yaxis.get_major_locator().set_params(integer=True, nbins=3)
@@ -149,7 +138,7 @@ def _range(values: np.ndarray, threshold: float) -> tuple[float, float]:
     low, high = float(min(values.min(), threshold)), float(max(values.max(), threshold))
     bulk = float(np.quantile(values, 0.98))
     wide = max(bulk, threshold) + 0.6 * (max(bulk, threshold) - low)
-    high = min(high, wide) if high > wide else high
+    high = min(high, wide)
     pad = 0.02 * (high - low) or max(abs(high), 1.0) * 0.02
     return low - pad, high + pad
 
@@ -160,7 +149,7 @@ def drift(
     reference: ArrayLike,
     recent: ArrayLike,
     path: Path,
-    title: str = "",
+    title: str,
 ) -> Path:
     """Draw how far recent images are from the reference, layer by layer and image by image.
 
@@ -210,6 +199,5 @@ def drift(
             frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.21), ncols=2
         )
     quiet(right, "Images: distance to the nearest normal", "distance", "share of images")
-    if title:
-        made.suptitle(title, fontsize=12, color=INK)
+    made.suptitle(title, fontsize=12, color=INK)
     return save(made, path)

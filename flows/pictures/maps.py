@@ -80,10 +80,10 @@ def map_sheet(
     kind: SampleKind,
     cells: Sequence[Cell],
     path: Path,
-    title: str = "",
+    title: str,
     *,
     threshold: float,
-    cut: float | None = None,
+    cut: float,
     probabilities: bool = False,
 ) -> Path:
     """Draw a sheet of samples in the order given: worst mistakes first, if they are given so.
@@ -118,14 +118,9 @@ def map_sheet(
     layout = _LAYOUTS[kind]
     columns, size = next(x[1:] for x in layout.columns if len(cells) <= x[0])
     scale = (0.0, 1.0) if probabilities else heat_scale([c.heat for c in cells], cut)
-    strips = [
-        side_by_side(
-            _panels(kind, c, scale, size, threshold if cut is None else cut), framed=kind.paired
-        )
-        for c in cells
-    ]
+    strips = [side_by_side(_panels(kind, c, scale, size, cut), framed=kind.paired) for c in cells]
     tall, wide = max(s.shape[0] for s in strips), max(s.shape[1] for s in strips)
-    caption, margin, head = 40, 16, 52 if title else 14
+    caption, margin, head = 40, 16, 52
     lines, pitch = math.ceil(len(cells) / columns), tall + caption + layout.below
     legend = _legend(kind, threshold, cut)
     width = max(margin + columns * (wide + margin), margin + text_width(legend))
@@ -158,14 +153,14 @@ def _panels(
     return [images[0], marked, heat_over(images[0], cell.heat, scale)]
 
 
-def _legend(kind: SampleKind, threshold: float, cut: float | None) -> str:
+def _legend(kind: SampleKind, threshold: float, cut: float) -> str:
     if kind.paired:
         return (
-            f"current | history | change map, called above {threshold if cut is None else cut:.4g}"
+            f"current | history | change map, called above {cut:.4g}"
             " | mask: white found, orange missed, blue falsely called"
         )
-    start = "the top 5 % of pixels" if cut is None else "near the pixel threshold"
-    return f"input | mask | heat map, from {start} up; anomalous above {threshold:.4g}"
+    start = "input | mask | heat map, from near the pixel threshold up"
+    return f"{start}; anomalous above {threshold:.4g}"
 
 
 def _short(text: str, room: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy import ndimage
 
 from flows.pictures.style import BLUE, ORANGE, heat_colours
@@ -85,11 +85,11 @@ def contour_over(image: Pixels, mask: NDArray[np.bool_], width: int = 2) -> Pixe
     return made
 
 
-def fit(image: Pixels, size: int) -> Pixels:
+def fit(image: Pixels, size: int, how: Image.Resampling = Image.Resampling.LANCZOS) -> Pixels:
     """Return the image scaled so that its longer side is `size` pixels."""
     factor = size / max(image.shape[:2])
     shape = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-    return np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(image).resize(shape, how))
 
 
 def map_picture(heat: NDArray[np.float32], scale: tuple[float, float], size: int) -> Pixels:
@@ -106,17 +106,11 @@ def truth_picture(called: NDArray[np.bool_], mask: NDArray[np.bool_] | None, siz
     shown = np.full((*mask.shape, 3), 25, np.uint8)
     for where, colour in (
         (mask & called, (255, 255, 255)),
-        (mask & ~called, _rgb(ORANGE)),
-        (~mask & called, _rgb(BLUE)),
+        (mask & ~called, ImageColor.getrgb(ORANGE)),
+        (~mask & called, ImageColor.getrgb(BLUE)),
     ):
         shown[where] = colour
-    factor = size / max(shown.shape[:2])
-    shape = (round(shown.shape[1] * factor), round(shown.shape[0] * factor))
-    return np.asarray(Image.fromarray(shown).resize(shape, Image.Resampling.NEAREST))
-
-
-def _rgb(colour: str) -> tuple[int, ...]:
-    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return fit(shown, size, Image.Resampling.NEAREST)
 
 
 def side_by_side(panels: Sequence[Pixels], gap: int = 5, *, framed: bool = False) -> Pixels:

@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -35,7 +34,6 @@ def figure(width: float, height: float) -> Figure:
     """Return an empty figure of ``width x height`` inches, laid out by itself."""
     made = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     made.get_layout_engine().set(w_pad=0.1, h_pad=0.09)  # type: ignore[union-attr, call-arg]
-    FigureCanvasAgg(made)
     return made
 
 
@@ -56,7 +54,6 @@ class Board:
     def __init__(self, width: float, height: float) -> None:
         self.width, self.height = width, height
         self._figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-        FigureCanvasAgg(self._figure)
         self._axes = self._figure.add_axes((0, 0, 1, 1))
         self._axes.set_axis_off()
 
@@ -82,7 +79,7 @@ class Board:
         return save(self._figure, path)
 
 
-def quiet(axes: Axes, title: str = "", x: str = "", y: str = "") -> Axes:
+def quiet(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
     """Give axes a title, labels and the shared look."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -94,7 +91,6 @@ def quiet(axes: Axes, title: str = "", x: str = "", y: str = "") -> Axes:
         axes.set_title(title, fontsize=11, color=INK, loc="left")
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)
-    return axes
 
 
 def save(made: Figure, path: Path) -> Path:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -37,16 +37,9 @@ def gpus(device: str) -> int:
 
 
 def training_workers(jobs: int, device: str, wanted: int | None = None) -> int:
-    """Return how many trainings run at a time: at most one a GPU where they run on GPUs.
+    """Return how many of `jobs` trainings run at a time: one a core, or as many as `wanted`.
 
-    Parameters
-    ----------
-    jobs
-        Trainings there are.
-    device
-        What they run on, see `gpus`.
-    wanted
-        What the user asked for; one a core by default.
+    Where they run on GPUs (`device`, see `gpus`), at most one a GPU.
     """
     return min(wanted or cores(), gpus(device) or jobs, jobs)
 
@@ -158,18 +151,16 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
 class WorkerProgress:
     """Sends a head's progress from a Dask worker to the driver, and keeps its metrics.
 
-    Implements `heads.contract.Progress`. Outside a worker `send` may be given.
+    Implements `heads.contract.Progress`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        on_metric: Callable[[str, float, int], None],
-        send: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:
+    def __init__(self, name: str, on_metric: Callable[[str, float, int], None]) -> None:
+        from distributed import get_worker
+
         self.name, self.on_metric = name, on_metric
-        self._send = send or _worker_send()
-        self._last = 0.0
+        self._last, self._worker = 0.0, None
+        with contextlib.suppress(ValueError):  # outside a worker nobody listens
+            self._worker = get_worker()
 
     def metric(self, name: str, value: float, epoch: int) -> None:
         """Keep one figure of one epoch."""
@@ -178,19 +169,10 @@ class WorkerProgress:
     def step(self, done: int, total: int, text: str = "") -> None:
         """Say how far the training is; at most ten times a second."""
         now = time.monotonic()
-        if now - self._last >= 0.1 or done >= total:
+        if self._worker and (now - self._last >= 0.1 or done >= total):
             self._last = now
-            self._send({"name": self.name, "done": done, "total": total, "text": text})
-
-
-def _worker_send() -> Callable[[dict[str, Any]], None]:
-    from distributed import get_worker
-
-    try:
-        worker = get_worker()
-    except ValueError:
-        return lambda message: None
-    return lambda message: worker.log_event(TOPIC, message)
+            message = {"name": self.name, "done": done, "total": total, "text": text}
+            self._worker.log_event(TOPIC, message)
 
 
 class PeakMemory:

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from flows.runtime.home import Home
 
 
-def _option(setting: Setting) -> str:
-    return f"option {setting.option} "
-
-
 @dataclass(frozen=True)
 class Given:
     """What is given of settings, by dotted keys.
@@ -41,7 +37,7 @@ class Given:
         *,
         sides: bool = False,
         write: bool = True,
-        called: Callable[[Setting], str] = _option,
+        called: Callable[[Setting], str] | None = None,
     ) -> tuple[Settings, Home]:
         """Return the settings, over the environment and the file, and the home, prepared.
 
@@ -52,7 +48,7 @@ class Given:
         write
             Jobs that only look pass False: they work in a read-only home and make none.
         called
-            How settings are called in messages; the value follows.
+            How settings are called in messages, as options by default; the value follows.
 
         Raises
         ------

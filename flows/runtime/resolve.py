@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.runtime.settings import Settings, changed, default_heads
+from features.images.folders import check_mvtec
+from flows.runtime.settings import Settings, changed, chosen_heads
 from headwater.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def remember(settings: Settings, home: Home, image_set: str, root: Path) -> None
     for section, keys in _BEFORE.items():
         card[section] = {key: values[section][key] for key in keys}
     # In the order asked for: the first answers where several could (`OpenHome.detector`).
-    card["heads"] = list(settings.heads or default_heads(settings.pairs is not None))
+    card["heads"] = list(chosen_heads(settings, settings.pairs is not None))
     home.write_card(image_set, card)
 
 
@@ -96,7 +97,7 @@ def tune_heads(settings: Settings, home: Home, values: Mapping[str, Any]) -> Set
         return settings
     found = any(getattr(settings, k) is not None for k in _SOURCES)
     pairs = settings.pairs if found else home.card(require_set(settings)).get("pairs")
-    heads = settings.heads or default_heads(bool(pairs))
+    heads = chosen_heads(settings, bool(pairs))
     for key, value in values.items():
         head, dot, name = key.partition(".")
         if not dot or head not in heads:
@@ -157,9 +158,5 @@ def _check_folders(settings: Settings) -> None:
                 expected="an existing folder of images",
                 remedy="check the path",
             )
-    if settings.images is not None and not (settings.images / "train" / "good").is_dir():
-        raise DataError(
-            f"{settings.images}: no folder train/good",
-            expected="MVTec layout: train/good/*, test/KIND/*, ground_truth/KIND/NAME_mask.png",
-            remedy="for plain folders give --normal DIR [--defective DIR --masks DIR]",
-        )
+    if settings.images is not None:
+        check_mvtec(settings.images)

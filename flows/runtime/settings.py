@@ -241,9 +241,9 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
             yield Setting(prefix + name, field, **extra)
 
 
-def default_heads(pairs: bool) -> dict[str, dict[str, Any]]:
-    """Return the heads of a set, of pairs or of single images, where none were asked for."""
-    return {name: {} for name in (DEFAULT_PAIR_HEADS if pairs else DEFAULT_HEADS)}
+def chosen_heads(settings: Settings, pairs: bool) -> dict[str, dict[str, Any]]:
+    """Return the heads asked for, each with its settings, or the default ones of such a set."""
+    return settings.heads or {name: {} for name in (DEFAULT_PAIR_HEADS if pairs else DEFAULT_HEADS)}
 
 
 def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:

@@ -53,7 +53,7 @@ class _Layer:
 def load_settings(
     file: Path | None = None,
     given: Mapping[str, Any] | None = None,
-    called: Callable[[Setting], str] = lambda setting: f"option {setting.option} ",
+    called: Callable[[Setting], str] | None = None,
 ) -> Settings:
     """Return what the file, the environment and the caller give, each over the one before.
 
@@ -64,7 +64,7 @@ def load_settings(
     given
         What the caller gives, by dotted keys: ``{"backbone.name": "resnet50"}``; None is nothing.
     called
-        How the caller calls a setting, for messages; the value follows.
+        How the caller calls a setting, for messages, as an option by default; the value follows.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def load_settings(
         With the place and the valid choices of every mistake.
     """
     mine = {path: value for path, value in (given or {}).items() if value is not None}
-    names = {setting.path: called(setting) for setting in every_setting()}
+    names = {s.path: called(s) if called else f"option {s.option} " for s in every_setting()}
     after, before = _environment()
     merged: dict[str, tuple[Any, _Layer]] = {}
     for layer in (after, _file(file), before, _Layer(mine, names, "{place}{word}")):

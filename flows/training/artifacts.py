@@ -22,15 +22,7 @@ SHEETS = {IMAGE: ("heat-maps.png", 15), PAIR: ("change-maps.png", 12)}
 
 
 def write_artifacts(data: TrainingData, run: Run, judged: Judgement) -> None:
-    """Draw and log the pictures and the table of samples.
-
-    Parameters
-    ----------
-    data, run
-        What was read, and the training's MLflow run.
-    judged
-        Test samples with scores and maps.
-    """
+    """Draw and log the pictures and the table of samples to the training's MLflow run."""
     training, kind, labels = data.training, data.kind, judged.labels
     run.log_table(judged.table, f"{kind.name}s")
     if data.pairs is not None:

@@ -129,7 +129,7 @@ class StoredSamples:
             row = {sha: n for n, sha in enumerate(self.sides[0].ids)}
             return self.sides[0].subset([row[s.contents[0]] for s in samples])
         prepare = functools.partial(mask_to_input, spec=self.spec)
-        masks = PairMasks(samples, prepare) if labelled else None
+        masks = PairMasks([(s.key, s.mask) for s in samples], prepare) if labelled else None
         current, history = self.sides
         return PairSource(current, history, [s.pair for s in samples], masks)
 

@@ -32,17 +32,9 @@ def find_trained(training: Training, key: str, registry: Registry) -> TrainOutco
     done = registry.find_finished(training.image_set, training.plan.head, key)
     if done is None:
         return None
-    return TrainOutcome(
-        training.plan.head,
-        done["version"],
-        done["run_id"],
-        done["model"],
-        done["metrics"],
-        done["seconds"],
-        done["peak_mb"],
-        reused=True,
-        pictures=registry.pictures(done["run_id"]),
-    )
+    told = ("head", "version", "run_id", "model", "metrics", "seconds", "peak_mb")
+    pictures = registry.pictures(done["run_id"])
+    return TrainOutcome(**{name: done[name] for name in told}, reused=True, pictures=pictures)
 
 
 def train_head(training: Training) -> TrainOutcome:

@@ -126,21 +126,9 @@ class Training:
 
 
 def stored_version(home: Home, image_set: str, snapshot: str | None, *, pairs: bool) -> Version:
-    """Return what to train on, from what is stored.
+    """Return what to train on, from what is stored; parameters and errors as of `version_at`.
 
-    Parameters
-    ----------
-    home, image_set
-        Which set.
-    snapshot
-        A snapshot id or a tag; the newest by default.
-    pairs
-        Whether it is a set of pairs.
-
-    Raises
-    ------
-    SnapshotError
-        Where the set or the snapshot does not exist.
+    `pairs` says whether it is a set of pairs.
     """
     if pairs:
         return version_at(home, image_set, snapshot)

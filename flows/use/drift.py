@@ -58,9 +58,6 @@ def report_drift(
         "layers": [one.to_json() for one in found],
         "picture": str(picture),
     }
-    lines: list[str | Table] = [
-        f"{store.image_set}: {widest.new} new {kind} against {widest.reference} of {since}"
-    ]
     rows = [
         [
             _name(one, found),
@@ -74,10 +71,12 @@ def report_drift(
         for one in found
     ]
     columns = ["layer", "mean moved", "chance", "Frechet", "chance", "nearest", ""]
-    lines.append(table(columns, rows))
-    lines.append("drift found" if drifted else "no drift beyond chance")
-    lines.append(f"picture: {picture}")
-    return facts, lines
+    return facts, [
+        f"{store.image_set}: {widest.new} new {kind} against {widest.reference} of {since}",
+        table(columns, rows),
+        "drift found" if drifted else "no drift beyond chance",
+        f"picture: {picture}",
+    ]
 
 
 def _name(one: LayerDrift, found: list[LayerDrift]) -> str:

@@ -70,6 +70,16 @@ class GridOutcome:
     resumed: int = 0
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that every point has: without masks there are none of pixels."""
+        return [metric for metric in METRICS if all(metric in row for row in self.result.table)]
+
+    @property
+    def at(self) -> dict[tuple[float, float], dict[str, float]]:
+        """The rows of `whole` by their alpha and beta."""
+        return {(row["alpha"], row["beta"]): row for row in self.whole.table}
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the points worth reading: the plain gallery's, the model's, the best ones."""
         named = {
@@ -77,22 +87,16 @@ class GridOutcome:
             "the model's own": self.own,
             "oracle: best image AUROC": self.result.best("image_auroc"),
         }
-        if _has(self.result, "pixel_auroc"):
+        if "pixel_auroc" in self.metrics:
             named["oracle: best pixel AUROC"] = self.result.best("pixel_auroc")
-        table = {(r["alpha"], r["beta"]): r for r in self.whole.table}
-        return [{"point": k, **table[p]} for k, p in named.items() if p in table]
+        return [{"point": k, **self.at[p]} for k, p in named.items() if p in self.at]
 
     def correlations(self) -> dict[str, dict[str, Any]]:
         """Return the paper's Table 5 for each metric."""
         return {
             metric: {k: asdict(v) for k, v in self.result.correlations(metric).items()}
-            for metric in METRICS
-            if _has(self.result, metric)
+            for metric in self.metrics
         }
-
-
-def _has(result: GridResult, metric: str) -> bool:
-    return all(metric in row for row in result.table)
 
 
 def run_grid(
@@ -112,8 +116,6 @@ def run_grid(
     ----------
     home, image_set, version
         Which registered `f2r` model.
-    reporter
-        Shows progress.
     coreset
         ``once``: the model's gallery, re-reversed at each point; ``per_point``: a coreset of the
         same size chosen anew at each point, the exact protocol, which takes far longer.
@@ -152,8 +154,7 @@ def run_grid(
     }
     progress = home.checkpoints / f"grid-{digest(about)}.jsonl"
     done = _read(progress)
-    own = (head.preference[0].item(), head.preference[1].item())
-    own = (round(own[0], 4), round(own[1], 4))
+    own = (round(head.preference[0].item(), 4), round(head.preference[1].item(), 4))
     every = tuple(dict.fromkeys([*points, (1.0, 1.0), own]))
 
     def told(row: dict[str, float]) -> None:
@@ -246,9 +247,7 @@ def _regallery(
 def _draw(outcome: GridOutcome, title: str, target: Path) -> None:
     result = outcome.result
     alphas, betas = (np.array(sorted({row[k] for row in result.table})) for k in ("alpha", "beta"))
-    maps = {
-        text: result.heat_map(metric) for metric, text in METRICS.items() if _has(result, metric)
-    }
+    maps = {METRICS[metric]: result.heat_map(metric) for metric in outcome.metrics}
     marks = {
         "the model's own (chosen without labels)": outcome.own,
         "plain gallery (1, 1)": (1.0, 1.0),
@@ -259,16 +258,14 @@ def _draw(outcome: GridOutcome, title: str, target: Path) -> None:
 def _figures(outcome: GridOutcome) -> dict[str, float]:
     """Return the run's figures; what was chosen on the test labels is named ``oracle``."""
     figures: dict[str, float] = {}
-    table = {(r["alpha"], r["beta"]): r for r in outcome.whole.table}
-    for metric in METRICS:
-        if not _has(outcome.result, metric):
-            continue
+    table, correlations = outcome.at, outcome.correlations()
+    for metric, rows in correlations.items():
         best = outcome.result.best(metric)
         figures[f"oracle.best_{metric}"] = table[best][metric]
         figures[f"oracle.best_{metric}.alpha"], figures[f"oracle.best_{metric}.beta"] = best
         figures[f"own.{metric}"] = table[outcome.own][metric]
         figures[f"plain.{metric}"] = table[1.0, 1.0][metric]
-        for name, row in outcome.correlations()[metric].items():
+        for name, row in rows.items():
             kind = {"-|alpha-beta|": "minus_difference"}.get(name, name)
             figures[f"spearman.{metric}.{kind}"] = row["rho"]
             figures[f"spearman.{metric}.{kind}.p"] = row["p_value"]

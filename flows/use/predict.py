@@ -152,8 +152,6 @@ def predict(
     ----------
     home, image_set, head, version
         Which model.
-    reporter
-        Shows progress.
     images
         Files or folders.
     pair

@@ -53,7 +53,7 @@ def test_sheets_of_any_number_of_samples_of_any_shape(tmp_path, kind, count):
         for k in range(count)
     ]
     target = tmp_path / "new" / "sheet.png"
-    path = map_sheet(kind, cells, target, "tiles", threshold=1.0, cut=None if count % 2 else 0.5)
+    path = map_sheet(kind, cells, target, "tiles", threshold=1.0, cut=0.5)
     assert size(path)[0] < 2400
     assert ink(path) > 0.2
     assert [p.name for p in path.parent.iterdir()] == ["sheet.png"]
@@ -63,7 +63,7 @@ def test_sheets_of_any_number_of_samples_of_any_shape(tmp_path, kind, count):
 def test_a_sheet_of_nothing_is_an_error(tmp_path, kind):
     for cells in ([], [cell(kind)] * 25):
         with pytest.raises(DataError, match=f"{kind.name}s\n  expected: 1 to 24"):
-            map_sheet(kind, cells, tmp_path / "sheet.png", threshold=1.0)
+            map_sheet(kind, cells, tmp_path / "sheet.png", "t", threshold=1.0, cut=1.0)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,8 @@ def test_curves_and_histogram(tmp_path):
 
 
 def test_drift(tmp_path):
-    figures.drift(
-        {"layer1": 0.5, "layer2": 2.0}, {"layer2": 1.0}, [1, 2, 3], [], tmp_path / "c.png"
-    )
+    moved, limits = {"layer1": 0.5, "layer2": 2.0}, {"layer2": 1.0}
+    figures.drift(moved, limits, [1, 2, 3], [], tmp_path / "c.png", "t")
     assert ink(tmp_path / "c.png") > 0.05
 
 
@@ -172,10 +171,12 @@ def test_a_prediction_says_what_the_model_says(tmp_path, kind, cut):
 
 def test_threads_draw_the_same_pictures(tmp_path):
     cells = [cell() for _ in range(3)]
-    alone = map_sheet(IMAGE, cells, tmp_path / "alone.png", "t", threshold=1.0).read_bytes()
+    alone = map_sheet(
+        IMAGE, cells, tmp_path / "alone.png", "t", threshold=1.0, cut=1.0
+    ).read_bytes()
 
     def draw(k):
-        map_sheet(IMAGE, cells, tmp_path / f"{k}.png", "t", threshold=1.0)
+        map_sheet(IMAGE, cells, tmp_path / f"{k}.png", "t", threshold=1.0, cut=1.0)
 
     threads = [threading.Thread(target=draw, args=(k,)) for k in range(3)]
     for t in threads:
