@@ -48,6 +48,13 @@ class OpenHome:
     def __repr__(self) -> str:
         return f"headwater.open({str(self.home.root)!r})"
 
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking URI of this home: ``mlflow.set_tracking_uri(home.tracking_uri)``."""
+        from storage.registry.registry import Registry  # late: MLflow takes seconds
+
+        return Registry(self.home.root, self.home.tracking_url).uri
+
     def sets(self) -> list[str]:
         """Return the names of the image sets that have features, or were given as pairs."""
         from storage.store.engine import list_sets  # late: opening a home reads nothing

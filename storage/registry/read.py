@@ -25,6 +25,7 @@ from storage.registry.runs import EPOCH
 # After the import that sets MLflow's environment.
 from mlflow.entities import Run as MlflowRun  # isort: skip
 from mlflow.utils import get_results_from_paginated_fn  # isort: skip
+from mlflow.utils.file_utils import local_file_uri_to_path  # isort: skip
 from mlflow.utils.uri import is_local_uri  # isort: skip
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
@@ -265,12 +266,13 @@ class RegistryReader:
         with told():
             paths = [a.path for a in self.client.list_artifacts(run_id, "figures")]
             paths = [p for p in paths if Path(p).name.startswith(("heat-maps", "change-maps"))]
-            folder = None
-            # What lies on this machine is not copied.
-            if self._server or not is_local_uri(self.client.get_run(run_id).info.artifact_uri):
-                folder = str(self.home / "pictures" / run_id)
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            return [self.client.download_artifacts(run_id, p, folder) for p in paths]
+            place = self.client.get_run(run_id).info.artifact_uri
+            if not self._server and is_local_uri(place):
+                # They lie here; MLflow's download would copy them to a temporary folder.
+                return [str(Path(local_file_uri_to_path(place)) / p) for p in paths]
+            folder = self.home / "pictures" / run_id
+            folder.mkdir(parents=True, exist_ok=True)
+            return [self.client.download_artifacts(run_id, p, str(folder)) for p in paths]
 
 
 def model_name(image_set: str, head: str) -> str:

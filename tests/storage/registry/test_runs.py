@@ -56,6 +56,7 @@ def test_what_a_training_leaves(registry, saved, tmp_path):
     assert "aupro" not in ties
     (found,) = registry.pictures(run.run_id)
     assert Path(found).read_bytes() == b"png"
+    assert Path(found).is_relative_to(registry.home), "the picture that stays, not a copy"
     table = client.download_artifacts(run.run_id, "tables/images.csv", str(tmp_path))
     assert Path(table).read_text().splitlines() == ["path,score,kind", '"a, b",1.5,', "c,,good"]
     model = mlflow.models.Model.load(str(registry.download("models:/bottles.f2r/1") / "MLmodel"))
