@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import urllib.request
@@ -11,6 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from flows.runtime.home import QUIET
+
+# Before any test imports Prefect: its own patience of 20 s is too short for two busy cores.
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
 
 
 @pytest.fixture(scope="session")
