@@ -26,7 +26,7 @@ from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
 from flows.runtime.server import watch_server
 from flows.runtime.settings import Settings
-from flows.runtime.signals import keep_sigterm
+from flows.runtime.signals import ctrl_c_ends_flow, keep_sigterm
 from flows.training.data import TrainingData
 from flows.training.results import HeadsFailedError, RunResult, TrainOutcome
 from flows.training.train import find_trained, train_head
@@ -197,6 +197,7 @@ def _run(asked_flow: Any, asked: Request) -> RunResult:
     """Run a flow in this process; heads that fail are in the result."""
     watch_server()
     try:
-        return asked_flow(require_set(asked.settings), asked.to_json())
+        with ctrl_c_ends_flow():
+            return asked_flow(require_set(asked.settings), asked.to_json())
     except HeadsFailedError as error:
         return error.result

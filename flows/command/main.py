@@ -15,7 +15,7 @@ import typer
 from flows.command import begin, job, look, pairs, store
 from flows.command.options import UsageError, command_group, explain_usage
 from flows.runtime.console import err, out
-from flows.runtime.signals import end_now, sigterm_interrupts, was_terminated
+from flows.runtime.signals import end_now, sigterm_interrupts, was_asked
 from headwater.errors import HeadwaterError
 from headwater.version import __version__
 
@@ -64,12 +64,12 @@ def main() -> None:
     except BrokenPipeError:
         status = 0
     except Exception:
-        if not was_terminated():  # else: what was told to end with us is missed on the way out
+        if not was_asked():  # else: what was told to end with us is missed on the way out
             raise
         status = 130
     if status == 130:  # typer answers Ctrl-C itself, without a word
         err.print("stopped; what was committed is kept, the same command goes on from there")
-        if was_terminated():
+        if was_asked():
             end_now()
     sys.exit(status or 0)
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM ends a command as Ctrl-C does."""
+"""Being asked to stop: SIGTERM ends a command as Ctrl-C does, and both end a flow at once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-#: Exit status of a command that SIGTERM ended, as shells give it.
-TERMINATED = 128 + signal.SIGTERM
-
-_state = {"ours": False, "asked": False}
+#: Whether SIGTERM is taken here, and the number of the signal that asked for an end, 0 for none.
+_state = {"ours": 0, "asked": 0}
 
 
 @contextmanager
@@ -23,12 +21,12 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
-    _state.update(ours=True, asked=False)
+    _state.update(ours=1, asked=0)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
-        _state["ours"] = False
+        _state["ours"] = 0
         signal.signal(signal.SIGTERM, before)
 
 
@@ -44,24 +42,48 @@ def keep_sigterm() -> None:
         signal.signal(signal.SIGTERM, _interrupt_flow)
 
 
+@contextmanager
+def ctrl_c_ends_flow() -> Iterator[None]:
+    """Have Ctrl-C end a flow of this process at once, with `KeyboardInterrupt` whatever it meets.
+
+    A terminal sends it to the whole group of processes, Prefect's temporary server among them, as
+    `keep_sigterm` has it of SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # a job in a shell's background is not for Ctrl-C
+        signal.signal(signal.SIGINT, _interrupt_flow)
+    _state["asked"] = 0
+    try:
+        yield
+    except Exception:
+        if was_asked():  # what was told to end with us is missed on the way out
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def end_now() -> NoReturn:
-    """Leave with `TERMINATED`, and not by Python's own end.
+    """Leave with the status that shells give a signal, and not by Python's own end.
 
     There Prefect would send what it still has to tell to a server that may be gone. That server,
     where it is not, ends with us (`flows.runtime.server`).
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(TERMINATED)
+    os._exit(128 + _state["asked"])
 
 
-def was_terminated() -> bool:
-    """Return whether SIGTERM came in the last `sigterm_interrupts`."""
-    return _state["asked"]
+def was_asked() -> bool:
+    """Return whether SIGTERM came in the last `sigterm_interrupts`, or Ctrl-C in a flow."""
+    return bool(_state["asked"])
 
 
-def _interrupt(_number: int, _frame: Any) -> None:
-    _state["asked"] = True
+def _interrupt(number: int, _frame: Any) -> None:
+    _state["asked"] = number
     raise KeyboardInterrupt
 
 

@@ -156,8 +156,12 @@ def test_a_killed_run_leaves_no_server_behind(tmp_path):
     assert not left
 
 
-def test_sigterm_to_a_runs_whole_group_ends_it_at_once_and_in_order(tmp_path, resnet_weights):
-    # As a service manager ends a run: Prefect's temporary server and the workers are told as well.
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_whose_whole_group_is_told_to_end_does_so_at_once_and_in_order(
+    sent, status, tmp_path, resnet_weights
+):
+    # As a service manager ends a run, and a terminal at Ctrl-C: Prefect's temporary server and the
+    # workers are told as well.
     for i in range(12):
         draw_image(tmp_path / "images", i)
     command = [*HEADWATER, "run", "s", "--images", tmp_path / "images", "--size", "64"]
@@ -167,15 +171,16 @@ def test_sigterm_to_a_runs_whole_group_ends_it_at_once_and_in_order(tmp_path, re
         child = subprocess.Popen(
             [*map(str, command)], cwd=tmp_path, env=environment(tmp_path), stdout=out,
             stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 200
         while "ms_flow:" not in said.read_text() and time.monotonic() < deadline:
             assert child.poll() is None, said.read_text()
             time.sleep(0.1)
-        os.killpg(child.pid, signal.SIGTERM)
+        os.killpg(child.pid, sent)
         # Prefect would ask its dead server for 62 s.
-        assert child.wait(45) == 143, said.read_text()
+        assert child.wait(45) == status, said.read_text()
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
