@@ -61,6 +61,11 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         status = 130
+    except SystemExit as end:
+        # A reader that has seen enough, as `head`, is no fault; typer makes it one.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        status = 0
     except BrokenPipeError:
         status = 0
     except Exception:

@@ -168,4 +168,4 @@ def pixels(picture: Picture) -> Pixels:
             expected="uint8 [H, W, 3] or [H, W]",
             remedy="scale it to 0...255 as the training images were",
         )
-    return array
+    return array if array.flags.writeable else array.copy()

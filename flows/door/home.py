@@ -11,7 +11,7 @@ from flows.runtime.given import Given
 from flows.runtime.home import Home
 from flows.runtime.settings import Setting, Settings
 from flows.runtime.sources import by_keyword
-from headwater.errors import DataError
+from headwater.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,7 +160,13 @@ class OpenHome:
 
         from storage.registry.registry import Registry  # late: MLflow takes seconds
 
-        rows = Registry(self.home.root, self.home.tracking_url).leaderboard(image_set)
+        registry = Registry(self.home.root, self.home.tracking_url)
+        rows = registry.leaderboard(image_set)
+        if not rows:
+            raise DataError(
+                f"no models of image set {image_set!r} in {registry.place}",
+                expected="at least one registered model",
+            )
         return pd.DataFrame(
             [{**{k: v for k, v in r.items() if k != "metrics"}, **r["metrics"]} for r in rows]
         )
@@ -215,9 +221,13 @@ class OpenHome:
 
     def _settings(self, job: str, image_set: str, **given: Any) -> tuple[Settings, Home]:
         """Return settings and home of the keywords of a job, as its command has them as options."""
+        if not isinstance(image_set, str):
+            raise ConfigError(f"image set {image_set!r}", expected="a name, such as 'bolts'")
         heads = given.get("heads")
-        if heads is not None and not isinstance(heads, str | Mapping):
+        if isinstance(heads, Iterable) and not isinstance(heads, str | Mapping):
             given["heads"] = list(heads)
+        if heads is not None and not isinstance(heads, int | float) and not given["heads"]:
+            raise ConfigError(f"heads = {heads!r}", expected="one head or more, such as patchcore")
         values = {
             "home": self.home.root,
             "store": self.home.store_url,

@@ -30,6 +30,8 @@ from headwater.errors import ConfigError
 
 _FILE = "headwater.yaml"
 _PREFIX = "HEADWATER_"
+#: What is settled when a home is opened, or is a call's own argument.
+_OF_THE_HOME = ("home", "store", "tracking", "artifacts", "image_set")
 _SECTIONS = {s.path.partition(".")[0] for s in every_setting() if "." in s.path}
 #: Settings whose environment variables are older than the order of sources.
 _AFTER_THE_FILE = ("home", "artifacts")
@@ -217,9 +219,13 @@ def by_keyword(group: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a Python call gives, by dotted keys, as `load_settings` takes it.
 
     `group` is that of the commands that do the same: ``run``, ``extract``, ``train``. A name that
-    is none of theirs (`Setting.keyword`) is a `ConfigError`.
+    is none of theirs (`Setting.keyword`), or says where state lives, is a `ConfigError`.
     """
-    known = {s.keyword: s.path for s in every_setting() if not s.groups or group in s.groups}
+    known = {
+        s.keyword: s.path
+        for s in every_setting()
+        if (not s.groups or group in s.groups) and s.path not in _OF_THE_HOME
+    }
     for name in keywords:
         if name not in known:
             culprit = f"keyword {name}={keywords[name]!r}"

@@ -78,11 +78,12 @@ def parse_age(text: str) -> dt.timedelta:
     datetime.timedelta(seconds=43200)
     """
     units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+    # A bare number would be seconds to one and days to another; 0 is 0.
+    number, unit = (str(text)[:-1], str(text)[-1:]) if text != "0" else ("0", "s")
     try:
-        number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
-        age = dt.timedelta(seconds=float(number) * unit)
+        age = dt.timedelta(seconds=float(number) * units[unit])
         if age >= dt.timedelta(0):
             return age
-    except (ValueError, OverflowError):
+    except (KeyError, ValueError, OverflowError):
         pass
     raise DataError(f"age {text!r}", expected="a number and d, h, m or s, such as 30d")

@@ -1,6 +1,7 @@
 """What a command line may say: the options, made from the settings, and its mistakes explained."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from flows.command.options import takes
 from flows.runtime.given import Given
 from flows.runtime.settings import every_setting
 from headwater.errors import ConfigError
+from tests.flows.commandkit import HEADWATER, environment
 
 #: Every option of the first version's commands: none is ever lost.
 V1 = json.loads((Path(__file__).parent / "options-v1.json").read_text())
@@ -154,3 +156,11 @@ def test_a_command_line_that_cannot_be_read_is_explained_as_all_mistakes_are(
     assert second.startswith("  expected: ")
     assert expected in second
     assert third.startswith("  remedy: ")
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(tmp_path):
+    command = f"{shlex.join(HEADWATER)} settings | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment(tmp_path), capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -54,6 +54,7 @@ def test_looking_neither_makes_a_home_nor_needs_to_write_in_one(desk, tmp_path):
         (("tag", "s", "a/b"), "tag 'a/b'"),
         (("tag", "s", "nope", "--delete"), "tag 'nope'"),
         (("gc", "s", "--older-than", "soon"), "age 'soon'"),
+        (("gc", "s", "--older-than", "30"), "age '30'"),
         (("gc", "s", "--older-than", "-3d"), "age '-3d'"),
         (("export", "s", "."), "export target . exists"),
         (("drift", "s", "--since", "nope"), "snapshot 'nope' does not exist"),

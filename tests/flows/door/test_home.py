@@ -100,6 +100,15 @@ def test_a_model_over_pairs_takes_two(home):
 def test_mistakes_are_told(home, tmp_path):
     with pytest.raises(ConfigError, match="'preset'"):
         home.run("tiles", prset="small")
+    for wrong in ({"home": "elsewhere"}, {"heads": []}, {"heads": 3}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            home.run("tiles", **wrong)
+    with pytest.raises(ConfigError, match="image set 3"):
+        home.run(3)
+    with pytest.raises(DataError, match="age '30'"):
+        home.store("tiles").gc("30")
+    with pytest.raises(DataError, match="no models"):
+        home.leaderboard("nowhere")
     with pytest.raises(ConfigError, match="size = huge"):
         home.run("tiles", size="huge")
     with pytest.raises(ModelError, match="several heads"):
