@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.test_dags import RUN, work  # noqa: F401  a small image set and a weight file
+from tests.flows.conftest import tiles  # noqa: F401  a small image set and a weight file
+from tests.flows.test_dags import RUN
 from tests.heads import test_contract as contract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,11 +63,11 @@ def test_a_head_without_its_entry_is_told_what_to_do():
 
 
 @pytest.mark.slow  # the whole command, Prefect and Dask with it
-def test_the_example_is_trained_from_a_store_by_dask_workers(site, work):  # noqa: F811
-    home = {"HEADWATER_HOME": str(work / "plugin-home")}
+def test_the_example_is_trained_from_a_store_by_dask_workers(site, tiles):  # noqa: F811
+    home = {"HEADWATER_HOME": str(tiles / "plugin-home")}
     command = ["-m", "flows.command.main", "run", "tiles", "--images", "images", *RUN]
     command += ["--heads", "nearest_mean", "--set", "nearest_mean.top_k=0.05"]
-    done = run(site, *command, cwd=work, **home)
+    done = run(site, *command, cwd=tiles, **home)
     assert done.returncode == 0, done.stdout + done.stderr
     scored = run(
         site,
@@ -76,7 +77,7 @@ def test_the_example_is_trained_from_a_store_by_dask_workers(site, work):  # noq
         "tiles",
         "images/test/blob",
         "--json",
-        cwd=work,
+        cwd=tiles,
         **home,
     )
     assert scored.returncode == 0, scored.stderr
