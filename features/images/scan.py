@@ -223,12 +223,13 @@ def _finish(
                 result.broken.append(BrokenImage(Path(c.path), f.reason))
             elif f.sha256 not in kept:
                 kept[f.sha256] = (c, f)
+                result.read(f)
             else:
                 _report_duplicate(kept[f.sha256][0], c, result)
         masked = [(c, f) for c, f in kept.values() if c.mask]
         mask_facts = files.facts([c.mask or "" for c, _ in masked], mask=True)
         for (c, f), m in zip(masked, mask_facts, strict=True):
-            if result.usable_mask(m, f) is None:
+            if result.usable_mask(m, f, kind=c.kind) is None:
                 c.mask = None
         result.hashed = files.reads
     if share_test:

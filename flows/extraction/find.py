@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.images.depth import Depth
 from features.images.pairs import PairScan, scan_pairs
 from features.images.records import ImageRecord, ScanResult
 from features.images.scan import scan_folders, scan_mvtec
@@ -38,6 +39,9 @@ class Found:
         Sentences on what should be looked at.
     hashed
         Files that were read.
+    depths, normal_depths
+        Of the usable images, and of the normal ones for training: their values where they have
+        more than 8 bits.
     """
 
     root: Path
@@ -46,6 +50,8 @@ class Found:
     set_aside: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     hashed: int = 0
+    depths: list[Depth | None] = field(default_factory=list)
+    normal_depths: list[Depth | None] = field(default_factory=list)
 
 
 def find(
@@ -84,7 +90,19 @@ def find(
         notes = _duplicates(scan)
     sides = {name: image_rows(found, scan.root) for name, found in records.items()}
     aside = [(str(b.path), b.reason) for b in scan.broken]
-    return Found(scan.root, sides, pairs, aside, [*scan.problems, *notes], scan.hashed)
+    every = [record for found in records.values() for record in found]
+    train = [record for record in every if record.split == "train"]
+    normal = [r.depth for r in train if r.is_normal] or [r.depth for r in train]
+    return Found(
+        scan.root,
+        sides,
+        pairs,
+        aside,
+        [*scan.told(), *notes],
+        scan.hashed,
+        [record.depth for record in every],
+        normal,
+    )
 
 
 def _scan_images(folders: Mapping[str, Path | None], common: Mapping[str, Any]) -> ScanResult:

@@ -83,6 +83,41 @@ def test_wrong_masks_are_reported_and_the_image_stays(tiny_set):
     assert "777_mask.png belongs to no image" in text
 
 
+def test_a_defects_mask_that_marks_nothing_is_no_mask(tiny_set):
+    save(tiny_set / "ground_truth/spot/001_mask.png", np.zeros((32, 40), np.uint8))
+    result = scan_mvtec(tiny_set)
+    masks = {f"{r.kind}/{r.path.stem}": r.mask for r in result.records if not r.is_normal}
+    assert masks["spot/001"] is None
+    assert masks["spot/000"] is not None
+    (said,) = result.problems
+    assert "spot/001_mask.png marks nothing" in said
+    assert "its image is spot" in said
+
+
+def test_scaled_and_soft_masks_are_counted(tiny_set):
+    for name, size in (("000", (80, 64)), ("001", (20, 16))):
+        path = tiny_set / f"ground_truth/spot/{name}_mask.png"
+        mask = Image.open(path).resize(size, Image.Resampling.BILINEAR)
+        mask.save(path)
+    result = scan_mvtec(tiny_set)
+    assert sum(r.mask is not None for r in result.records) == 3
+    told = [line for line in result.told() if "mask" in line]
+    assert len(told) == 2
+    assert "2 files" in told[0]
+    assert "scaled" in told[0]
+    assert "soft" in told[1]
+
+
+def test_how_images_are_read_is_told_once_a_kind(tiny_set):
+    for i in range(2):
+        path = tiny_set / f"train/good/{i:03}.png"
+        pixels = np.asarray(Image.open(path))
+        save(path, np.dstack([pixels, np.zeros(pixels.shape[:2], np.uint8)]))
+    (said,) = scan_mvtec(tiny_set).told()
+    assert said.startswith("2 files, first ")
+    assert "alpha is 0 everywhere" in said
+
+
 def test_same_bytes_are_one_image_and_never_in_train_and_test(tiny_set):
     def copy(source: str, target: str) -> None:
         (tiny_set / target).write_bytes((tiny_set / source).read_bytes())
@@ -126,7 +161,7 @@ def test_plain_folders(tmp_path):
     for seed, name in enumerate(("a", "scratch/b", "hole/b", "c")):
         save(tmp_path / f"bad/{name}.png", noise(1000 + seed))
     for name in ("a_mask", "scratch/b", "hole/b_mask", "orphan"):
-        save(tmp_path / f"masks/{name}.png", np.zeros((20, 24), np.uint8))
+        save(tmp_path / f"masks/{name}.png", np.eye(20, 24, dtype=np.uint8))
     assert {r.split for r in scan_folders(tmp_path / "ok").records} == {"train"}
 
     result = scan_folders(tmp_path / "ok", tmp_path / "bad", tmp_path / "masks")
