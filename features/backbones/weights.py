@@ -14,6 +14,7 @@ from torch import Tensor
 
 from features.backbones.network import check_name
 from headwater.errors import WeightsError
+from headwater.files import expand_user
 
 #: Seconds after which a weight hub that does not answer is given up.
 HUB_PATIENCE = 5.0
@@ -41,7 +42,7 @@ def find_weights(name: str, explicit: Path | None = None) -> Path:
     """
     given = os.environ.get("HEADWATER_WEIGHTS")
     for place, source in ((explicit, "--weights"), (given, "HEADWATER_WEIGHTS")):
-        if place and (found := _pick(name, Path(place), source)):
+        if place and (found := _pick(name, expand_user(place), source)):
             return found
     path, why = _from_hub(name)
     if path is not None:
