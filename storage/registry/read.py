@@ -78,6 +78,7 @@ class RegistryReader:
         return database_uri(self.database) if self._empty else self.ready()
 
     def ready(self) -> str:
+        """Return MLflow's tracking URI, the database made or brought in order where needed."""
         if not self._uri:
             home = self.home if self._own else None
             self._uri, self.writable = open_database(self.database, home)
@@ -96,6 +97,24 @@ class RegistryReader:
                 expected="a running `mlflow server`",
                 remedy="start it, or leave the tracking URL out to use the home's own database",
             ) from error
+
+    @property
+    def on_server(self) -> bool:
+        """Whether an MLflow server keeps the results, and shows them itself."""
+        return self._server
+
+    def experiments(self) -> dict[str, str]:
+        """Return the ids of the experiments of image sets, by the sets' names."""
+        if self._empty:
+            return {}
+        with told():
+            every = get_results_from_paginated_fn(
+                lambda count, token: self.client.search_experiments(
+                    max_results=count, page_token=token
+                ),
+                500,
+            )
+        return {e.name: e.experiment_id for e in sorted(every, key=lambda e: e.name) if _of_set(e)}
 
     @property
     def _empty(self) -> bool:
@@ -288,6 +307,11 @@ def _database_of(url: str) -> Path:
     literal = Path(path).absolute()
     # A percent sign that was not quoted, where there is such a file.
     return literal if literal.exists() else Path(unquote(path)).absolute()
+
+
+def _of_set(experiment: Any) -> bool:
+    """Tell image sets' experiments from others that a server or a database may hold."""
+    return experiment.name != "Default"
 
 
 def model_name(image_set: str, head: str) -> str:
