@@ -59,6 +59,20 @@ def expand_user(path: Path | str) -> Path:
         return Path(path)
 
 
+def short_name(stem: str, end: str, most: int = 255) -> str:
+    """Return a file's name of at most `most` bytes: `end` whole, `stem` cut where it must be.
+
+    Examples
+    --------
+    >>> short_name("photo", "-1a2b.png"), short_name("photo", "-1a2b.png", 12)
+    ('photo-1a2b.png', 'pho-1a2b.png')
+    """
+    room = most - len(os.fsencode(end))
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem + end
+
+
 def sqlite_url(path: Path, scheme: str, quoted: str = "") -> str:
     """Return the address of an SQLite file as SQLAlchemy takes it.
 
