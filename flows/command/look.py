@@ -116,6 +116,6 @@ def ui(given: Given, port: Annotated[int, typer.Option(min=1, max=65535)] = 5000
     _, home = given.open()
     from storage.registry.registry import Registry
 
-    command = Registry(home.root, home.tracking_url).ui_command(port)
+    command, variables = Registry(home.root, home.tracking_url).ui_command(port)
     out.print(f"MLflow UI: http://127.0.0.1:{port}")
-    os.execv(command[0], command)
+    os.execve(command[0], command, {**os.environ, **variables})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from headwater.addresses import bare
 from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
 from storage.registry.client import (
     MlflowClient,
@@ -21,6 +20,7 @@ from storage.registry.client import (
     prepare_database,
 )
 from storage.registry.runs import EPOCH
+from storage.registry.servers import ask, for_mlflow
 
 # After the import that sets MLflow's environment.
 from mlflow.entities import Run as MlflowRun  # isort: skip
@@ -38,7 +38,8 @@ class RegistryReader:
 
     def __init__(self, home: Path | str, tracking_url: str | None = None) -> None:
         self.home = Path(home).absolute()
-        #: What a user calls it: the URL that was given, or the home.
+        tracking_url = bare(tracking_url) if tracking_url else None
+        #: What a user calls it: the URL that was given, without its password, or the home.
         self.place = tracking_url or str(self.home)
         self.database = self.home / "mlflow.db"
         self.uri = tracking_url or database_uri(self.database)
@@ -71,24 +72,16 @@ class RegistryReader:
         if self._cached is None:
             if self._local:
                 prepare_database(self.database)
-            elif self._server:
-                self._ask_server()
-            self._cached = MlflowClient(self.uri, self.uri)
+            else:
+                for_mlflow(self.uri)
+                ask(self.uri)
+            self._cached = MlflowClient(self.address, self.address)
         return self._cached
 
-    def _ask_server(self) -> None:
-        """Fail in seconds where MLflow's own client would try for minutes."""
-        try:
-            with urllib.request.urlopen(self.uri.rstrip("/") + "/health", timeout=10) as answer:
-                answer.read(64)
-        except urllib.error.HTTPError:
-            return  # Something answers; whether it is MLflow, the first call will tell.
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"no MLflow server answers at {self.uri}: {error}",
-                expected="a running `mlflow server`",
-                remedy="start it, or leave the tracking URL out to use the home's own database",
-            ) from error
+    @property
+    def address(self) -> str:
+        """The tracking URI for MLflow itself: with what `uri` hides, so never to be shown."""
+        return for_mlflow(self.uri)
 
     @property
     def _empty(self) -> bool:
@@ -252,7 +245,7 @@ class RegistryReader:
         try:
             source = self.client.get_model_version_download_uri(parts[0], parts[1])
             found = mlflow.artifacts.download_artifacts(
-                artifact_uri=source, tracking_uri=self.uri, registry_uri=self.uri
+                artifact_uri=source, tracking_uri=self.address, registry_uri=self.address
             )
         except (MlflowException, OSError) as error:
             raise ModelError(

@@ -228,8 +228,10 @@ class Registry(RegistryReader):
             running = self._search(image_set, "attributes.status = 'RUNNING'")
             return {run.data.tags.get(tag, "") for run in running} - {""}
 
-    def ui_command(self, port: int = 5000) -> list[str]:
-        """Return the command that opens the MLflow UI on this machine alone.
+    def ui_command(self, port: int = 5000) -> tuple[list[str], dict[str, str]]:
+        """Return the command that opens the MLflow UI on this machine alone, and its variables.
+
+        Where the results are goes by a variable: every user of a machine sees command lines.
 
         Raises
         ------
@@ -243,6 +245,7 @@ class Registry(RegistryReader):
         if self._local:
             prepare_database(self.database)
         place = self.artifacts
-        options = ["--backend-store-uri", self.uri, "--default-artifact-root", place]
+        options = ["--default-artifact-root", place]
         options += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        return [sys.executable, "-m", "mlflow", "ui", *options]
+        variables = {"MLFLOW_BACKEND_STORE_URI": self.address}
+        return [sys.executable, "-m", "mlflow", "ui", *options], variables

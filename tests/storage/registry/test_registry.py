@@ -54,8 +54,8 @@ def test_trainings_that_begin_at_once_share_a_data_set(registry, monkeypatch):
 
 
 def test_the_ui_is_for_this_machine_alone(registry, tmp_path):
-    command = registry.ui_command(5001)
+    command, variables = registry.ui_command(5001)
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert f"sqlite:///{tmp_path}/mlflow.db" in command
+    assert variables == {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     with pytest.raises(ConfigError, match="browser"):
         Registry(tmp_path, "http://mlflow.example:5000").ui_command()
