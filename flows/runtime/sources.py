@@ -31,6 +31,8 @@ from headwater.errors import ConfigError
 
 _FILE = "headwater.yaml"
 _PREFIX = "HEADWATER_"
+#: Valid names that are not all told where one of them is near.
+_MANY = 20
 #: What is settled when a home is opened, or is a call's own argument.
 _OF_THE_HOME = ("home", "store", "tracking", "artifacts", "image_set")
 _SECTIONS = {s.path.partition(".")[0] for s in every_setting() if "." in s.path}
@@ -218,6 +220,8 @@ def _fields(keys: list[str]) -> list[str]:
 def _choices(wrong: str, right: list[str]) -> str:
     """Return the valid names, the nearest one first."""
     close = difflib.get_close_matches(wrong, right, n=1)
+    if close and len(right) > _MANY:
+        return f"{close[0]!r}? docs/settings.md lists them all"
     return (f"{close[0]!r}? " if close else "") + "one of " + ", ".join(right)
 
 
