@@ -26,7 +26,7 @@ from flows.runtime.values import (
     SecretAddress,
     TimmOptions,
 )
-from headwater.spec import DEFAULT_SIZE
+from headwater.spec import DEFAULT_BACKBONE, DEFAULT_SIZE
 
 DEFAULT_HEADS = ("patchcore", "f2r", "cs_flow")
 DEFAULT_PAIR_HEADS = ("pair_diff",)
@@ -58,10 +58,12 @@ class _Frozen(BaseModel):
 class BackboneSettings(_Frozen):
     """Which frozen network sees the images."""
 
-    name: str = _set("resnet18", "timm model name.", _BACKBONE, named="--backbone", kept=True)
+    name: str = _set(
+        DEFAULT_BACKBONE, "timm model name.", _BACKBONE, named="--backbone", kept=True,
+        otherwise=f"the one that the weight file's name begins with, or {DEFAULT_BACKBONE}")
     weights: Path | None = _set(
         None, "Weight file (safetensors or .pth), or a folder of them.", _BACKBONE, kept=True,
-        otherwise="HEADWATER_WEIGHTS, then timm's download")
+        otherwise="HEADWATER_WEIGHTS, then an installed package's, then timm's download")
     options: TimmOptions = _set(
         {}, "For timm (pad_type=same), or stride_in_1x1=true, mean=0.5, std=0.5.", _BACKBONE,
         named="--backbone-option", words="KEY=VALUE", otherwise=LAST, kept=True)

@@ -10,6 +10,7 @@ from flows.runtime.home import Home
 from flows.runtime.resolve import _BEFORE, FOLDERS, remember, resolve, tune_heads
 from flows.runtime.settings import Settings, changed, every_setting
 from headwater.errors import ConfigError, DataError
+from headwater.spec import DEFAULT_BACKBONE
 
 
 @pytest.fixture
@@ -31,18 +32,41 @@ def run(home, **values):
 
 
 def test_a_set_is_run_again_as_it_was(home):
-    own = {"weights": home.root / "w.safetensors", "options": {"pad_type": "same"}}
+    file = home.root / "resnet18.w.safetensors"
+    file.write_bytes(b"")
+    own = {"weights": file, "options": {"pad_type": "same"}}
     first = run(home, images=home.root / "photos", backbone=own, extraction={"size": 128})
     for images in (True, False):
         again = resolve(settings(), home, images=images)
         assert (again.backbone, again.extraction) == (first.backbone, first.extraction)
         assert again.images == (first.images if images else None)
+    assert first.backbone.name == "resnet18"  # as the file's name says
     other = {"name": "resnet50"}
     again = resolve(settings(backbone=other, extraction={"size": 64}), home)
     # Another backbone has weights and options of its own.
     assert (again.backbone.name, again.backbone.weights) == ("resnet50", None)
     assert again.backbone.options == {}
     assert again.extraction.size == 64
+
+
+def test_a_new_set_has_the_backbone_named_or_its_file_s_or_the_default(home, monkeypatch):
+    photos, file = home.root / "photos", home.root / "resnet50.pth"
+    monkeypatch.delenv("HEADWATER_WEIGHTS", raising=False)
+    assert resolve(settings(images=photos), home).backbone.name == DEFAULT_BACKBONE
+    file.write_bytes(b"")
+    other = {"name": "resnet18", "weights": file}  # told when it is read
+    assert resolve(settings(images=photos, backbone=other), home).backbone.name == "resnet18"
+    monkeypatch.setenv("HEADWATER_WEIGHTS", str(home.root))
+    assert resolve(settings(images=photos), home).backbone.name == DEFAULT_BACKBONE
+    monkeypatch.setenv("HEADWATER_WEIGHTS", str(file))
+    assert resolve(settings(images=photos), home).backbone.name == "resnet50"
+    nameless = file.rename(home.root / "mine.pth")
+    monkeypatch.delenv("HEADWATER_WEIGHTS")
+    with pytest.raises(ConfigError, match=r"mine\.pth: no backbone is named[\s\S]*--backbone"):
+        resolve(settings(images=photos, backbone={"weights": nameless}), home)
+    # A set that remembers its backbone does not need the file's name.
+    run(home, images=photos, backbone={"name": "resnet18", "weights": nameless})
+    assert resolve(settings(backbone={"weights": nameless}), home).backbone.name == "resnet18"
 
 
 def test_what_was_given_and_equals_the_default_counts_as_given(home):
@@ -132,7 +156,7 @@ def test_the_card_holds_all_that_is_kept_and_nothing_else(home):
 
 def test_paths_are_remembered_whole(home, monkeypatch):
     monkeypatch.chdir(home.root)
-    run(home, images="photos", backbone={"weights": "w.pth"})
+    run(home, images="photos", backbone={"name": "resnet18", "weights": "w.pth"})
     monkeypatch.chdir("/")
     again = resolve(settings(), home)
     assert again.images == home.root / "photos"

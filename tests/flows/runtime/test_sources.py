@@ -8,6 +8,7 @@ from flows.runtime.settings import Settings
 from flows.runtime.sources import by_keyword, load_settings
 from headwater.addresses import whole
 from headwater.errors import ConfigError
+from headwater.spec import DEFAULT_BACKBONE
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +91,11 @@ def test_the_older_variables_come_after_the_file(monkeypatch):
 def test_what_equals_the_default_counts_as_given_from_wherever_it_comes(monkeypatch):
     Path("headwater.yaml").write_text("extraction: {dtype: float16, size: null}\n")
     monkeypatch.setenv("HEADWATER_TRAINING__SEED", "0")
-    settings = load_settings(None, {"backbone.name": "resnet18"})
+    settings = load_settings(None, {"backbone.name": DEFAULT_BACKBONE})
     assert given(settings) == {
         "extraction": {"dtype": "float16", "size": None},
         "training": {"seed": 0},
-        "backbone": {"name": "resnet18"},
+        "backbone": {"name": DEFAULT_BACKBONE},
     }
     assert settings == Settings()
     assert given(load_settings(Path("headwater.yaml"), {})) != {}
