@@ -59,8 +59,9 @@ def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:
     """
     card = home.card(require_set(settings))
     if images:
+        given = settings
         settings = _with_folders(settings, card)
-        _check_folders(settings)
+        _check_folders(settings, given)
     elif "root" in card:
         settings = changed(settings, {"pairs": Path(card["pairs"]) if card.get("pairs") else None})
     return _as_before(settings, card) if "root" in card else _named(settings)
@@ -162,15 +163,29 @@ def _named(settings: Settings) -> Settings:
     return settings if name is None else changed(settings, {"backbone.name": name})
 
 
-def _check_folders(settings: Settings) -> None:
-    """Raise `DataError` for folders that are not there, before anything slow is begun."""
+def _check_folders(settings: Settings, given: Settings) -> None:
+    """Raise `DataError` for folders that are not there, before anything slow is begun.
+
+    `given` are the settings without what the set remembers.
+    """
     for option in FOLDERS:
         path: Path | None = getattr(settings, option)
-        if path is not None and not path.is_dir():
+        if path is None or path.is_dir():
+            continue
+        if getattr(given, option) is None:
             raise DataError(
-                f"--{option} {path}: no such folder",
-                expected="an existing folder of images",
-                remedy="check the path",
+                f"{path}, the folder of {settings.image_set}'s {option} when it was last "
+                "extracted, is not there",
+                expected=f"--{option} DIR with where it is now",
+                remedy="give it: images are known by their contents, nothing is extracted anew",
             )
+        place = given.place(option)
+        raise DataError(
+            f"{place}: {option} = {path}: no such folder"
+            if place
+            else f"--{option} {path}: no such folder",
+            expected="an existing folder of images",
+            remedy="check the path",
+        )
     if settings.images is not None:
         check_mvtec(settings.images)

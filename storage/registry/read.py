@@ -12,13 +12,8 @@ from urllib.parse import unquote, urlparse
 
 from headwater.addresses import bare
 from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
-from storage.registry.client import (
-    MlflowClient,
-    MlflowException,
-    database_uri,
-    mlflow,
-    prepare_database,
-)
+from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow
+from storage.registry.place import open_database
 from storage.registry.runs import EPOCH
 from storage.registry.servers import ask, for_mlflow
 
@@ -42,18 +37,20 @@ class RegistryReader:
         #: What a user calls it: the URL that was given, without its password, or the home.
         self.place = tracking_url or str(self.home)
         self.database = self.home / "mlflow.db"
-        self.uri = tracking_url or database_uri(self.database)
-        scheme = urlparse(self.uri).scheme.split("+")[0]
+        scheme = urlparse(tracking_url).scheme.split("+")[0] if tracking_url else "sqlite"
         if scheme not in _SCHEMES:
             raise ConfigError(
-                f"MLflow tracking URL {self.uri!r}",
+                f"MLflow tracking URL {tracking_url!r}",
                 expected="http(s)://HOST:PORT, sqlite:///FILE or postgresql://...",
             )
-        self._server = scheme in ("http", "https")
-        if scheme == "sqlite":
-            self.database = Path(unquote(self.uri.removeprefix("sqlite:///"))).absolute()
-            self.uri = database_uri(self.database)
-        self._local = scheme == "sqlite"
+        self._server, self._local = scheme in ("http", "https"), scheme == "sqlite"
+        if tracking_url and self._local:
+            self.database = _database_of(tracking_url)
+        #: Whether the database is the home's own: then its addresses go with the home.
+        self._own = self.database == self.home / "mlflow.db"
+        self._uri = tracking_url if tracking_url and not self._local else ""
+        #: Whether runs can be written; a home that cannot is looked at through a copy.
+        self.writable = True
         #: Where new sets' artifacts go: below the home, or where HEADWATER_ARTIFACTS says (S3).
         self.artifacts = os.environ.get("HEADWATER_ARTIFACTS", "").rstrip("/") or (
             (self.home / "mlartifacts").as_uri()
@@ -70,24 +67,31 @@ class RegistryReader:
             Where the database cannot be used or no server answers.
         """
         if self._cached is None:
-            if self._local:
-                prepare_database(self.database)
-            else:
-                for_mlflow(self.uri)
+            uri = self.ready()
+            if not self._local:
                 ask(self.uri)
-            self._cached = MlflowClient(self.address, self.address)
+            self._cached = MlflowClient(uri, uri)
         return self._cached
 
     @property
+    def uri(self) -> str:
+        """MLflow's tracking URI, bare; a database that is there is in order, for this place."""
+        return database_uri(self.database) if self._empty else self._settled()
+
+    @property
     def address(self) -> str:
-        """The tracking URI for MLflow itself: with what `uri` hides, so never to be shown."""
-        return for_mlflow(self.uri)
+        """The same for MLflow itself: with what `uri` hides, so never to be shown."""
+        return self.uri if self._local else for_mlflow(self._uri)
 
     def ready(self) -> str:
-        """Return the address of the database, made or upgraded where needed; for a server's use."""
-        if self._local:
-            prepare_database(self.database)
-        return self.address
+        """Return `address`, the database made or brought in order where needed."""
+        return self._settled() if self._local else for_mlflow(self._uri)
+
+    def _settled(self) -> str:
+        if not self._uri:
+            home = self.home if self._own else None
+            self._uri, self.writable = open_database(self.database, home)
+        return self._uri
 
     @property
     def on_server(self) -> bool:
@@ -290,6 +294,14 @@ class RegistryReader:
             folder = self.home / "pictures" / run_id
             folder.mkdir(parents=True, exist_ok=True)
             return [self.client.download_artifacts(run_id, p, str(folder)) for p in paths]
+
+
+def _database_of(url: str) -> Path:
+    """Return the file of an SQLite address, read as SQLAlchemy reads it."""
+    path = url.partition(":///")[2].partition("?")[0]
+    literal = Path(path).absolute()
+    # A percent sign that was not quoted, where there is such a file.
+    return literal if literal.exists() else Path(unquote(path)).absolute()
 
 
 def _of_set(experiment: Any) -> bool:
