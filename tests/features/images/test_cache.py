@@ -52,9 +52,9 @@ def test_rescan_of_many_files_takes_seconds_and_little_memory(tmp_path):
         body[:4] = i.to_bytes(4, "little")
         (folder / f"{i}.bmp").write_bytes(head + body)
     assert scan_folders(folder, options=ScanOptions(cache=cache)).hashed == count
-    start = time.perf_counter()
+    start = time.process_time()
     assert scan_folders(folder, options=ScanOptions(cache=cache)).hashed == 0
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     tracemalloc.start()
     result = scan_folders(folder, options=ScanOptions(cache=cache))
     kept, peak = tracemalloc.get_traced_memory()
