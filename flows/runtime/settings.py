@@ -22,7 +22,9 @@ from flows.runtime.values import (
     Heads,
     LayoutName,
     Pixels,
+    PlainAddress,
     Precision,
+    SecretAddress,
     TimmOptions,
 )
 from headwater.spec import DEFAULT_BACKBONE, DEFAULT_SIZE
@@ -136,7 +138,7 @@ class TrainingSettings(_Frozen):
 class DaskSettings(_Frozen):
     """Where extraction and trainings run."""
 
-    scheduler: str | None = _set(
+    scheduler: PlainAddress | None = _set(
         None, "Address of an existing Dask scheduler, as tcp://host:8786.", _JOB,
         otherwise="processes of this machine")
 
@@ -182,12 +184,12 @@ class Settings(_Frozen):
     home: Path = _set(
         Path("headwater-home"), "Folder of all state.", _EVERY,
         otherwise="HEADWATER_HOME, then ./headwater-home")
-    store: str | None = _set(
+    store: PlainAddress | None = _set(
         None, "Feature store: a folder or s3://bucket/prefix.", (*_JOB, "store"),
         otherwise="in home")
-    tracking: str | None = _set(
+    tracking: SecretAddress | None = _set(
         None, "MLflow tracking URI.", (*_TRAIN, "models"), otherwise="SQLite in home")
-    artifacts: str | None = _set(
+    artifacts: PlainAddress | None = _set(
         None, "Where MLflow's artifacts go without an MLflow server, as s3://bucket/prefix.",
         otherwise="in home")
 # fmt: on

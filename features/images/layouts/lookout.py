@@ -162,7 +162,6 @@ def _lines(file: Path, reading: Reading) -> Iterator[_Line]:
         raise DataError(
             f"{file}: no line with a label{first}",
             expected='JSON lines with "source-ref" and a label of image classification',
-            remedy="see docs/lookout-for-vision.md",
         )
 
 
