@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.models import Model
 from PIL import Image
 
 from headwater.errors import ModelError
@@ -20,9 +21,6 @@ from storage.serving.detector import Detector, Sample
 from storage.serving.encoding import encode_image
 from storage.serving.files import BACKBONE_FILE, HEAD_FILE, MANIFEST
 from storage.serving.pyfunc import SIGNATURES
-
-# After the import that sets MLflow's environment.
-from mlflow.models import Model  # isort: skip
 
 _PACKAGES = ("torch", "torchvision", "timm", "FrEIA", "safetensors", "numpy", "pandas", "pillow")
 _SAVING = threading.Lock()
