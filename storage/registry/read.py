@@ -89,6 +89,30 @@ class RegistryReader:
                 remedy="start it, or leave the tracking URL out to use the home's own database",
             ) from error
 
+    def ready(self) -> str:
+        """Return the address of the database, made or upgraded where needed; for a server's use."""
+        if self._local:
+            prepare_database(self.database)
+        return self.uri
+
+    @property
+    def on_server(self) -> bool:
+        """Whether an MLflow server keeps the results, and shows them itself."""
+        return self._server
+
+    def experiments(self) -> dict[str, str]:
+        """Return the ids of the experiments of image sets, by the sets' names."""
+        if self._empty:
+            return {}
+        with told():
+            every = get_results_from_paginated_fn(
+                lambda count, token: self.client.search_experiments(
+                    max_results=count, page_token=token
+                ),
+                500,
+            )
+        return {e.name: e.experiment_id for e in sorted(every, key=lambda e: e.name) if _of_set(e)}
+
     @property
     def _empty(self) -> bool:
         return self._local and not self.database.exists()
@@ -267,6 +291,11 @@ class RegistryReader:
             folder = self.home / "pictures" / run_id
             folder.mkdir(parents=True, exist_ok=True)
             return [self.client.download_artifacts(run_id, p, str(folder)) for p in paths]
+
+
+def _of_set(experiment: Any) -> bool:
+    """Tell image sets' experiments from others that a server or a database may hold."""
+    return experiment.name != "Default"
 
 
 def model_name(image_set: str, head: str) -> str:
