@@ -19,6 +19,7 @@ import yaml
 from mlflow.entities import LoggedModelOutput, Metric, Param
 from mlflow.models import Model
 
+from headwater.addresses import hidden
 from headwater.errors import ModelError, StoreError
 from storage.registry.client import MlflowClient, MlflowException
 
@@ -242,7 +243,7 @@ class Run(RunLog):
                 self._client.set_terminated(self.run_id, "FINISHED")
                 return
             text = (str(error) or type(error).__name__).strip()
-            self._client.set_tag(self.run_id, "headwater.error", text[:5000])
+            self._client.set_tag(self.run_id, "headwater.error", hidden(text)[:5000])
             stopped = not isinstance(error, Exception)
             self._client.set_terminated(self.run_id, "KILLED" if stopped else "FAILED")
             if not self.version:
