@@ -49,7 +49,9 @@ def extract_set(
     rehash: bool = False,
     untrained_seed: int | None = None,
 ) -> ExtractionReport:
-    """Bring a set up to date, from settings as they were given; see `bring_up_to_date`.
+    """Bring a set up to date, from settings as they were given.
+
+    What it does, and the errors, are those of `bring_up_to_date`.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from features.images.folders import Links
 from features.images.layouts.catalogue import AUTO
@@ -14,13 +14,11 @@ from features.images.records import ImageRecord, ScanResult
 from features.images.scan import ScanOptions, scan_folders, scan_images
 from flows.extraction.fetch import FromS3
 from flows.extraction.pair_list import PairList
+from flows.runtime.console import Reporter
+from flows.runtime.home import Home
 from headwater.spec import SIDES
 from storage.store.layout import side_name
 from storage.store.table import ImageRow
-
-if TYPE_CHECKING:
-    from flows.runtime.console import Reporter
-    from flows.runtime.home import Home
 
 
 @dataclass(frozen=True)
