@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 #: Files looked up and read at a time: bounds the memory of a scan.
 _CHUNK = 512
 #: Raised when `_read` finds something else in a file, so that old caches are read anew.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class FileFacts:
         What is to be known of how it is read, or empty (`features.images.pixels.Decoded.notes`).
     depth
         The values of an image of more than 8 bits.
-    marked
-        Of a mask: the share that is marked.
+    blank
+        Of a mask: whether it marks nothing.
     soft
         Of a mask: whether it has soft edges.
     """
@@ -60,7 +60,7 @@ class FileFacts:
     reason: str = ""
     note: str = ""
     depth: Depth | None = None
-    marked: float = 0.0
+    blank: bool = False
     soft: bool = False
 
 
@@ -109,7 +109,7 @@ class FileCache:
                 # Bytes: SQLite's text takes no names that are none in UTF-8.
                 "CREATE TABLE IF NOT EXISTS files (path BLOB, mask INTEGER, size INTEGER,"
                 " mtime_ns INTEGER, inode INTEGER, sha256 TEXT, width INTEGER, height INTEGER,"
-                " reason TEXT, note TEXT, kind TEXT, low REAL, high REAL, marked REAL,"
+                " reason TEXT, note TEXT, kind TEXT, low REAL, high REAL, blank INTEGER,"
                 " soft INTEGER, PRIMARY KEY (path, mask)) WITHOUT ROWID"
             )
             db.commit()
@@ -164,7 +164,7 @@ class FileCache:
         rows = [
             (os.fsencode(p), int(mask), *stat, f.sha256, f.width, f.height, f.reason, f.note)
             + ((f.depth.kind, f.depth.low, f.depth.high) if f.depth else ("", 0.0, 0.0))
-            + (f.marked, f.soft)
+            + (f.blank, f.soft)
             for p, (stat, f) in fresh.items()
             if stat is not None
         ]
@@ -175,8 +175,7 @@ class FileCache:
 
 
 _COLUMNS = (
-    "path, size, mtime_ns, inode, sha256, width, height, reason, note, "
-    "kind, low, high, marked, soft"
+    "path, size, mtime_ns, inode, sha256, width, height, reason, note, kind, low, high, blank, soft"
 )
 
 
@@ -186,10 +185,10 @@ _Entry = tuple[_Stat | None, FileFacts]
 
 def _from_row(row: tuple[Any, ...]) -> tuple[str, _Entry]:
     """Return what a row of `_COLUMNS` remembers, by its path."""
-    name, size, mtime, inode, sha, width, height, reason, note, kind, low, high, marked, soft = row
+    name, size, mtime, inode, sha, width, height, reason, note, kind, low, high, blank, soft = row
     path = os.fsdecode(name)
     depth = Depth(kind, low, high) if kind else None
-    facts = FileFacts(path, sha, width, height, size, reason, note, depth, marked, bool(soft))
+    facts = FileFacts(path, sha, width, height, size, reason, note, depth, bool(blank), bool(soft))
     return path, ((size, mtime, inode), facts)
 
 
@@ -217,7 +216,7 @@ def _read(path: str, mask: bool) -> _Entry:
             if mask:
                 found = look_at_mask(Path(path))
                 height, width = found.marked.shape
-                more = {"marked": float(found.marked.mean()), "soft": found.soft}
+                more = {"blank": not found.marked.any(), "soft": found.soft}
             else:
                 decoded = look_at(file, path)
                 height, width = decoded.pixels.shape[:2]

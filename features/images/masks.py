@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from features.images.pixels import Decoded, read_decoded
+from features.images.pixels import SUFFIXES, Decoded, read_decoded
+from headwater.errors import ImageError
 
 #: Share of in-between pixels in even areas from which on they are labels and no soft edge.
 _EVEN = 0.1
@@ -43,12 +44,16 @@ class Mask:
 
 
 def look_at_mask(path: Path) -> Mask:
-    """Read a mask, and say how. Raises `ImageError` where the file cannot be read."""
+    """Read a mask, and say how; see `read_mask`."""
+    if path.is_dir():
+        return _joined(path)
     return Mask.of(read_decoded(path, smallest=1))
 
 
 def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a ground-truth mask: what is not black, and not transparent, is marked.
+
+    Of a folder, what any of the masks directly in it marks.
 
     In lossless files every non-zero pixel counts, whatever its value (1, 255, a label's number),
     but for the soft edges of annotation tools: where a connected piece of a grey mask runs over
@@ -69,7 +74,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     Raises
     ------
     ImageError
-        The file cannot be read.
+        The file cannot be read, or the masks of a folder are not of one size.
 
     Examples
     --------
@@ -78,6 +83,27 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """
     marked = look_at_mask(path).marked
     return marked if size is None else scaled(marked, size)
+
+
+def mask_files(folder: Path) -> list[Path]:
+    """Return the image files directly in a folder, in order of name: what `read_mask` joins."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()
+    )
+
+
+def _joined(folder: Path) -> Mask:
+    files = mask_files(folder)
+    if not files:
+        raise ImageError(f"{folder}: no masks", expected="image files")
+    found = [look_at_mask(file) for file in files]
+    for file, other in zip(files, found, strict=True):
+        if other.marked.shape != found[0].marked.shape:
+            raise ImageError(f"{file}: not of the size of {files[0]}", expected="one size")
+    marked = np.logical_or.reduce([mask.marked for mask in found])
+    return Mask(marked, any(mask.soft for mask in found))
 
 
 def scaled(marked: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -168,7 +170,7 @@ def look_at(
 
 
 def _decode(source: BinaryIO | bytes, name: str, known_whole: bool) -> Decoded:
-    try:
+    with _told(name):
         data = source if isinstance(source, bytes) else source.read(BYTE_LIMIT + 1)
         if len(data) > BYTE_LIMIT:
             raise ImageError(f"{name}: more than {BYTE_LIMIT >> 30} GiB", expected="one image")
@@ -187,6 +189,13 @@ def _decode(source: BinaryIO | bytes, name: str, known_whole: bool) -> Decoded:
         said = (f"has {frames} frames; the first is used",) if frames > 1 and not lossy else ()
         pixels, notes = _from_pillow(image, name)
         return Decoded(pixels, (*said, *notes), lossy)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Tell whatever decoders raise as an `ImageError`."""
+    try:
+        yield
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -342,3 +351,15 @@ def _without_alpha(image: Image.Image, rgba: Image.Image) -> Image.Image:
         bands = image.split()[:-1]
         return bands[0] if len(bands) == 1 else Image.merge("RGB", bands)
     return rgba.convert("RGB")
+
+
+def read_colours(path: Path) -> np.ndarray:
+    """Decode an image file to its colours and their opacity, ``[H, W, 4]`` uint8, as they stand.
+
+    Raises
+    ------
+    ImageError
+        The file cannot be read.
+    """
+    with _opened(path) as file, _told(str(path)):
+        return np.asarray(_load(file.read(BYTE_LIMIT), str(path)).convert("RGBA"))
