@@ -90,7 +90,7 @@ def pair_settings(work, **more) -> Settings:
         {
             "image_set": "boards",
             "pairs": work / "boards",
-            "backbone": {"weights": work / "resnet18.safetensors"},
+            "backbone": {"name": "resnet18", "weights": work / "resnet18.safetensors"},
             "extraction": {"size": 64, "precision": "float32"},
             "training": {"epochs": 2, "preset": "small"},
             "heads": {"pair_diff": {}},
