@@ -120,7 +120,8 @@ def _models(home: Home, stores: dict[str, FeatureStore]) -> Iterator[Finding]:
     registry = Registry(home.root, home.tracking_url)
     for row in registry.leaderboard(""):
         name = f"{row['model']} v{row['version']}"
-        gone = f"restore it from a copy of the home, or headwater delete {row['model']}/{row['version']}"
+        target = f"{row['model']}/{row['version']}"
+        gone = f"restore it from a copy of the home, or headwater delete {target}"
         try:
             read_files(registry.download(row["uri"]))
         except HeadwaterError as error:
