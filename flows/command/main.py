@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
-from flows.command import begin, bundle, homes, job, look, pairs, store
+from flows.command import begin, job, look, pairs, store
 from flows.command.arguments import hide_in_tracebacks, hide_passwords
+from flows.command.keep import bundle, homes
 from flows.command.options import UsageError, command_group, explain_usage
 from flows.runtime.console import err, out
 from flows.runtime.signals import end_now, sigterm_interrupts, was_asked

@@ -33,19 +33,20 @@ def delete_version(registry: Registry, row: Mapping[str, Any]) -> None:
     check_writable(registry)
     client, name = registry.client, row["model"]
     with told():
-        version = client.get_model_version(name, row["version"])
+        address = client.get_model_version_download_uri(name, row["version"])
+        run = registry._run(row["run_id"])
         client.delete_model_version(name, row["version"])
         left = registry._versions(name)
         if not left:
             client.delete_registered_model(name)
         elif "challenger" not in left[0].aliases:
             client.set_registered_model_alias(name, "challenger", left[0].version)
-        if registry._run(row["run_id"]) is not None:
+        if run is not None:
             client.set_tag(row["run_id"], "headwater.model_deleted", str(row["version"]))
-        if version.model_id:
-            address = client.get_logged_model(version.model_id).artifact_location
-            client.delete_logged_model(version.model_id)
-            _delete_artifacts(registry, address)
+            # A version in a database does not say which of MLflow's models it is; its run does.
+            if model_id := run.data.tags.get("headwater.model_id"):
+                client.delete_logged_model(model_id)
+        _delete_artifacts(registry, address)
 
 
 def delete_set(registry: Registry, image_set: str) -> None:
