@@ -107,12 +107,14 @@ def _cards(home: Home) -> Iterator[Finding]:
             )
             continue
         for key in FOLDERS:
-            if card.get(key) and not Path(card[key]).is_dir():
+            # A list of images is a file.
+            if card.get(key) and not Path(card[key]).exists():
+                option = {"list_root": "root"}.get(key, key.replace("_", "-"))
                 yield Finding(
                     "images",
                     name,
                     f"{key}: {card[key]} is not there",
-                    f"headwater extract {name} --{key} DIR, with where they are now",
+                    f"headwater extract {name} --{option} DIR, with where they are now",
                 )
 
 
