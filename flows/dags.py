@@ -24,7 +24,7 @@ from flows.runtime.console import reporter as live_reporter
 from flows.runtime.dask import TOPIC, cores, dask_client, needs_gpu, training_workers
 from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
-from flows.runtime.server import watch_server
+from flows.runtime.server import check_server, watch_server
 from flows.runtime.settings import Settings
 from flows.runtime.signals import ctrl_c_ends_flow, keep_sigterm
 from flows.training.data import TrainingData
@@ -83,6 +83,7 @@ def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     keep_sigterm()
     asked = Request.from_json(request)
     report = extract_task(asked)
+    asked = dataclasses.replace(asked, plan=asked.plan.seeing(**report.seen))
     return train_all(asked, report.version, RunResult(image_set, report))
 
 
@@ -119,7 +120,7 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
     threads = max(1, cores() // workers)
     with (
         registry.parent(result.image_set, trainings[0].snapshot) as parent_run,
-        dask_client(workers, asked.settings.dask.scheduler) as client,
+        dask_client(workers, asked.settings.dask.scheduler, asked.home.scratch) as client,
     ):
 
         def on_progress(event: tuple[float, dict[str, Any]]) -> None:
@@ -150,6 +151,8 @@ def run_pipeline(
 ) -> RunResult:
     """Run the whole job; what can be checked beforehand is checked before Prefect is started.
 
+    Parameters are those of `flows.extraction.extract.extract_set`.
+
     Raises
     ------
     HeadwaterError
@@ -170,6 +173,8 @@ def train_pipeline(
     known_by: str | None = None,
 ) -> RunResult:
     """Train from what is stored.
+
+    Other parameters are those of `flows.extraction.extract.extract_set`.
 
     Parameters
     ----------
@@ -194,6 +199,7 @@ def train_pipeline(
 def _run(asked_flow: Any, asked: Request) -> RunResult:
     """Run a flow in this process; heads that fail are in the result."""
     watch_server()
+    check_server()
     try:
         with ctrl_c_ends_flow():
             return asked_flow(require_set(asked.settings), asked.to_json())

@@ -16,6 +16,7 @@ from features.backbones.network import check_name
 from features.backbones.packages import PACKAGED, packaged, packaged_by_hash
 from features.images.pixels import sha256_of
 from headwater.errors import ConfigError, WeightsError
+from headwater.files import expand_user
 
 #: Seconds after which a weight hub that does not answer is given up.
 HUB_PATIENCE = 5.0
@@ -44,7 +45,7 @@ def find_weights(name: str, explicit: Path | None = None) -> Path:
     """
     given = os.environ.get("HEADWATER_WEIGHTS")
     for place, source in ((explicit, "--weights"), (given, "HEADWATER_WEIGHTS")):
-        if place and (found := _pick(name, Path(place), source)):
+        if place and (found := _pick(name, expand_user(place), source)):
             return found
     package = packaged(name)
     if package and (found := package.find()):

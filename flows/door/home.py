@@ -50,10 +50,13 @@ class OpenHome:
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking URI of this home: ``mlflow.set_tracking_uri(home.tracking_uri)``."""
+        """MLflow's tracking URI of this home: ``mlflow.set_tracking_uri(home.tracking_uri)``.
+
+        That of a database has the user and password that it was given with: not to be printed.
+        """
         from storage.registry.registry import Registry  # late: MLflow takes seconds
 
-        return Registry(self.home.root, self.home.tracking_url).uri
+        return Registry(self.home.root, self.home.tracking_url).address
 
     def sets(self) -> list[str]:
         """Return the names of the image sets that have features, or were given as pairs."""
@@ -133,14 +136,14 @@ class OpenHome:
     ) -> RunResult:
         """Train heads from what is stored, without touching the images' features.
 
+        Other parameters and errors as of `run`.
+
         Parameters
         ----------
         snapshot
             Id or tag to train on; the newest by default.
         known_by
             ISO 8601 date or time: only images that had arrived by then.
-
-        Other parameters and errors as of `run`.
         """
         from flows.dags import train_pipeline  # late: Prefect takes seconds
 

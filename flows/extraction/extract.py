@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from features.images.depth import about_depths, find_range, written
 from features.images.pairs import CHANGED
 from flows.extraction.backbone import forget
 from flows.extraction.cluster import fill_on_cluster
@@ -22,7 +23,9 @@ from flows.extraction.plan import (
 )
 from flows.extraction.report import ExtractionReport, PairCounts, SideReport
 from flows.extraction.samples import usable, what_is_left_out
-from flows.runtime.resolve import FOLDERS, remember, require_set
+from flows.runtime.resolve import FOLDERS, READING, remember, require_set
+from flows.runtime.settings import changed
+from flows.runtime.values import low_high
 from heads.catalogue import get_head
 from headwater.errors import DataError
 from storage.store.feature_store import FeatureStore
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from flows.extraction.backbone import BackboneRef
     from flows.runtime.console import Reporter
     from flows.runtime.home import Home
-    from flows.runtime.settings import ExtractionSettings, Settings
+    from flows.runtime.settings import Settings
 
 #: What a side's card takes over from that of its pairs: `store verify --repair` needs it.
 CARD = ("root", "backbone", "extraction", "precision")
@@ -49,7 +52,9 @@ def extract_set(
     rehash: bool = False,
     untrained_seed: int | None = None,
 ) -> ExtractionReport:
-    """Bring a set up to date, from settings as they were given; see `bring_up_to_date`.
+    """Bring a set up to date, from settings as they were given.
+
+    What it does, and the errors, are those of `bring_up_to_date`.
 
     Parameters
     ----------
@@ -85,12 +90,18 @@ def bring_up_to_date(
         Where the backbone cannot give a layer.
     """
     image_set, began = require_set(settings), time.perf_counter()
-    folders = {name: getattr(settings, name) for name in FOLDERS}
-    found = find(image_set, folders, home, reporter, rehash)
+    given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
+    found = find(image_set, given, home, reporter, rehash)
     report = ExtractionReport(
-        image_set, found.hashed, scanned_aside=found.set_aside, notes=found.notes
+        image_set,
+        found.hashed,
+        layout=found.layout,
+        left_out=found.left_out,
+        scanned_aside=found.set_aside,
+        notes=found.notes,
     )
     _look(report, found, plan.heads, at_least)
+    settings, plan = _as_seen(settings, plan, found, report)
     extractions = plan_extraction(plan.heads)
     for one in extractions:
         assert plan.backbone is not None
@@ -118,11 +129,37 @@ def bring_up_to_date(
             report.notes.append(f"{name}: {copied} image(s) copied from the other side")
         for one in extractions:
             gap = Gap.of(store, one, rows, found.root, side)
-            _fill(gap, plan.backbone, settings.extraction, settings.dask.scheduler, reporter)
+            _fill(gap, plan.backbone, settings, home, reporter)
         side.snapshot = store.snapshot
     forget()
     report.version = _version(home, image_set, found, tuple(side.snapshot for side in report.sides))
     return report
+
+
+def _as_seen(
+    settings: Settings, plan: JobPlan, found: Found, report: ExtractionReport
+) -> tuple[Settings, JobPlan]:
+    """Settle what only the images can say: which of their values are black and white.
+
+    The settings are as the set will remember them.
+    """
+    wanted, told = settings.extraction.range, not all(d is None for d in found.depths)
+    value_range = low_high(wanted)
+    if wanted == "auto" and (value_range := find_range(found.normal_depths)) is not None:
+        deep = sum(d is not None for d in found.normal_depths)
+        report.notes.append(
+            f"values from {value_range[0]:.12g} (black) to {value_range[1]:.12g} (white) are seen, "
+            f"as found on {deep} training image(s) of more than 8 bits; --range LO:HI sets others"
+        )
+    elif value_range is not None and not told:
+        report.notes.append(f"--range {wanted} is not used: no image has more than 8 bits")
+        value_range, wanted = None, "auto"
+    if value_range is not None:
+        wanted = written(value_range)
+    if told:
+        report.notes += about_depths(found.depths, value_range)
+    report.seen = {"value_range": value_range}
+    return changed(settings, {"extraction.range": wanted}), plan.seeing(**report.seen)
 
 
 def _look(report: ExtractionReport, found: Found, heads: Sequence[HeadPlan], at_least: int) -> None:
@@ -131,13 +168,11 @@ def _look(report: ExtractionReport, found: Found, heads: Sequence[HeadPlan], at_
         (rows,) = found.sides.values()
         normal = sum(r.split == "train" and r.kind == "good" for r in rows)
         if normal < at_least:
-            remedy = "put normal images there; defective ones belong in test/KIND"
-            for path, reason in found.set_aside[:1]:
-                remedy = f"all were set aside; the first: {path}: {reason}"
+            why = f"; {found.few}" if found.few else ""
             raise DataError(
-                f"{found.root}: {normal} usable normal image(s) for training",
+                f"{found.root}: {normal} usable normal image(s) for training{why}",
                 expected=f"at least {at_least} in train/good, or in the folder given with --normal",
-                remedy=remedy,
+                remedy="put more normal images there; defective ones belong in test/KIND",
             )
         return
     samples = found.pairs.samples
@@ -151,16 +186,17 @@ def _look(report: ExtractionReport, found: Found, heads: Sequence[HeadPlan], at_
 def _fill(
     gap: Gap,
     backbone: BackboneRef | None,
-    options: ExtractionSettings,
-    scheduler: str | None,
+    settings: Settings,
+    home: Home,
     reporter: Reporter,
 ) -> None:
     """Compute what is missing, here or on a cluster."""
+    options, scheduler = settings.extraction, settings.dask.scheduler
     began = time.perf_counter()
     if gap.missing.todo:
         assert backbone is not None
         if options.workers or scheduler:
-            fill_on_cluster(gap, backbone, options, scheduler, reporter)
+            fill_on_cluster(gap, backbone, options, scheduler, reporter, home.scratch)
         else:
             fill(gap, backbone.kept(), options, reporter)
     gap.done.seconds = time.perf_counter() - began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from flows.extraction.backbone import BackboneRef, settle_precision
 from flows.runtime.resolve import require_set, resolve
 from flows.runtime.settings import ExtractionSettings, Settings, chosen_heads
-from flows.runtime.values import height_width
+from flows.runtime.values import height_width, low_high
 from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
 from headwater.errors import ConfigError
@@ -84,6 +85,20 @@ class JobPlan:
     heads: tuple[HeadPlan, ...]
     backbone: BackboneRef | None
 
+    def seeing(self, **settings: Any) -> JobPlan:
+        """Return the plan with these fields of all its extractors, known only after a scan."""
+
+        def seen(spec: ExtractorSpec) -> ExtractorSpec:
+            return dataclasses.replace(spec, **settings)
+
+        heads = (
+            dataclasses.replace(
+                head, spec=seen(head.spec), view_spec=head.view_spec and seen(head.view_spec)
+            )
+            for head in self.heads
+        )
+        return dataclasses.replace(self, heads=tuple(heads))
+
 
 @dataclass(frozen=True)
 class ExtractionPlan:
@@ -152,11 +167,31 @@ def configured(settings: Settings) -> dict[str, tuple[str, HeadConfig]]:
     for name, values in chosen_heads(settings, settings.pairs is not None).items():
         # A head's own preset wins; one without a `small` preset has only one configuration.
         own = str(values.get("preset", preset))
-        bare = own == "small" and "small" not in get_head(name).presets
+        try:
+            bare = own == "small" and "small" not in get_head(name).presets
+        except ConfigError as error:
+            raise _placed(error, settings, name, {}) from None
         plain = {k: v for k, v in values.items() if k != "preset"}
         plain.setdefault("seed", settings.training.seed)
-        found[name] = (preset if bare else own, make_config(name, plain, None if bare else own))
+        try:
+            config = make_config(name, plain, None if bare else own)
+        except ConfigError as error:
+            raise _placed(error, settings, name, values) from None
+        found[name] = (preset if bare else own, config)
     return found
+
+
+def _placed(
+    error: ConfigError, settings: Settings, head: str, values: Mapping[str, Any]
+) -> ConfigError:
+    """Return a mistake in a head's settings with the file and line, or variable, that it is in."""
+    named = [key for key in values if re.search(rf"\b{re.escape(key)}\b", error.culprit)]
+    path = f"heads.{head}" + (f".{named[0]}" if named else "")
+    place = settings.place(path)
+    if not place and not named:
+        place = settings.place("heads")  # a list of names
+    culprit = f"{place}: {error.culprit}" if place else error.culprit
+    return ConfigError(culprit, expected=error.expected, remedy=error.remedy)
 
 
 def check_kind(settings: Settings) -> None:
@@ -220,12 +255,12 @@ def plan_head(
     crop = crop or (needs.crop if size is None else None)
     if crop and (crop[0] > resize[0] or crop[1] > resize[1]):
         raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")
+    # Where the set's own images are to decide, they do when they have been looked at.
+    own: dict[str, Any] = {"resize": resize, "crop": crop, "value_range": low_high(wanted.range)}
     if backbone is None:
-        spec = ExtractorSpec(IMAGES, "none", resize=resize, crop=crop, dtype="float32")
+        spec = ExtractorSpec(IMAGES, "none", dtype="float32", **own)
     else:
-        spec = backbone.default_spec(
-            resize=resize, crop=crop, precision=precision, dtype=wanted.dtype
-        )
+        spec = backbone.default_spec(precision=precision, dtype=wanted.dtype, **own)
     view_spec = dataclasses.replace(spec, views=needs.views) if needs.views else None
     return HeadPlan(name, preset, dataclasses.asdict(config), spec, needs.layers, view_spec)
 

@@ -14,11 +14,6 @@ from headwater.errors import DataError
 from headwater.spec import digest
 from storage.store.table import ImageRow
 
-#: Samples without which nothing is trained: two to learn from, two to hold out.
-AT_LEAST = 4
-#: Kind of a pair without a mask: nobody said whether anything changed.
-UNLABELLED = "unlabelled"
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -41,6 +36,9 @@ class Sample:
         Absolute path of what is to be found, if there is one.
     label
         What the mask is known by: SHA-256 of a pair's, path of an image's as its store has it.
+    size
+        Height and width of an image, to which its mask is scaled; of a pair a mask of another size
+        goes to the net's input as it is.
     """
 
     key: str
@@ -50,13 +48,15 @@ class Sample:
     paths: tuple[Path, ...]
     mask: Path | None = None
     label: str = ""
+    size: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, row: ImageRow, root: Path) -> Sample:
         """Return the image of a store's row; `root` is what its paths are relative to."""
         mask = root / row.mask if row.mask else None
         place = (root / row.path,)
-        return cls(row.path, row.split, row.kind, (row.sha256,), place, mask, row.mask)
+        size = (row.height, row.width)
+        return cls(row.path, row.split, row.kind, (row.sha256,), place, mask, row.mask, size)
 
     @property
     def is_pair(self) -> bool:
@@ -85,6 +85,12 @@ class Sample:
         """Return what a training sees of it; that a pair is a crop decides what it is held with."""
         cut = [self.source] if self.source else []
         return [*self.contents, self.split, self.kind, self.label, *cut]
+
+
+#: Samples without which nothing is trained: two to learn from, two to hold out.
+AT_LEAST = 4
+#: Kind of a pair without a mask: nobody said whether anything changed.
+UNLABELLED = "unlabelled"
 
 
 def digest_of(samples: Sequence[Sample]) -> str:

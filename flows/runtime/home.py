@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headwater.addresses import bare, whole
 from headwater.errors import DataError
-from headwater.files import write_text
+from headwater.files import expand_user, sqlite_url, write_text
 
 #: Set before any library is imported that would read them. A user's own value wins.
 QUIET = {
@@ -32,6 +33,17 @@ QUIET = {
 }
 
 
+#: Where a user says which database Prefect's own server takes.
+_PREFECT_DATABASE = {
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+    "PREFECT_SERVER_DATABASE_DRIVER",
+    "PREFECT_SERVER_DATABASE_HOST",
+}
+#: A company's proxy must never be asked for what is on this machine.
+_HERE = ("127.0.0.1", "localhost", "::1")
+
+
 @dataclass(frozen=True)
 class Home:
     """The folder of all state, and where things are in it.
@@ -43,7 +55,8 @@ class Home:
     store_url
         Where feature stores live if not below `root`: a folder or ``s3://bucket/prefix``.
     tracking_url
-        MLflow tracking URI if not the SQLite database below `root`.
+        MLflow tracking URI if not the SQLite database below `root`; kept bare, see
+        `headwater.addresses`.
     artifacts_url
         Where MLflow's artifacts go if not below `root`.
     """
@@ -52,6 +65,16 @@ class Home:
     store_url: str | None = None
     tracking_url: str | None = None
     artifacts_url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tracking_url is not None:
+            object.__setattr__(self, "tracking_url", bare(self.tracking_url))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker connects, too: a pickle has the address as it was given. JSON, which Prefect
+        # keeps, never has.
+        tracking = None if self.tracking_url is None else whole(self.tracking_url)
+        return Home, (self.root, self.store_url, tracking, self.artifacts_url)
 
     @classmethod
     def at(
@@ -65,22 +88,27 @@ class Home:
     ) -> Home:
         """Return the home at `root`.
 
-        With `write` it is made where it is missing; without, it is only to be looked at and may
-        be missing or read-only.
+        With `write` it is made where it is missing, for its owner alone; a folder that is there
+        keeps its rights. Without, it is only to be looked at and may be missing or read-only.
 
         Raises
         ------
         DataError
             Where the path exists and is no folder, or cannot be written.
         """
-        path = Path(root).expanduser().absolute()
+        path = expand_user(root).absolute()
         remedy = "give another folder with --home or HEADWATER_HOME"
+        if str(path).encode(errors="replace") != os.fsencode(path):
+            raise DataError(
+                f"{path} is not UTF-8", expected="a name that databases can hold", remedy=remedy
+            )
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is not a folder", expected="a folder for state", remedy=remedy)
         if not write:
             return cls(path, store, tracking, artifacts)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
         except OSError as error:
@@ -102,6 +130,20 @@ class Home:
         return self.root / "checkpoints"
 
     @property
+    def scratch(self) -> Path:
+        """Folder of what is gone when a command ends."""
+        return self.root / "tmp"
+
+    def narrow_umask(self) -> None:
+        """Have this process, and those it starts, give others no more than the home itself does.
+
+        For a command: what it writes it writes in the home. A home of mode 0700 gets files of 0600,
+        one of 0750 of 0640. It is never widened.
+        """
+        if self.root.is_dir():
+            os.umask(os.umask(0o077) | (~self.root.stat().st_mode & 0o077))
+
+    @property
     def pictures(self) -> Path:
         """Folder of pictures that commands write."""
         return self.root / "pictures"
@@ -114,11 +156,13 @@ class Home:
     def card(self, image_set: str) -> dict[str, Any]:
         """Return what was last said of an image set: its folders and backbone; empty if nothing."""
         path = self.root / "sets" / f"{image_set}.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return _here(json.loads(path.read_text()), self.root) if path.exists() else {}
 
     def write_card(self, image_set: str, card: dict[str, Any]) -> None:
         """Remember an image set's folders and backbone for the commands that follow."""
         path = self.root / "sets" / f"{image_set}.json"
+        # Where it was written, so that a home that was moved knows what came along.
+        card = {**card, "home": str(self.root)}
         write_text(path, json.dumps(card, indent=2, sort_keys=True))
 
     def prepare_environment(self) -> None:
@@ -129,8 +173,46 @@ class Home:
             # The environment is how it reaches the registry in every worker process.
             os.environ["HEADWATER_ARTIFACTS"] = self.artifacts_url
         os.environ.setdefault("PREFECT_HOME", str(self.root / "prefect"))
+        if not _PREFECT_DATABASE & set(os.environ):
+            # Prefect's own default is its home, unquoted.
+            database = Path(os.environ["PREFECT_HOME"]).expanduser() / "prefect.db"
+            os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = sqlite_url(
+                database, "sqlite+aiosqlite"
+            )
+        if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+            for name in ("NO_PROXY", "no_proxy"):
+                known = [h for h in os.environ.get(name, "").split(",") if h]
+                if "*" not in known:
+                    os.environ[name] = ",".join([*known, *(h for h in _HERE if h not in known)])
         # Local results only: a remote storage block would be somebody's deliberate choice.
         os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(self.root / "prefect" / "storage"))
+
+
+def _here(card: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Return a set's card with the paths that moved along with the home.
+
+    What lies in the home is where the home is. What lay beside it, in the folder that holds both,
+    is taken from beside it where it is not at its old place any more and is there.
+    """
+    was = Path(card.pop("home", root))
+    if was == root:
+        return card
+
+    def moved(value: Any) -> Any:
+        path = Path(value) if isinstance(value, str) and value.startswith("/") else None
+        if path is None:
+            return value
+        if path.is_relative_to(was):
+            return str(root / path.relative_to(was))
+        if path.is_relative_to(was.parent) and not path.exists():
+            beside = root.parent / path.relative_to(was.parent)
+            return str(beside) if beside.exists() else value
+        return value
+
+    backbone = card.get("backbone", {})
+    if "weights" in backbone:
+        card["backbone"] = {**backbone, "weights": moved(backbone["weights"])}
+    return {key: moved(value) for key, value in card.items()}
 
 
 @contextmanager

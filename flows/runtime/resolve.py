@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.images.folders import check_mvtec
+from features.images.layouts.catalogue import AUTO, find_layout
 from flows.runtime.settings import Settings, changed, chosen_heads
 from headwater.errors import ConfigError, DataError
 
@@ -27,13 +27,19 @@ if TYPE_CHECKING:
 #: One of these must say where the images are.
 _SOURCES = ("images", "normal", "pairs")
 #: Settings that say where images are.
-FOLDERS = (*_SOURCES, "defective", "masks")
+FOLDERS = (*_SOURCES, "defective", "masks", "test_normal", "test_list", "list_root")
+#: Settings that say how to read them; a set that remembers none was read by the defaults.
+READING = ("layout", "links")
+#: What may be a file: a list of images.
+_FILES = ("images", "test_list")
 #: The rest of what is kept, and what cards meant that lack it: the defaults before cards had it.
 #: These never change, whatever the defaults become.
 _BEFORE: dict[str, dict[str, Any]] = {
     "backbone": {"name": "resnet18", "weights": None, "options": {}},
-    "extraction": {"size": None, "default_size": 256, "crop": None, "dtype": "float16"},
-}
+    "extraction": {
+        "size": None, "default_size": 256, "crop": None, "dtype": "float16", "range": "full",
+    },
+}  # fmt: skip
 
 
 def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:
@@ -59,8 +65,9 @@ def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:
     """
     card = home.card(require_set(settings))
     if images:
+        given = settings
         settings = _with_folders(settings, card)
-        _check_folders(settings)
+        _check_folders(settings, given)
     elif "root" in card:
         settings = changed(settings, {"pairs": Path(card["pairs"]) if card.get("pairs") else None})
     return _as_before(settings, card) if "root" in card else _named(settings)
@@ -72,6 +79,7 @@ def remember(settings: Settings, home: Home, image_set: str, root: Path) -> None
     for folder in FOLDERS:
         path: Path | None = getattr(settings, folder)
         card[folder] = str(path.absolute()) if path else None
+    card |= {key: getattr(settings, key) for key in READING}
     if settings.backbone.weights is not None:
         settings = changed(settings, {"backbone.weights": settings.backbone.weights.absolute()})
     values = settings.model_dump(mode="json")
@@ -121,7 +129,8 @@ def _with_folders(settings: Settings, card: Mapping[str, Any]) -> Settings:
                 expected="--images DIR (MVTec layout), --normal DIR, or --pairs DIR",
                 remedy=f"headwater run {image_set} --images DIR",
             )
-        last = {k: Path(card[k]) for k in FOLDERS if card.get(k)}
+        last: dict[str, Any] = {k: Path(card[k]) for k in FOLDERS if card.get(k)}
+        last |= {k: card[k] for k in READING if card.get(k)}
         more = {k: v for k, v in last.items() if getattr(settings, k) is None}
         settings = changed(settings, more)
     elif len(given) > 1:
@@ -162,15 +171,34 @@ def _named(settings: Settings) -> Settings:
     return settings if name is None else changed(settings, {"backbone.name": name})
 
 
-def _check_folders(settings: Settings) -> None:
-    """Raise `DataError` for folders that are not there, before anything slow is begun."""
+def _check_folders(settings: Settings, given: Settings) -> None:
+    """Raise `DataError` for folders that are not there, before anything slow is begun.
+
+    `given` are the settings without what the set remembers.
+    """
     for option in FOLDERS:
         path: Path | None = getattr(settings, option)
-        if path is not None and not path.is_dir():
+        if path is None or path.is_dir() or (option in _FILES and path.is_file()):
+            continue
+        named = {"list_root": "root"}.get(option, option.replace("_", "-"))
+        what = "no such folder or file" if option in _FILES else "no such folder"
+        if getattr(given, option) is None:
             raise DataError(
-                f"--{option} {path}: no such folder",
-                expected="an existing folder of images",
-                remedy="check the path",
+                f"{path}, the folder of {settings.image_set}'s {option} when it was last "
+                "extracted, is not there",
+                expected=f"--{named} DIR with where it is now",
+                remedy="give it: images are known by their contents, nothing is extracted anew",
             )
+        place, remedy = given.place(option), "check the path"
+        if path.parts[0] == "s3:":
+            remedy = "copy it first, as with aws s3 cp; a list may name images on S3 itself"
+        raise DataError(
+            f"{place}: {option} = {path}: {what}" if place else f"--{named} {path}: {what}",
+            expected="an existing folder of images",
+            remedy=remedy,
+        )
     if settings.images is not None:
-        check_mvtec(settings.images)
+        find_layout(settings.images, settings.layout or AUTO)
+    elif settings.layout or settings.test_list or settings.list_root:
+        alone = "layout" if settings.layout else "test-list" if settings.test_list else "root"
+        raise ConfigError(f"--{alone}", expected="--images with it")

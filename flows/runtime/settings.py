@@ -13,10 +13,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 from pydantic.fields import FieldInfo
 
-from flows.runtime.values import MIN_PIXELS, Device, Heads, Pixels, Precision, TimmOptions
+from flows.runtime.values import (
+    MIN_PIXELS,
+    Device,
+    Heads,
+    LayoutName,
+    Pixels,
+    PlainAddress,
+    Precision,
+    SecretAddress,
+    TimmOptions,
+    ValueRange,
+)
 from headwater.spec import DEFAULT_BACKBONE, DEFAULT_SIZE
 
 DEFAULT_HEADS = ("patchcore", "f2r", "cs_flow")
@@ -41,8 +52,27 @@ def _set(default: Any, text: str, groups: tuple[str, ...] = (), **more: Any) -> 
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
+class _Places(dict[str, str]):
+    """Where settings were given, for messages alone: it makes no two settings different."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _no_bool_is_a_number(cls, value: Any, validate: Any, info: Any) -> Any:
+        """Yes would be 1: what YAML makes of a word is no number."""
+        kind = cls.model_fields[info.field_name].annotation
+        kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+        if isinstance(value, bool) and {int, float} & set(kinds):
+            raise ValueError(f"a number, not {'yes' if value else 'no'} (true or false)")
+        return validate(value)
 
 
 # fmt: off
@@ -72,6 +102,10 @@ class ExtractionSettings(_Frozen):
     crop: Pixels | None = _set(
         None, "Centre crop after that, of one side or [height, width].", _JOB, words=_PIXELS,
         otherwise="none", kept=True)
+    range: ValueRange = _set(
+        "auto", "Values that are black and white in images of more than 8 bits, LO:HI; auto: found "
+        "on the normal training images; full: 0:65535, in steps of 8 bits.", _JOB,
+        words="auto|full|LO:HI", otherwise="auto, once a set", kept=True)
     precision: Precision = _set(
         "auto", "Backbone arithmetic; auto: measured once a set and backbone.", _JOB)
     dtype: Literal["float16", "bfloat16", "float32"] = _set(
@@ -109,7 +143,7 @@ class TrainingSettings(_Frozen):
 class DaskSettings(_Frozen):
     """Where extraction and trainings run."""
 
-    scheduler: str | None = _set(
+    scheduler: PlainAddress | None = _set(
         None, "Address of an existing Dask scheduler, as tcp://host:8786.", _JOB,
         otherwise="processes of this machine")
 
@@ -119,14 +153,28 @@ class Settings(_Frozen):
 
     image_set: str | None = _set(None, "Name of the image set; commands are given it.")
     images: Path | None = _set(
-        None, "Folder in MVTec layout: train/good, test/KIND, ground_truth/KIND (NAME_mask.png).",
-        (*_IMAGES, "demo"), kept=True)
+        None, "Folder in a known layout, as train/good, test/KIND, ground_truth/KIND "
+        "(NAME_mask.png); or a list of images.", (*_IMAGES, "demo"), kept=True)
+    layout: LayoutName | None = _set(
+        None, "How the images are laid out (docs/images.md), where it is not seen.", _IMAGES,
+        otherwise="auto: the first that fits", kept=True)
     normal: Path | None = _set(
         None, "Instead: plain folder of normal images.", _IMAGES, kept=True)
     defective: Path | None = _set(
         None, "Plain folder of defective images, only to evaluate.", _IMAGES, kept=True)
     masks: Path | None = _set(
         None, "Folder of NAME.png or NAME_mask.png, white where defective.", _IMAGES, kept=True)
+    test_normal: Path | None = _set(
+        None, "Folder of normal images to test with, apart from those trained on.", _IMAGES,
+        kept=True)
+    test_list: Path | None = _set(
+        None, "Of a list of images: another one, of those to test with.", _IMAGES, kept=True)
+    list_root: Path | None = _set(
+        None, "Of a list of images: folder that its paths and s3:// addresses are below.", _IMAGES,
+        named="--root", otherwise="the list's folder", kept=True)
+    links: Literal["inside", "anywhere"] | None = _set(
+        None, "Where links among the images may lead: inside their folder alone, or anywhere.",
+        _IMAGES, otherwise="inside", kept=True)
     pairs: Path | None = _set(
         None, "Instead: folder of pairs, train or test / current, history, mask.", _IMAGES,
         kept=True)
@@ -141,15 +189,30 @@ class Settings(_Frozen):
     home: Path = _set(
         Path("headwater-home"), "Folder of all state.", _EVERY,
         otherwise="HEADWATER_HOME, then ./headwater-home")
-    store: str | None = _set(
+    store: PlainAddress | None = _set(
         None, "Feature store: a folder or s3://bucket/prefix.", (*_JOB, "store"),
         otherwise="in home")
-    tracking: str | None = _set(
+    tracking: SecretAddress | None = _set(
         None, "MLflow tracking URI.", (*_TRAIN, "models"), otherwise="SQLite in home")
-    artifacts: str | None = _set(
+    artifacts: PlainAddress | None = _set(
         None, "Where MLflow's artifacts go without an MLflow server, as s3://bucket/prefix.",
         otherwise="in home")
 # fmt: on
+
+    _places: _Places = PrivateAttr(default_factory=_Places)
+
+    def place(self, path: str) -> str:
+        """Return the file and line, or the variable, that gave a value; empty for other sources.
+
+        `path` is the value's key, dotted, keys of heads' settings included.
+        """
+        return self._places.get(path, "")
+
+    def given_at(self, places: Mapping[str, str]) -> Settings:
+        """Return these settings, which remember where values were given."""
+        made = self.model_copy()
+        made._places = _Places(places)
+        return made
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, WrapValidator
+
+from headwater.addresses import bare
 
 MIN_PIXELS = 16
 
@@ -70,15 +73,58 @@ def _pixels(value: Any, validate: Any) -> Any:
     return size
 
 
+def _value_range(value: Any) -> str:
+    """Read a range of values: ``auto``, ``full`` or ``LO:HI``, in a file ``[LO, HI]`` too."""
+    if isinstance(value, list | tuple):
+        value = ":".join(map(str, value))
+    text = str(value).strip().lower()
+    if text in ("auto", "full"):
+        return text
+    try:
+        low, high = (float(word) for word in text.split(":"))
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError
+    except ValueError:
+        raise ValueError("auto, full or LO:HI, two numbers, the smaller first") from None
+    return f"{low:.12g}:{high:.12g}"
+
+
+def low_high(value_range: str) -> tuple[float, float] | None:
+    """Return the two values of a range given as ``LO:HI``; None for ``auto`` and ``full``."""
+    if ":" not in value_range:
+        return None
+    low, high = map(float, value_range.split(":"))
+    return low, high
+
+
 def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ValueError("auto, cpu, cuda or cuda:1")
     return name
 
 
+def _without_secret(address: str) -> str:
+    if bare(address) != address:
+        raise ValueError(
+            "an address without user and password: S3 takes them from AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, Dask takes keys from DASK_DISTRIBUTED__COMM__TLS__*"
+        )
+    return address
+
+
+#: May have a user and password in it, of which settings stay free.
+SecretAddress = Annotated[str, AfterValidator(bare)]
+#: Has no place for any.
+PlainAddress = Annotated[str, AfterValidator(_without_secret)]
 Pixels = Annotated[int | tuple[int, int], WrapValidator(_pixels)]
+ValueRange = Annotated[str, BeforeValidator(_value_range)]
 Device = Annotated[str, AfterValidator(_device)]
 Precision = Literal["auto", "float32", "bfloat16"]
+#: As in `features.images.layouts.catalogue`; a test compares.
+LayoutName = Literal[
+    "auto", "mvtec", "mvtec-ad-2", "btad", "visa", "dagm", "kolektor", "good-bad", "normal",
+    "lookout", "list",
+]  # fmt: skip
 TimmOptions = Annotated[
     dict[str, str | int | float | bool | list[float]], BeforeValidator(_mapping)
 ]

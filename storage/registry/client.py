@@ -1,39 +1,25 @@
 """MLflow, quiet and with its database in order.
 
-Import MLflow through this module: what it reads from the environment is set first. Nothing is
-sent anywhere, nothing is printed that the user did not ask for.
+Nothing is sent anywhere, nothing is printed that the user did not ask for: what MLflow reads from
+the environment is set in `storage`.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
 import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-#: A user's own value wins.
-_QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
-    "MLFLOW_UV_AUTO_DETECT": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-for _name, _value in _QUIET.items():
-    os.environ.setdefault(_name, _value)
+import mlflow
+import mlflow.pyfunc
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
-import mlflow  # noqa: E402  the environment comes first
-import mlflow.pyfunc  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.tracking import MlflowClient  # noqa: E402
-
-from headwater.errors import StoreError  # noqa: E402
-from headwater.files import locked, replacing  # noqa: E402
+from headwater.errors import StoreError
+from headwater.files import locked, replacing, sqlite_url
 
 __all__ = ["MlflowClient", "MlflowException", "database_uri", "mlflow", "prepare_database"]
 
@@ -42,8 +28,15 @@ for _name in ("mlflow", "alembic", "alembic.runtime.migration"):
 
 
 def database_uri(path: Path) -> str:
-    """Return the tracking URI of an SQLite file."""
-    return f"sqlite:///{path.absolute()}"
+    """Return the tracking URI of an SQLite file, whatever its path is made of.
+
+    Examples
+    --------
+    >>> database_uri(Path("/srv/line 2/mlflow.db")), database_uri(Path("/srv/line #2/mlflow.db"))
+    ('sqlite:////srv/line 2/mlflow.db', 'sqlite+pysqlite:////srv/line%20%232/mlflow.db')
+    """
+    # Of "sqlite:///" MLflow makes the parent folders itself, from the quoted path.
+    return sqlite_url(path, "sqlite", "sqlite+pysqlite")
 
 
 @functools.cache
@@ -62,15 +55,25 @@ def _known_revisions() -> set[str]:
 
 
 def _revision(path: Path) -> str | None:
-    """Return the schema revision of a database; None where there is none yet."""
+    """Return the schema revision of a database; None where there is none yet.
+
+    A file that holds anything is never taken for none: another would be put in its place.
+    """
     if not path.exists() or not path.stat().st_size:
         return None
+    foreign = StoreError(
+        f"{path} is an SQLite file without MLflow's tables",
+        expected="the database that MLflow made there",
+        remedy="restore it from a copy, or move it away to begin with an empty one",
+    )
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as db:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=20)
+        ) as db:
             row = db.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
-            return None
+            raise foreign from error
         raise StoreError(
             f"the MLflow database {path} cannot be opened: {error}",
             expected="a readable SQLite file",
@@ -82,7 +85,9 @@ def _revision(path: Path) -> str | None:
             expected="an SQLite file that MLflow made",
             remedy="restore it from a copy, or move it away to begin with an empty one",
         ) from error
-    return str(row[0]) if row else None
+    if not row:
+        raise foreign
+    return str(row[0])
 
 
 def prepare_database(path: Path) -> str:
@@ -127,6 +132,9 @@ def _migrate(path: Path) -> None:
     )
 
     fresh = not path.exists()
+    if fresh:
+        # SQLite would give it the rights of any file; it may not have more than its folder.
+        path.touch(path.parent.stat().st_mode & 0o666)
     engine = create_sqlalchemy_engine_with_retry(database_uri(path))
     try:
         if fresh:

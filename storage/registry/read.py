@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,21 +10,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
-from storage.registry.client import (
-    MlflowClient,
-    MlflowException,
-    database_uri,
-    mlflow,
-    prepare_database,
-)
-from storage.registry.runs import EPOCH
+from mlflow.entities import Run as MlflowRun
+from mlflow.utils import get_results_from_paginated_fn
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
-# After the import that sets MLflow's environment.
-from mlflow.entities import Run as MlflowRun  # isort: skip
-from mlflow.utils import get_results_from_paginated_fn  # isort: skip
-from mlflow.utils.file_utils import local_file_uri_to_path  # isort: skip
-from mlflow.utils.uri import is_local_uri  # isort: skip
+from headwater.addresses import bare
+from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
+from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow
+from storage.registry.place import open_database
+from storage.registry.runs import EPOCH
+from storage.registry.servers import ask, for_mlflow
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 #: Figures of a run that are columns of their own, not metrics of the detector.
@@ -38,21 +32,24 @@ class RegistryReader:
 
     def __init__(self, home: Path | str, tracking_url: str | None = None) -> None:
         self.home = Path(home).absolute()
-        #: What a user calls it: the URL that was given, or the home.
+        tracking_url = bare(tracking_url) if tracking_url else None
+        #: What a user calls it: the URL that was given, without its password, or the home.
         self.place = tracking_url or str(self.home)
         self.database = self.home / "mlflow.db"
-        self.uri = tracking_url or database_uri(self.database)
-        scheme = urlparse(self.uri).scheme.split("+")[0]
+        scheme = urlparse(tracking_url).scheme.split("+")[0] if tracking_url else "sqlite"
         if scheme not in _SCHEMES:
             raise ConfigError(
-                f"MLflow tracking URL {self.uri!r}",
+                f"MLflow tracking URL {tracking_url!r}",
                 expected="http(s)://HOST:PORT, sqlite:///FILE or postgresql://...",
             )
-        self._server = scheme in ("http", "https")
-        if scheme == "sqlite":
-            self.database = Path(unquote(self.uri.removeprefix("sqlite:///"))).absolute()
-            self.uri = database_uri(self.database)
-        self._local = scheme == "sqlite"
+        self._server, self._local = scheme in ("http", "https"), scheme == "sqlite"
+        if tracking_url and self._local:
+            self.database = _database_of(tracking_url)
+        #: Whether the database is the home's own: then its addresses go with the home.
+        self._own = self.database == self.home / "mlflow.db"
+        self._uri = tracking_url if tracking_url and not self._local else ""
+        #: Whether runs can be written; a home that cannot is looked at through a copy.
+        self.writable = True
         #: Where new sets' artifacts go: below the home, or where HEADWATER_ARTIFACTS says (S3).
         self.artifacts = os.environ.get("HEADWATER_ARTIFACTS", "").rstrip("/") or (
             (self.home / "mlartifacts").as_uri()
@@ -69,32 +66,31 @@ class RegistryReader:
             Where the database cannot be used or no server answers.
         """
         if self._cached is None:
-            if self._local:
-                prepare_database(self.database)
-            elif self._server:
-                self._ask_server()
-            self._cached = MlflowClient(self.uri, self.uri)
+            uri = self.ready()
+            if not self._local:
+                ask(self.uri)
+            self._cached = MlflowClient(uri, uri)
         return self._cached
 
-    def _ask_server(self) -> None:
-        """Fail in seconds where MLflow's own client would try for minutes."""
-        try:
-            with urllib.request.urlopen(self.uri.rstrip("/") + "/health", timeout=10) as answer:
-                answer.read(64)
-        except urllib.error.HTTPError:
-            return  # Something answers; whether it is MLflow, the first call will tell.
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"no MLflow server answers at {self.uri}: {error}",
-                expected="a running `mlflow server`",
-                remedy="start it, or leave the tracking URL out to use the home's own database",
-            ) from error
+    @property
+    def uri(self) -> str:
+        """MLflow's tracking URI, bare; a database that is there is in order, for this place."""
+        return database_uri(self.database) if self._empty else self._settled()
+
+    @property
+    def address(self) -> str:
+        """The same for MLflow itself: with what `uri` hides, so never to be shown."""
+        return self.uri if self._local else for_mlflow(self._uri)
 
     def ready(self) -> str:
-        """Return the address of the database, made or upgraded where needed; for a server's use."""
-        if self._local:
-            prepare_database(self.database)
-        return self.uri
+        """Return `address`, the database made or brought in order where needed."""
+        return self._settled() if self._local else for_mlflow(self._uri)
+
+    def _settled(self) -> str:
+        if not self._uri:
+            home = self.home if self._own else None
+            self._uri, self.writable = open_database(self.database, home)
+        return self._uri
 
     @property
     def on_server(self) -> bool:
@@ -164,13 +160,8 @@ class RegistryReader:
                     return _row(found, run, head)
         return None
 
-    def leaderboard(self, image_set: str, *, newest_only: bool = False) -> list[dict[str, Any]]:
+    def leaderboard(self, image_set: str) -> list[dict[str, Any]]:
         """Return the set's registered models, best image AUROC first.
-
-        Parameters
-        ----------
-        newest_only
-            Only the newest version of each head.
 
         Returns
         -------
@@ -183,11 +174,11 @@ class RegistryReader:
         if self._empty:
             return []
         with told():
-            rows = []
-            for name, head in self._models(image_set):
-                found = self._versions(name)
-                for version in found[:1] if newest_only else found:
-                    rows.append(_row(version, self._run(version.run_id), head))
+            rows = [
+                _row(version, self._run(version.run_id), head)
+                for name, head in self._models(image_set)
+                for version in self._versions(name)
+            ]
         return sorted(rows, key=lambda r: -r["metrics"].get("image_auroc", -1.0))
 
     def _models(self, image_set: str = "") -> list[tuple[str, str]]:
@@ -276,7 +267,7 @@ class RegistryReader:
         try:
             source = self.client.get_model_version_download_uri(parts[0], parts[1])
             found = mlflow.artifacts.download_artifacts(
-                artifact_uri=source, tracking_uri=self.uri, registry_uri=self.uri
+                artifact_uri=source, tracking_uri=self.address, registry_uri=self.address
             )
         except (MlflowException, OSError) as error:
             raise ModelError(
@@ -297,6 +288,14 @@ class RegistryReader:
             folder = self.home / "pictures" / run_id
             folder.mkdir(parents=True, exist_ok=True)
             return [self.client.download_artifacts(run_id, p, str(folder)) for p in paths]
+
+
+def _database_of(url: str) -> Path:
+    """Return the file of an SQLite address, read as SQLAlchemy reads it."""
+    path = url.partition(":///")[2].partition("?")[0]
+    literal = Path(path).absolute()
+    # A percent sign that was not quoted, where there is such a file.
+    return literal if literal.exists() else Path(unquote(path)).absolute()
 
 
 def _of_set(experiment: Any) -> bool:

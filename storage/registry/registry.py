@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from mlflow.entities import DatasetInput, InputTag
+
 from headwater.errors import StoreError
 from storage.registry.client import MlflowException
 from storage.registry.facts import image_set_dataset, is_alive, process_tags, user, versions
 from storage.registry.read import RegistryReader, model_name, told
 from storage.registry.runs import Run, RunLog, ask_again
-
-# After the import that sets MLflow's environment.
-from mlflow.entities import DatasetInput, InputTag  # isort: skip
 
 __all__ = ["Registry", "Run", "model_name"]
 
@@ -186,7 +185,14 @@ class Registry(RegistryReader):
             "mlflow.source.type": "LOCAL",
             **{k: v[:5000] for k, v in tags.items()},
         }
-        made = self.client.create_run(self._experiment(image_set), tags=every, run_name=name)
+        client = self.client
+        if not self.writable:
+            raise StoreError(
+                f"{self.database} cannot be written: no run is kept",
+                expected="a home that this user may write to",
+                remedy="copy the home, and give the copy with --home",
+            )
+        made = client.create_run(self._experiment(image_set), tags=every, run_name=name)
         return str(made.info.run_id)
 
     def _registered(self, name: str, image_set: str, head: str) -> None:

@@ -15,17 +15,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from headwater.errors import ModelError, StoreError
-from storage.registry.client import MlflowClient, MlflowException
+import yaml
+from mlflow.entities import LoggedModelOutput, Metric, Param
+from mlflow.models import Model
 
-# After the import that sets MLflow's environment.
-from mlflow.entities import LoggedModelOutput, Metric, Param  # isort: skip
-from mlflow.models import Model  # isort: skip
+from headwater.addresses import hidden
+from headwater.errors import ModelError, StoreError
+from headwater.text import cell
+from storage.registry.client import MlflowClient, MlflowException
 
 #: Per-epoch figures live under this prefix, so that final ones are told from them.
 EPOCH = "epoch/"
-_FLUSH_COUNT = 250
-_FLUSH_SECONDS = 5.0
 
 
 def metric_name(name: str) -> str:
@@ -81,7 +81,7 @@ class RunLog:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
         self._client.log_text(self.run_id, text.getvalue(), f"tables/{name}.csv")
         whole = json.dumps([dict(r) for r in rows], indent=1, allow_nan=False, default=str)
         self._client.log_text(self.run_id, whole, f"tables/{name}.json")
@@ -93,6 +93,11 @@ class RunLog:
     def log_file(self, path: Path, folder: str = "") -> None:
         """Log a file as an artifact below `folder`."""
         self._client.log_artifact(self.run_id, str(path), folder or None)
+
+
+#: Figures of epochs are sent when so many wait, or so many seconds after the last ones.
+_FLUSH_COUNT = 250
+_FLUSH_SECONDS = 5.0
 
 
 class Run(RunLog):
@@ -185,7 +190,7 @@ class Run(RunLog):
             )
         for cache in folder.rglob("__pycache__"):
             shutil.rmtree(cache, ignore_errors=True)
-        model = Model.load(str(folder / "MLmodel"))
+        model = read_model(folder / "MLmodel")
         model.run_id, model.model_id, model.model_uuid = self.run_id, self.model_id, self.model_id
         place = self._client.get_logged_model(self.model_id).artifact_location
         model.artifact_path = place
@@ -242,7 +247,7 @@ class Run(RunLog):
                 self._client.set_terminated(self.run_id, "FINISHED")
                 return
             text = (str(error) or type(error).__name__).strip()
-            self._client.set_tag(self.run_id, "headwater.error", text[:5000])
+            self._client.set_tag(self.run_id, "headwater.error", hidden(text)[:5000])
             stopped = not isinstance(error, Exception)
             self._client.set_terminated(self.run_id, "KILLED" if stopped else "FAILED")
             if not self.version:
@@ -255,6 +260,11 @@ class Run(RunLog):
                 ) from trouble
             # The error that ended the run is the one to tell; the run is reaped later.
             error.add_note(f"and MLflow could not be told: {str(trouble).splitlines()[0]}")
+
+
+def read_model(path: Path) -> Model:
+    """Read an ``MLmodel`` file; MLflow's own reading unquotes what follows a % in its path."""
+    return Model.from_dict(yaml.safe_load(path.read_text()))
 
 
 def ask_again(call: Callable[[], None], most: int = 8) -> None:

@@ -16,13 +16,11 @@ from PIL import Image
 from headwater.errors import ModelError
 from headwater.version import __version__
 from storage.registry.client import mlflow
+from storage.registry.runs import read_model
 from storage.serving.detector import Detector, Sample
 from storage.serving.encoding import encode_image
 from storage.serving.files import BACKBONE_FILE, HEAD_FILE, MANIFEST
 from storage.serving.pyfunc import SIGNATURES
-
-# After the import that sets MLflow's environment.
-from mlflow.models import Model  # isort: skip
 
 _PACKAGES = ("torch", "torchvision", "timm", "FrEIA", "safetensors", "numpy", "pandas", "pillow")
 _SAVING = threading.Lock()
@@ -44,8 +42,8 @@ def save_model(
     detector
         Head, backbone, what it was trained on, thresholds.
     example
-        Sample for the input example: ``[H, W, 3]`` uint8, of a pair head two of them; scaled down
-        to at most 256 pixels a side. Grey ones are made where none are given.
+        Sample for the input example: an image as the detector takes it, of a pair head two;
+        scaled down to at most 256 pixels a side. Grey ones are made where none are given.
     about
         JSON-ready facts to keep in the manifest: image set, snapshot, training key.
 
@@ -70,18 +68,20 @@ def save_model(
     # MLflow runs the model's code into a global variable: one save at a time.
     with tempfile.TemporaryDirectory(dir=folder.parent) as files, _SAVING:
         detector.save(Path(files), about)
+        # As addresses: MLflow would take a % in a path for a quoted character.
+        place = Path(files).absolute().as_uri()
         artifacts = {"manifest": MANIFEST, "head": HEAD_FILE, "backbone": BACKBONE_FILE}
         mlflow.pyfunc.save_model(
             path=str(folder),
             python_model=str(Path(__file__).with_name("model_code.py")),
-            artifacts={k: f"{files}/{v}" for k, v in artifacts.items()},
+            artifacts={k: f"{place}/{v}" for k, v in artifacts.items()},
             signature=SIGNATURES[detector.kind],
             input_example=table,
             pip_requirements=_requirements(),
         )
     # MLflow writes where the files lay on this machine; a model is the same wherever it was made.
     path = folder / "MLmodel"
-    model = Model.load(str(path))
+    model = read_model(path)
     flavour = model.flavors["python_function"]
     flavour["model_code_path"] = Path(flavour["model_code_path"]).name
     for artifact in flavour["artifacts"].values():
@@ -92,6 +92,9 @@ def save_model(
 
 def _example(image: Any) -> str:
     """Return an image as the model takes it, scaled down to at most 256 pixels a side."""
+    if image.dtype != np.uint8:
+        step = -(-max(image.shape[:2]) // 256)
+        return encode_image(image[::step, ::step])
     small = Image.fromarray(image)
     small.thumbnail((256, 256))
     return encode_image(np.asarray(small))

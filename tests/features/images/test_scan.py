@@ -60,7 +60,7 @@ def test_every_kind_of_broken_image_is_set_aside_with_its_reason(tiny_set):
     assert "40x7" in reasons["thin.png"]
     assert "not an image" in reasons["text.png"]
     assert str(tiny_set) not in "".join(reasons.values())
-    assert result.ignored == 1
+    assert result.left_out.counts == {"files of type .txt": 1}
     assert len(result.records) == 13
 
 
@@ -81,6 +81,30 @@ def test_wrong_masks_are_reported_and_the_image_stays(tiny_set):
     assert "001_mask.png is 9x9, its image 40x32" in text
     assert "002_mask.png" in text
     assert "777_mask.png belongs to no image" in text
+
+
+def test_scaled_and_soft_masks_are_counted(tiny_set):
+    for name, size in (("000", (80, 64)), ("001", (20, 16))):
+        path = tiny_set / f"ground_truth/spot/{name}_mask.png"
+        mask = Image.open(path).resize(size, Image.Resampling.BILINEAR)
+        mask.save(path)
+    result = scan_mvtec(tiny_set)
+    assert sum(r.mask is not None for r in result.records) == 3
+    told = [line for line in result.told() if "mask" in line]
+    assert len(told) == 2
+    assert "2 files" in told[0]
+    assert "scaled" in told[0]
+    assert "soft" in told[1]
+
+
+def test_how_images_are_read_is_told_once_a_kind(tiny_set):
+    for i in range(2):
+        path = tiny_set / f"train/good/{i:03}.png"
+        pixels = np.asarray(Image.open(path))
+        save(path, np.dstack([pixels, np.zeros(pixels.shape[:2], np.uint8)]))
+    (said,) = scan_mvtec(tiny_set).told()
+    assert said.startswith("2 files, first ")
+    assert "alpha is 0 everywhere" in said
 
 
 def test_same_bytes_are_one_image_and_never_in_train_and_test(tiny_set):
@@ -126,7 +150,7 @@ def test_plain_folders(tmp_path):
     for seed, name in enumerate(("a", "scratch/b", "hole/b", "c")):
         save(tmp_path / f"bad/{name}.png", noise(1000 + seed))
     for name in ("a_mask", "scratch/b", "hole/b_mask", "orphan"):
-        save(tmp_path / f"masks/{name}.png", np.zeros((20, 24), np.uint8))
+        save(tmp_path / f"masks/{name}.png", np.full((20, 24), 255, np.uint8))
     assert {r.split for r in scan_folders(tmp_path / "ok").records} == {"train"}
 
     result = scan_folders(tmp_path / "ok", tmp_path / "bad", tmp_path / "masks")

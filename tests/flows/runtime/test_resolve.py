@@ -7,8 +7,9 @@ import pytest
 
 import flows.runtime.settings as module
 from flows.runtime.home import Home
-from flows.runtime.resolve import _BEFORE, FOLDERS, remember, resolve, tune_heads
+from flows.runtime.resolve import _BEFORE, FOLDERS, READING, remember, resolve, tune_heads
 from flows.runtime.settings import Settings, changed, every_setting
+from flows.runtime.sources import load_settings
 from headwater.errors import ConfigError, DataError
 from headwater.spec import DEFAULT_BACKBONE
 
@@ -142,16 +143,16 @@ def test_cards_written_before_mean_the_defaults_of_then(home, kept, expected):
 
 def test_the_card_holds_all_that_is_kept_and_nothing_else(home):
     kept = {s.path for s in every_setting() if s.kept}
-    known = {*FOLDERS, *(f"{s}.{key}" for s, keys in _BEFORE.items() for key in keys)}
+    known = {*FOLDERS, *READING, *(f"{s}.{key}" for s, keys in _BEFORE.items() for key in keys)}
     assert kept == known
     home.write_card("bolts", {"precision": {"net:0": "float32"}})  # of no extraction yet
     assert resolve(settings(images=home.root / "photos"), home).backbone.model_fields_set == set()
     run(home, images=home.root / "photos")
     card = home.card("bolts")
     assert card["precision"] == {"net:0": "float32"}
-    assert set(card) == {"precision", "root", "heads", *FOLDERS, *_BEFORE}
+    assert set(card) == {"precision", "root", "heads", *FOLDERS, *READING, *_BEFORE}
     assert card["extraction"] == {"size": None, "default_size": module.DEFAULT_SIZE, "crop": None,
-                                  "dtype": "float16"}  # fmt: skip
+                                  "dtype": "float16", "range": "auto"}  # fmt: skip
 
 
 def test_paths_are_remembered_whole(home, monkeypatch):
@@ -207,3 +208,36 @@ def test_a_head_is_set_up_among_those_that_will_run(tmp_path):
         tune_heads(changed(boards, {"images": tmp_path}), home, {"pair_diff.seed": 3})
     with pytest.raises(ConfigError, match=r"--set seed\n"):
         tune_heads(boards, home, {"seed": 3})
+
+
+def test_what_came_along_with_a_home_is_found_where_it_is_now(tmp_path):
+    old = Home.at(tmp_path / "old/home")
+    inside, beside = old.root / "demo", tmp_path / "old/photos"
+    far = tmp_path / "far"
+    for folder in (inside, beside, far):
+        folder.mkdir(parents=True)
+    card = {"root": str(beside), "images": str(inside), "masks": str(far), "normal": None}
+    card["backbone"] = {"name": "resnet18", "weights": str(tmp_path / "old/w.pth"), "options": {}}
+    (tmp_path / "old/w.pth").touch()
+    old.write_card("s", card)
+    assert old.card("s") == card
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = Home.at(tmp_path / "new/home").card("s")
+    assert moved["images"] == str(tmp_path / "new/home/demo")
+    assert moved["root"] == str(tmp_path / "new/photos")
+    assert moved["backbone"]["weights"] == str(tmp_path / "new/w.pth")
+    assert (moved["masks"], moved["normal"]) == (str(far), None)
+
+
+def test_folders_that_are_not_there_are_told_by_who_named_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    home = Home.at(tmp_path / "home")
+    Path("headwater.yaml").write_text("\nimages: nowhere\n")
+    with pytest.raises(DataError, match=r"headwater.yaml, line 2: images = .*/nowhere"):
+        resolve(load_settings(None, {"image_set": "s"}), home)
+    with pytest.raises(DataError, match=r"--images .*gone: no such"):
+        resolve(load_settings(None, {"image_set": "s", "images": tmp_path / "gone"}), home)
+    Path("headwater.yaml").unlink()
+    home.write_card("s", {"root": "/gone", "images": "/gone/photos"})
+    with pytest.raises(DataError, match="/gone/photos, the folder of s's images when it was last"):
+        resolve(load_settings(None, {"image_set": "s"}), home)
