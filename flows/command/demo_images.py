@@ -106,9 +106,10 @@ def draw_defect(
     else:
         radius = rng.uniform(9, 16)
         turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-        waves = sum(
+        parts = [
             rng.uniform(0.4, 1) / n * np.sin(n * turn + rng.uniform(0, 6.3)) for n in range(2, 7)
-        )
+        ]
+        waves = np.sum(parts, axis=0)
         reach = radius * (1 + 0.22 * waves)
         stretch = rng.uniform(0.75, 1.3)
         ring = np.stack([np.cos(turn) * stretch, np.sin(turn) / stretch], 1) * reach[:, None]
