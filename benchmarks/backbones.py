@@ -31,7 +31,7 @@ from benchmarks.machine import machine, tell
 from benchmarks.quality import BACKBONES
 from features.backbones.backbone import Backbone, load_backbone
 from features.extract import Job, extract
-from features.images.pixels import read_mask
+from features.images.masks import read_mask
 from features.images.preprocess import mask_to_input
 from features.images.records import ImageRecord
 from features.images.scan import scan_mvtec
