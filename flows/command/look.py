@@ -129,6 +129,7 @@ def ui(
 ) -> None:
     """Open MLflow's pages on the results (on this machine only; Ctrl-C ends it)."""
     _, home = given.open()
+    from storage.registry.pages import show_sets
     from storage.registry.registry import Registry
     from storage.registry.ui import HOST, listen, serve, start_page
 
@@ -145,6 +146,7 @@ def ui(
     if registry.on_server:
         return tell(registry.uri.rstrip("/"))
     where = listen(port)
+    show_sets(registry)
     try:
         serve(registry, where, lambda: tell(f"http://{HOST}:{port}"))
     except KeyboardInterrupt:

@@ -69,6 +69,7 @@ def train_head(training: Training) -> TrainOutcome:
         tags=data.tags() | {"extractor_id": plan.extractor_id, "store_extractor": plan.spec.id},
         images=data.all,
         store=home.store,
+        summary=f"{head.summary} ({head.paper})" if head.paper else head.summary,
     )
     with run:
         progress = WorkerProgress(plan.head, run.metric)
@@ -91,6 +92,7 @@ def train_head(training: Training) -> TrainOutcome:
             peak_mb=memory.peak_mb,
             score_seconds_per_image=judged.score_seconds / max(len(judged.table), 1),
         )
+        run.tell(judged.notes, threshold=judged.calibration.describe())
         write_artifacts(data, run, judged)
         version = register(training, run, head, judged, key)
     # Retention must never remove what a registered model was trained on.

@@ -20,7 +20,7 @@ from storage.registry.client import (
     mlflow,
     prepare_database,
 )
-from storage.registry.runs import EPOCH
+from storage.registry.runs import EPOCH, SHEETS
 
 # After the import that sets MLflow's environment.
 from mlflow.entities import Run as MlflowRun  # isort: skip
@@ -31,6 +31,8 @@ from mlflow.utils.uri import is_local_uri  # isort: skip
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 #: Figures of a run that are columns of their own, not metrics of the detector.
 _COSTS = ("seconds", "peak_mb", "score_seconds_per_image")
+#: Experiments of commands, and of a set's grids: a set's own holds its trainings alone.
+COMMANDS, GRIDS = "headwater commands", "{0} grids"
 
 
 class RegistryReader:
@@ -149,6 +151,10 @@ class RegistryReader:
             ),
             1000,
         )
+
+    def trainings_of(self, image_set: str, command: str) -> list[MlflowRun]:
+        """Return the runs of a command's trainings, oldest first."""
+        return self._search(image_set, f"tags.`headwater.command_run` = '{command}'")[::-1]
 
     def find_finished(self, image_set: str, head: str, key: str) -> dict[str, Any] | None:
         """Return the newest finished training with this key, as a row of `leaderboard`, or None."""
@@ -285,11 +291,16 @@ class RegistryReader:
             ) from error
         return Path(found)
 
+    def sheets(self, run_id: str) -> list[str]:
+        """Return the artifacts of a run that are sheets of maps."""
+        with told():
+            paths = [a.path for a in self.client.list_artifacts(run_id, "figures")]
+            return [p for p in paths if Path(p).name.startswith(SHEETS)]
+
     def pictures(self, run_id: str) -> list[str]:
         """Return local paths of a run's sheets of maps; fetched below the home from a server."""
         with told():
-            paths = [a.path for a in self.client.list_artifacts(run_id, "figures")]
-            paths = [p for p in paths if Path(p).name.startswith(("heat-maps", "change-maps"))]
+            paths = self.sheets(run_id)
             place = self.client.get_run(run_id).info.artifact_uri
             if not self._server and is_local_uri(place):
                 # They lie here; MLflow's download would copy them to a temporary folder.
@@ -301,7 +312,8 @@ class RegistryReader:
 
 def _of_set(experiment: Any) -> bool:
     """Tell image sets' experiments from others that a server or a database may hold."""
-    return experiment.name != "Default"
+    # A set's name has no space in it.
+    return experiment.name != "Default" and " " not in experiment.name
 
 
 def model_name(image_set: str, head: str) -> str:

@@ -16,13 +16,14 @@ import socket
 import warnings
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
-from urllib.parse import quote, urlencode
 
 import uvicorn
 
 from headwater.errors import ConfigError, DataError
 from storage.registry.client import mlflow  # noqa: F401  sets MLflow's environment
+from storage.registry.describe import MODE, route
 from storage.registry.read import RegistryReader
+from storage.registry.views import state
 
 # After the import that sets MLflow's environment.
 from mlflow.server.constants import (  # isort: skip
@@ -39,15 +40,17 @@ for (const [key, value] of Object.entries(%s)) {
   try { if (localStorage.getItem(key) === null) localStorage.setItem(key, value) } catch {}
 }
 </script>"""
-MODE = "machine_learning"
 #: Keys of MLflow 3.17's pages. What they do not know they pass over.
 _DEFAULTS = {
-    "mlflow.workflowType_v1": json.dumps(MODE),
+    "mlflow.workflowType_v1": json.dumps(MODE["workflowType"]),
     # An assistant that opens at the first visit, and asks for a language model.
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
     # A window before the models that praises aliases.
     "_mlflow_model_registry_promo_modal_dismissed_v1": "true",
 }
+#: Of an experiment: the state of its page of runs, and whether nested runs are shown.
+_COLUMNS = 'MLflowLocalStorage-1.1-ExperimentPage-["{0}"]-ReactComponentState'
+_UNFOLD = "MLflowLocalStorage-1.1-ExperimentView-{0}-expandRows"
 #: A bar that says that usage is collected.
 _COLLECTED = "mlflow.telemetry.info.alert.dismissed_v1"
 
@@ -55,17 +58,6 @@ _COLLECTED = "mlflow.telemetry.info.alert.dismissed_v1"
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-
-def route(path: str, **query: str) -> str:
-    """Return the address of a page of MLflow, right wherever the pages are served from.
-
-    Examples
-    --------
-    >>> route("models/bolts.padim")
-    '#/models/bolts.padim?workflowType=machine_learning'
-    """
-    return f"#/{quote(path)}?{urlencode({'workflowType': MODE, **query})}"
 
 
 class Application(Protocol):
@@ -204,8 +196,15 @@ def serve(registry: RegistryReader, where: socket.socket, ready: Callable[[], No
     known = dict(_DEFAULTS)
     if is_telemetry_disabled():
         known[_COLLECTED] = "true"
+
+    def defaults() -> dict[str, str]:
+        # Trainings of before are nested below the run of their command.
+        columns = {_COLUMNS.format(p): json.dumps(state()) for p in registry.experiments().values()}
+        nested = {_UNFOLD.format(place): "true" for place in registry.experiments().values()}
+        return known | columns | nested
+
     config = uvicorn.Config(
-        ModelPages(app, lambda: known),
+        ModelPages(app, defaults),
         log_level="warning",
         # An open page asks all the time: nobody waits for its last answers.
         timeout_graceful_shutdown=1,
