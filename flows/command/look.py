@@ -128,7 +128,7 @@ def ui(
     ] = True,
 ) -> None:
     """Open MLflow's pages on the results (on this machine only; Ctrl-C ends it)."""
-    _, home = given.open()
+    _, home = given.open(write=False)
     from storage.registry.pages import show_sets
     from storage.registry.registry import Registry
     from storage.registry.ui import HOST, listen, serve, start_page

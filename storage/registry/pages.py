@@ -100,9 +100,9 @@ def _data_of(registry: RegistryReader, run_id: str) -> str:
     """Return how many images a training had to learn from and to test on, by kind."""
     try:
         inputs = registry.client.get_run(run_id).inputs
-        found = list(inputs.dataset_inputs if inputs else ())[0]
+        found = next(iter(inputs.dataset_inputs if inputs else ()))
         counts = json.loads(found.dataset.profile or "")
-    except (MlflowException, ValueError, IndexError):
+    except (MlflowException, ValueError, StopIteration):
         return ""  # a run that was deleted, or made without
     kinds = [f"{plain(name)}: {count}" for name, count in counts.items() if name != "images"]
     return f"{counts.get('images', 0)} images at snapshot `{found.dataset.digest}`: " + ", ".join(

@@ -10,16 +10,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import quote, unquote, urlparse
 
 from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
-from storage.registry.client import (
-    MlflowClient,
-    MlflowException,
-    database_uri,
-    mlflow,
-    prepare_database,
-)
+from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow
+from storage.registry.place import open_database
 from storage.registry.runs import EPOCH, SHEETS
 
 # After the import that sets MLflow's environment.
@@ -43,18 +38,20 @@ class RegistryReader:
         #: What a user calls it: the URL that was given, or the home.
         self.place = tracking_url or str(self.home)
         self.database = self.home / "mlflow.db"
-        self.uri = tracking_url or database_uri(self.database)
-        scheme = urlparse(self.uri).scheme.split("+")[0]
+        scheme = urlparse(tracking_url).scheme.split("+")[0] if tracking_url else "sqlite"
         if scheme not in _SCHEMES:
             raise ConfigError(
-                f"MLflow tracking URL {self.uri!r}",
+                f"MLflow tracking URL {tracking_url!r}",
                 expected="http(s)://HOST:PORT, sqlite:///FILE or postgresql://...",
             )
-        self._server = scheme in ("http", "https")
-        if scheme == "sqlite":
-            self.database = Path(unquote(self.uri.removeprefix("sqlite:///"))).absolute()
-            self.uri = database_uri(self.database)
-        self._local = scheme == "sqlite"
+        self._server, self._local = scheme in ("http", "https"), scheme == "sqlite"
+        if tracking_url and self._local:
+            self.database = _database_of(tracking_url)
+        #: Whether the database is the home's own: then its addresses go with the home.
+        self._own = self.database == self.home / "mlflow.db"
+        self._uri = tracking_url if tracking_url and not self._local else ""
+        #: Whether runs can be written; a home that cannot is looked at through a copy.
+        self.writable = True
         #: Where new sets' artifacts go: below the home, or where HEADWATER_ARTIFACTS says (S3).
         self.artifacts = os.environ.get("HEADWATER_ARTIFACTS", "").rstrip("/") or (
             (self.home / "mlartifacts").as_uri()
@@ -71,12 +68,23 @@ class RegistryReader:
             Where the database cannot be used or no server answers.
         """
         if self._cached is None:
-            if self._local:
-                prepare_database(self.database)
-            elif self._server:
+            if self._server:
                 self._ask_server()
-            self._cached = MlflowClient(self.uri, self.uri)
+            uri = self.ready()
+            self._cached = MlflowClient(uri, uri)
         return self._cached
+
+    @property
+    def uri(self) -> str:
+        """MLflow's tracking URI; a database that is there is in order, at the home's place."""
+        return database_uri(self.database) if self._empty else self.ready()
+
+    def ready(self) -> str:
+        """Return MLflow's tracking URI, the database made or brought in order where needed."""
+        if not self._uri:
+            home = self.home if self._own else None
+            self._uri, self.writable = open_database(self.database, home)
+        return self._uri
 
     def _ask_server(self) -> None:
         """Fail in seconds where MLflow's own client would try for minutes."""
@@ -91,12 +99,6 @@ class RegistryReader:
                 expected="a running `mlflow server`",
                 remedy="start it, or leave the tracking URL out to use the home's own database",
             ) from error
-
-    def ready(self) -> str:
-        """Return the address of the database, made or upgraded where needed; for a server's use."""
-        if self._local:
-            prepare_database(self.database)
-        return self.uri
 
     @property
     def on_server(self) -> bool:
@@ -127,7 +129,7 @@ class RegistryReader:
             if not create:
                 return ""
             # A server keeps artifacts in its own place.
-            place = None if self._server else f"{self.artifacts}/{image_set}"
+            place = None if self._server else f"{self.artifacts}/{quote(image_set)}"
             try:
                 return str(self.client.create_experiment(image_set, place))
             except MlflowException:
@@ -308,6 +310,14 @@ class RegistryReader:
             folder = self.home / "pictures" / run_id
             folder.mkdir(parents=True, exist_ok=True)
             return [self.client.download_artifacts(run_id, p, str(folder)) for p in paths]
+
+
+def _database_of(url: str) -> Path:
+    """Return the file of an SQLite address, read as SQLAlchemy reads it."""
+    path = url.partition(":///")[2].partition("?")[0]
+    literal = Path(path).absolute()
+    # A percent sign that was not quoted, where there is such a file.
+    return literal if literal.exists() else Path(unquote(path)).absolute()
 
 
 def _of_set(experiment: Any) -> bool:

@@ -222,7 +222,14 @@ class Registry(RegistryReader):
             "mlflow.source.type": "LOCAL",
             **{k: v[:5000] for k, v in tags.items()},
         }
-        made = self.client.create_run(self._experiment(place), tags=every, run_name=name)
+        client = self.client
+        if not self.writable:
+            raise StoreError(
+                f"{self.database} cannot be written: no run is kept",
+                expected="a home that this user may write to",
+                remedy="copy the home, and give the copy with --home",
+            )
+        made = client.create_run(self._experiment(place), tags=every, run_name=name)
         return str(made.info.run_id)
 
     def _registered(self, name: str, tags: Mapping[str, str]) -> None:
