@@ -152,8 +152,8 @@ def joined(links: Mapping[str, str]) -> str:
 
 def picture(run_id: str, path: str) -> str:
     """Return a picture among a run's artifacts."""
-    # As HTML, since Markdown's pictures reach beyond the page.
-    return f'<img alt="{plain(path)}" src="{artifact(run_id, path)}" style="max-width: 100%">'
+    # As HTML: a picture of Markdown reaches beyond the page.
+    return f'<img alt="{plain(path)}" src="{artifact(run_id, path)}" width="100%">'
 
 
 def board(rows: Sequence[Mapping[str, Any]], called: Callable[[Mapping[str, Any]], str]) -> str:

@@ -145,7 +145,10 @@ def describe_command(registry: RegistryReader, image_set: str, run_id: str) -> N
         ]
         text = f"One command on the image set **{plain(image_set)}**, and what it trained.\n\n"
         text += table(["training", "", ""], rows) if rows else "It trained nothing."
-        registry.client.set_tag(run_id, NOTE, text[:RUN_LIMIT])
+        client = registry.client
+        client.set_tag(run_id, NOTE, text[:RUN_LIMIT])
+        about = "The commands that trained models: a run each, which lists its trainings."
+        client.set_experiment_tag(client.get_run(run_id).info.experiment_id, NOTE, about)
 
 
 def describe_grid(registry: RegistryReader, image_set: str, run_id: str, place: str) -> None:

@@ -272,6 +272,7 @@ class Registry(RegistryReader):
     def _running(self, image_set: str) -> list[Any]:
         """Return the runs under way of a set: trainings, studies and commands."""
         running = "attributes.status = 'RUNNING'"
-        of_set = f"{running} AND tags.image_set = '{image_set}'"
         own = [self._search(name, running) for name in (image_set, GRIDS.format(image_set))]
-        return [run for found in own for run in found] + self._search(COMMANDS, of_set)
+        commands = self._search(COMMANDS, running)
+        own.append([run for run in commands if run.data.tags.get("image_set") == image_set])
+        return [run for found in own for run in found]

@@ -52,7 +52,7 @@ def state(selected: Sequence[str] | None = None, **changes: Any) -> dict[str, An
         "modelVersionFilter": "All Runs",
         "selectedColumns": columns() if selected is None else list(selected),
         "columnOrder": [],
-        "columnWidths": {"attributes.`Run Name`": 290},
+        "columnWidths": {},
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
