@@ -44,7 +44,7 @@ def show_set(registry: RegistryReader, image_set: str) -> None:
     if place is None:
         return
     with told():
-        rows = registry.leaderboard(image_set)
+        rows = registry.leaderboard(image_set, most=_MOST)
         for head in sorted({row["head"] for row in rows}):
             versions = [row for row in rows if row["head"] == head]
             _show_model(
@@ -80,14 +80,13 @@ def _about_set(
         "models": route(f"experiments/{place}/models"),
     }
     newest = {row["head"]: row for row in sorted(rows, key=lambda row: int(row["version"]))}
-    shown = [row for row in rows if newest[row["head"]] is row][:_MOST]
+    shown = [row for row in rows if newest[row["head"]] is row]
     parts = [f"Nothing is trained on {plain(image_set)} yet.", joined(links)]
     if shown:
         best = shown[0]
-        leads = f"{best['head']} v{best['version']} leads {len(newest)} heads on"
-        parts[0] = (
-            f"{leads} {plain(image_set)}: {headline(best['metrics']) or 'nothing to test on'}"
-        )
+        leads = f" leads the newest of {len(newest)} heads" if len(newest) > 1 else ""
+        figures = headline(best["metrics"]) or "nothing to test on"
+        parts[0] = f"{best['head']} v{best['version']}{leads}: {figures}"
         parts += [_data_of(registry, best["run_id"])]
         parts += [board(shown, lambda row: f"{row['head']} v{row['version']}")]
         sheets = registry.sheets(best["run_id"])
@@ -121,9 +120,9 @@ def _show_model(
     parts = [f"v{rows[0]['version']}: {headline(rows[0]['metrics'])}"]
     parts += [plain(found.tags.get("summary", ""))]
     parts += [joined({f"all trainings of {plain(image_set)}": runs})]
-    parts += [board(rows[:_MOST], lambda row: f"version {row['version']}")]
-    if len(rows) > _MOST:
-        parts.append(f"Older versions, {len(rows) - _MOST} of them, are in the list.")
+    parts += [board(rows, lambda row: f"version {row['version']}")]
+    if len(rows) == _MOST:
+        parts.append("Older versions, if there are any, are in the list.")
     text = merged(found.description or "", "\n\n".join(filter(None, parts)))
     if text != found.description and len(text) <= MODEL_LIMIT:
         client.update_registered_model(name, text)

@@ -1,7 +1,7 @@
 """The model registry: MLflow on SQLite below the home, or a server by configuration.
 
-One MLflow experiment an image set, one run a training (nested under the run of the command that
-asked for it), one registered model ``SET.HEAD`` a head. Nothing here reads features or trains.
+One MLflow experiment an image set, one run a training, one registered model ``SET.HEAD`` a head.
+Nothing here reads features or trains.
 """
 
 from __future__ import annotations

@@ -198,10 +198,10 @@ def serve(registry: RegistryReader, where: socket.socket, ready: Callable[[], No
         known[_COLLECTED] = "true"
 
     def defaults() -> dict[str, str]:
+        places = registry.experiments().values()
+        columns = {_COLUMNS.format(place): json.dumps(state()) for place in places}
         # Trainings of before are nested below the run of their command.
-        columns = {_COLUMNS.format(p): json.dumps(state()) for p in registry.experiments().values()}
-        nested = {_UNFOLD.format(place): "true" for place in registry.experiments().values()}
-        return known | columns | nested
+        return known | columns | {_UNFOLD.format(place): "true" for place in places}
 
     config = uvicorn.Config(
         ModelPages(app, defaults),
