@@ -45,6 +45,8 @@ _DEFAULTS = {
     "mlflow.workflowType_v1": json.dumps(MODE["workflowType"]),
     # An assistant that opens at the first visit, and asks for a language model.
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+    # Cards of the home page, all about language models.
+    "mlflow.home.getting-started.collapsed_v1": "true",
     # A window before the models that praises aliases.
     "_mlflow_model_registry_promo_modal_dismissed_v1": "true",
 }
