@@ -74,6 +74,12 @@ class Browser:
         mine = f"{found}.filter(e => e.innerText.trim() === {json.dumps(text)}).at(-1)"
         self.until(f"(e => e && (e.click(), true))({mine})")
 
+    def follow(self, text: str) -> None:
+        """Open the address of the link of this text, which may be meant for another tab."""
+        links = "[...document.querySelectorAll('a[href]')]"
+        mine = f"{links}.filter(e => e.innerText.trim() === {json.dumps(text)})[0]?.href"
+        self.open(self.until(mine))
+
     def picture(self, path: Path) -> None:
         """Save what is visible as a PNG."""
         shot = self.ask("Page.captureScreenshot", format="png")["data"]

@@ -122,8 +122,8 @@ def _origin(found: Calibration) -> str:
     if found.rule == "fixed":
         return f"{found.threshold:.6g}, fixed: scores are probabilities"
     return (
-        f"{found.threshold:.6g} from {found.n} held-out normals, which promise {found.attained_fpr:.1%} "
-        f"of false alarms; {found.target_fpr:.1%} were asked for"
+        f"{found.threshold:.6g} from {found.n} held-out normals, which promise "
+        f"{found.attained_fpr:.1%} of false alarms; {found.target_fpr:.1%} were asked for"
     )
 
 
