@@ -152,8 +152,7 @@ def joined(links: Mapping[str, str]) -> str:
 
 def picture(run_id: str, path: str) -> str:
     """Return a picture among a run's artifacts."""
-    # As HTML: a picture of Markdown reaches beyond the page.
-    return f'<img alt="{plain(path)}" src="{artifact(run_id, path)}" width="100%">'
+    return f"![{plain(path)}]({artifact(run_id, path)})"
 
 
 def board(rows: Sequence[Mapping[str, Any]], called: Callable[[Mapping[str, Any]], str]) -> str:

@@ -36,7 +36,7 @@ def test_descriptions_tell_the_figures_and_link(two):
     client = registry.client
     place = client.get_experiment_by_name("bottles").experiment_id
     version = client.get_model_version("bottles.f2r", "1")
-    picture = f'src="get-artifact?path=figures%2Fheat-maps.png&run_uuid={run.run_id}"'
+    picture = f"](get-artifact?path=figures%2Fheat-maps.png&run_uuid={run.run_id})"
     page = f"#/experiments/{place}/runs/{run.run_id}"
     of_set = client.get_experiment(place).tags[NOTE]
     of_run = client.get_run(run.run_id).data.tags
@@ -58,7 +58,7 @@ def test_descriptions_tell_the_figures_and_link(two):
     assert "(#/models/bottles.f2r/versions/1?" in of_run[NOTE]
     assert "challenger" in of_model
     assert "<b>" not in of_model
-    every = re.findall(r'(?:\]\(|src=")([^)"]*)', of_set + of_model + of_run[NOTE])
+    every = re.findall(r"\]\(([^)]*)", of_set + of_model + of_run[NOTE])
     assert every
     assert all(to.startswith(("#/", "get-artifact?")) for to in every), "right at any address"
     # the command has a place of its own, and lists what it trained
