@@ -13,6 +13,8 @@ from pathlib import PurePath
 #: to words of some scripts and to pictures, and only join.
 _HARMLESS = frozenset("\u200c\u200d")
 #: What makes a program of tables take a cell for a formula.
+#: From a byte that is no text, as Python has it, to a private character.
+_PLANE = 0x100000
 _FORMULA = tuple("=+-@\t\r\n")
 
 
@@ -51,7 +53,7 @@ def _plain(c: str) -> bool:
 def _escaped(c: str) -> str:
     if c in "\n\r\t":
         return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[c]
-    code = ord(c)
+    code = ord(_byte(c))
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"  # a byte that is no text
     return (
@@ -61,6 +63,32 @@ def _escaped(c: str) -> str:
         if code < 0x10000
         else f"\\U{code:08x}"
     )
+
+
+def storable(text: str) -> str:
+    r"""Return a name as UTF-8 can hold it: bytes that are no text become private characters.
+
+    `restored` gives the name back; every other name is returned as it is.
+
+    Examples
+    --------
+    >>> storable("gr\udcfcn.png") == "gr\U0010dcfcn.png", restored("gr\U0010dcfcn.png")
+    (True, 'gr\udcfcn.png')
+    """
+    return text if text.isascii() else "".join(map(_private, text))
+
+
+def restored(text: str) -> str:
+    """Return the name that `storable` made storable."""
+    return text if text.isascii() else "".join(map(_byte, text))
+
+
+def _private(c: str) -> str:
+    return chr(ord(c) + _PLANE) if 0xDC80 <= ord(c) <= 0xDCFF else c
+
+
+def _byte(c: str) -> str:
+    return chr(ord(c) - _PLANE) if 0xDC80 <= ord(c) - _PLANE <= 0xDCFF else c
 
 
 def cell(value: object) -> object:

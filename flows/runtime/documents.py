@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from headwater.errors import ConfigError
+from headwater.files import open_regular
 
 MOST_BYTES = 1_000_000
 #: Settings of a head within the heads are three deep; lists of lists may be in them.
@@ -40,7 +41,7 @@ def read_document(path: Path, expected: str, remedy: str = "") -> tuple[Any, yam
         Where it cannot be read, is no YAML or is beyond the limits; with the line.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MOST_BYTES + 1)
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:

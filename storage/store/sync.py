@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from headwater.text import storable
 from storage.store.table import TEXT, TOGETHER, ImageRow, Table
 
 
@@ -118,7 +119,7 @@ def compare(table: Table, scan: list[ImageRow]) -> Changes:
 
 
 def _texts(images: Sequence[ImageRow], name: str) -> np.ndarray:
-    return np.array([getattr(i, name) for i in images], TEXT)
+    return np.array([storable(getattr(i, name)) for i in images], TEXT)
 
 
 def _paths(scan: Sequence[ImageRow], which: np.ndarray) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 import zarr
 
 from headwater.errors import ConfigError, DataError
+from headwater.text import restored, storable
 from storage.store.arrays import Arrays, Later, append, create_column, runs, set_rows
 from storage.store.engine import fetch_chunks, read_whole, submit
 from storage.store.layout import COLUMN_ROWS, COLUMNS, IMAGES
@@ -252,7 +253,10 @@ class Table(Arrays):
         rows = self.rows() if rows is None else rows
         columns = [
             sha_names(self.sha[rows]),
-            *(c[rows].tolist() for c in (self.path, self.split, self.kind, self.masks)),
+            *(
+                list(map(restored, c[rows].tolist()))
+                for c in (self.path, self.split, self.kind, self.masks)
+            ),
             *(c[rows].tolist() for c in (self.width, self.height)),
         ]
         return [ImageRow(*values) for values in zip(*columns, strict=True)]
@@ -268,7 +272,7 @@ class Table(Arrays):
             "removed_at": np.zeros(len(images), np.int64),
         }
         for name in ("path", "split", "kind", "mask"):
-            values[name] = np.array([getattr(i, name) for i in images], TEXT)
+            values[name] = np.array([storable(getattr(i, name)) for i in images], TEXT)
         for name in ("width", "height"):
             values[name] = np.array([getattr(i, name) for i in images], np.int32)
         self.open_all(COLUMNS)
