@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from flows.extraction.backbone import forget
 from flows.extraction.cluster import fill_on_cluster
 from flows.extraction.fill import Gap, fill
 from flows.extraction.find import Found, find
+from flows.extraction.forecast import check_room, extraction_ahead
 from flows.extraction.pair_list import Version, note_version, save_pairs, versions
 from flows.extraction.plan import (
     ExtractionPlan,
@@ -96,6 +98,9 @@ def bring_up_to_date(
         assert plan.backbone is not None
         # Before a store is made: a run that cannot work leaves nothing behind.
         plan.backbone.kept().check_weights(one.layers)
+    if extractions:
+        ahead = extraction_ahead(home, plan, found, settings.extraction, sys.maxsize)
+        check_room(home, ahead, settings.extraction)
     report.scan_seconds = time.perf_counter() - began
     # Heads that read images need the table of a set of images; pairs are joined by their list.
     sides = found.sides if extractions or found.pairs is None else {}
