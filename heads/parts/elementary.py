@@ -174,16 +174,14 @@ def channel_statistics(
     source: FeatureSource, layers: Sequence[str], size: int = 32
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return ``{layer: (mean [C], std [C])}`` over rows and positions, in one pass, float64."""
-    sums: dict[str, list[Tensor]] = {}
+    sums: dict[str, Tensor] = {}
     ids = source.ids
     for batch in source.batches(size):
         check_finite({k: v for k, v in batch.items() if k in (*layers, "_rows")}, "training", ids)
         for layer in layers:
             x = batch[layer].double()
-            found = [x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]
-            sums[layer] = (
-                [a + b for a, b in zip(sums[layer], found, strict=True)] if layer in sums else found
-            )
+            found = torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+            sums[layer] = sums[layer] + found if layer in sums else found
     out = {}
     for layer, (first, second) in sums.items():
         _, height, width = source.shapes[layer]

@@ -16,14 +16,12 @@ from types import TracebackType
 from typing import Any
 
 import yaml
+from mlflow.entities import LoggedModelOutput, Metric, Param
+from mlflow.models import Model
 
 from headwater.addresses import hidden
 from headwater.errors import ModelError, StoreError
 from storage.registry.client import MlflowClient, MlflowException
-
-# After the import that sets MLflow's environment.
-from mlflow.entities import LoggedModelOutput, Metric, Param  # isort: skip
-from mlflow.models import Model  # isort: skip
 
 #: Per-epoch figures live under this prefix, so that final ones are told from them.
 EPOCH = "epoch/"

@@ -1,4 +1,4 @@
-"""What is wrong with a machine is found all at once, each thing with its remedy; nothing changes."""
+"""What is wrong with a machine is found at once, each thing with its remedy; nothing changes."""
 
 import json
 import time
