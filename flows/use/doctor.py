@@ -9,6 +9,7 @@ import math
 import os
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +76,7 @@ def examine(settings: Settings, home: Home) -> Iterator[Finding]:
         ("home", lambda: _home(home)),
         ("weights", lambda: _weights(settings)),
         ("tracking", lambda: _tracking(home)),
-        ("prefect", _prefect),
+        ("prefect", lambda: _prefect(home)),
         ("dask", lambda: _dask(settings)),
         ("store", lambda: _store(home)),
         ("first run", lambda: _first_run(settings)),
@@ -222,13 +223,17 @@ def _tracking(home: Home) -> Iterator[Finding]:
     yield Finding("tracking", state, f"{registry.place}: {counted(len(sets), 'image set')}")
 
 
-def _prefect() -> Iterator[Finding]:
-    from prefect.settings import get_current_settings
-
+def _prefect(home: Home) -> Iterator[Finding]:
+    own = home.root / "prefect"
+    if os.environ.get("PREFECT_HOME") == str(own) and not (own / "profiles.toml").exists():
+        if not os.environ.get("PREFECT_API_URL"):
+            yield Finding("prefect", "ok", "a server is started for each run")
+            return
+        # Prefect makes its folder when it is imported, and nothing is to be made here.
+        os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="headwater-doctor-")
     from flows.runtime.server import check_server  # late: Prefect takes seconds
 
-    check_server()
-    url = get_current_settings().api.url
+    url = check_server()
     yield Finding("prefect", "ok", f"{url} answers" if url else "a server is started for each run")
 
 

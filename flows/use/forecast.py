@@ -31,7 +31,7 @@ from flows.extraction.samples import Sample, digest_of
 from flows.runtime.console import counted, duration, size
 from flows.runtime.dask import check_device, gpus
 from flows.runtime.home import Home
-from flows.runtime.resolve import FOLDERS, require_set
+from flows.runtime.resolve import FOLDERS, READING, require_set
 from flows.training.trainings import Request
 from headwater.errors import DiskFullError
 from storage.registry.registry import Registry
@@ -131,8 +131,8 @@ class Forecast:
             said.append("every feature is stored")
         new = [one for one in self.trainings if not one.model]
         if new:
-            took = [f" ({duration(x.seconds)})" if x.seconds is not None else "" for x in new]
-            said.append("train " + ", ".join(x.head + t for x, t in zip(new, took, strict=True)))
+            times = [f" ({duration(x.seconds)})" if x.seconds is not None else "" for x in new]
+            said.append("train " + ", ".join(x.head + t for x, t in zip(new, times, strict=True)))
         if found := [f"{one.head} {one.model}" for one in self.trainings if one.model]:
             said.append("found in MLflow: " + ", ".join(found))
         return "; ".join(said)
@@ -195,8 +195,8 @@ def forecast(
     StoreError
         Where MLflow does not answer.
     """
-    folders = {name: getattr(settings, name) for name in FOLDERS}
-    found = find(require_set(settings), folders, beside or home, reporter)
+    given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
+    found = find(require_set(settings), given, beside or home, reporter)
     ahead = extraction_ahead(home, plan, found, settings.extraction, measure_from)
     samples = _samples(found)
     normal = sum(s.split == "train" and not s.defective for s in samples)
