@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from headwater.errors import ConfigError
 
@@ -30,7 +30,14 @@ _POOL = re.compile(r"^(mean|avg)(\d+)(?:s(\d+))?$")
 
 def canonical(value: Any) -> str:
     """Return the canonical JSON of a dataclass, mapping or sequence: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=dataclasses.asdict)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Return a dataclass's fields; one of `ExtractorSpec`'s that came later only where it says."""
+    fields = dataclasses.asdict(value)
+    later = value.LATER if isinstance(value, ExtractorSpec) else {}
+    return {k: v for k, v in fields.items() if k not in later or v != later[k]}
 
 
 def digest(value: Any) -> str:
@@ -187,6 +194,9 @@ class ExtractorSpec:
         Stored dtype.
     views
         None for the plain images; otherwise the rows are the views 1..count.
+    value_range
+        Values that are black and white in images of more than 8 bits (`features.images.depth`);
+        None reads them as 8 bits.
 
     Examples
     --------
@@ -208,6 +218,11 @@ class ExtractorSpec:
     precision: Precision = "float32"
     dtype: StoredDtype = "float16"
     views: ViewSpec | None = None
+    value_range: tuple[float, float] | None = None
+
+    #: What specifications meant that lack a field: where it means that, it is not in their JSON,
+    #: so that their ids stay.
+    LATER: ClassVar[dict[str, Any]] = {"value_range": None}
 
     @property
     def id(self) -> str:
@@ -221,7 +236,7 @@ class ExtractorSpec:
 
     def extractor_id(self, layers: tuple[LayerSpec, ...]) -> str:
         """Return the id of these settings together with these layers (order does not matter)."""
-        return digest({"spec": dataclasses.asdict(self), "layers": sorted(x.name for x in layers)})
+        return digest({"spec": self.to_json(), "layers": sorted(x.name for x in layers)})
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping; `from_json` reads it back."""

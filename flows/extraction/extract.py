@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from features.images.depth import about_depths, find_range, written
 from features.images.pairs import CHANGED
 from flows.extraction.backbone import forget
 from flows.extraction.cluster import fill_on_cluster
@@ -25,6 +26,8 @@ from flows.extraction.plan import (
 from flows.extraction.report import ExtractionReport, PairCounts, SideReport
 from flows.extraction.samples import usable, what_is_left_out
 from flows.runtime.resolve import FOLDERS, READING, remember, require_set
+from flows.runtime.settings import changed
+from flows.runtime.values import low_high
 from heads.catalogue import get_head
 from headwater.errors import DataError
 from storage.store.feature_store import FeatureStore
@@ -100,6 +103,7 @@ def bring_up_to_date(
         notes=found.notes,
     )
     _look(report, found, plan.heads, at_least)
+    settings, plan = as_seen(settings, plan, found, report)
     extractions = plan_extraction(plan.heads)
     for one in extractions:
         assert plan.backbone is not None
@@ -135,6 +139,32 @@ def bring_up_to_date(
     forget()
     report.version = _version(home, image_set, found, tuple(side.snapshot for side in report.sides))
     return report
+
+
+def as_seen(
+    settings: Settings, plan: JobPlan, found: Found, report: ExtractionReport
+) -> tuple[Settings, JobPlan]:
+    """Settle what only the images can say: which of their values are black and white.
+
+    The settings are as the set will remember them.
+    """
+    wanted, told = settings.extraction.range, not all(d is None for d in found.depths)
+    value_range = low_high(wanted)
+    if wanted == "auto" and (value_range := find_range(found.normal_depths)) is not None:
+        deep = sum(d is not None for d in found.normal_depths)
+        report.notes.append(
+            f"values from {value_range[0]:.12g} (black) to {value_range[1]:.12g} (white) are seen, "
+            f"as found on {deep} training image(s) of more than 8 bits; --range LO:HI sets others"
+        )
+    elif value_range is not None and not told:
+        report.notes.append(f"--range {wanted} is not used: no image has more than 8 bits")
+        value_range, wanted = None, "auto"
+    if value_range is not None:
+        wanted = written(value_range)
+    if told:
+        report.notes += about_depths(found.depths, value_range)
+    report.seen = {"value_range": value_range}
+    return changed(settings, {"extraction.range": wanted}), plan.seeing(**report.seen)
 
 
 def _look(report: ExtractionReport, found: Found, heads: Sequence[HeadPlan], at_least: int) -> None:

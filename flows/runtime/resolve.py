@@ -36,8 +36,10 @@ _FILES = ("images", "test_list")
 #: These never change, whatever the defaults become.
 _BEFORE: dict[str, dict[str, Any]] = {
     "backbone": {"name": "resnet18", "weights": None, "options": {}},
-    "extraction": {"size": None, "default_size": 256, "crop": None, "dtype": "float16"},
-}
+    "extraction": {
+        "size": None, "default_size": 256, "crop": None, "dtype": "float16", "range": "full",
+    },
+}  # fmt: skip
 
 
 def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:

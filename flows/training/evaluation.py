@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from features.images.pixels import read_image, read_mask
+from features.images.masks import read_mask
+from features.images.pixels import read_image
 from features.images.preprocess import mask_to_input
 from flows.extraction.samples import Sample, what_is_left_out
 from flows.training.data import TrainingData
@@ -180,7 +181,7 @@ def mask_of(sample: Sample, spec: ExtractorSpec, notes: list[str]) -> np.ndarray
     if sample.mask is None:
         return None
     try:
-        return mask_to_input(read_mask(sample.mask), spec)
+        return mask_to_input(read_mask(sample.mask, sample.size), spec)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         notes.append(f"{sample.mask}: {first}; counts for image metrics only")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.extraction.backbone import forget
+from flows.extraction.extract import as_seen
 from flows.extraction.find import find
 from flows.extraction.forecast import (
     ExtractionAhead,
@@ -27,6 +28,7 @@ from flows.extraction.forecast import (
 )
 from flows.extraction.pair_list import Version
 from flows.extraction.plan import plan_job, ready
+from flows.extraction.report import ExtractionReport
 from flows.extraction.samples import Sample, digest_of
 from flows.runtime.console import counted, duration, size
 from flows.runtime.dask import check_device, gpus
@@ -197,6 +199,8 @@ def forecast(
     """
     given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
     found = find(require_set(settings), given, beside or home, reporter)
+    looked = ExtractionReport(require_set(settings), notes=list(found.notes))
+    settings, plan = as_seen(settings, plan, found, looked)
     ahead = extraction_ahead(home, plan, found, settings.extraction, measure_from)
     samples = _samples(found)
     normal = sum(s.split == "train" and not s.defective for s in samples)
@@ -214,7 +218,7 @@ def forecast(
         "cuda" if gpus(settings.training.device) else "cpu",
         free_bytes(home.store),
         found.set_aside,
-        found.notes,
+        looked.notes,
         refusal,
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from features.images.pixels import tiff_bytes
 from headwater.errors import ImageError
 
 #: Longest base64 text taken for an image: files of 96 MiB.
@@ -78,8 +79,13 @@ def decode_map(row: Mapping[str, Any]) -> NDArray[np.float32]:
     return (low + part * (high - low)).astype(np.float32)
 
 
-def encode_image(image: NDArray[np.uint8]) -> str:
-    """Return an ``[H, W, 3]`` uint8 image as the text that the model takes: a PNG in base64."""
+def encode_image(image: NDArray[Any]) -> str:
+    """Return an image as the text that the model takes: a file in base64.
+
+    ``[H, W, 3]`` uint8 as a PNG, more bits (see `features.images.pixels.read_image`) as a TIFF.
+    """
+    if image.dtype != np.uint8:
+        return base64.b64encode(tiff_bytes(image)).decode("ascii")
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode("ascii")
