@@ -21,7 +21,14 @@ from flows.extraction.plan import plan_job, ready
 from flows.extraction.report import ExtractionReport
 from flows.extraction.samples import AT_LEAST
 from flows.runtime.console import reporter as live_reporter
-from flows.runtime.dask import TOPIC, cores, dask_client, needs_gpu, training_workers
+from flows.runtime.dask import (
+    TOPIC,
+    check_device,
+    cores,
+    dask_client,
+    needs_gpu,
+    training_workers,
+)
 from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
 from flows.runtime.server import check_server, watch_server
@@ -31,6 +38,7 @@ from flows.training.data import TrainingData
 from flows.training.results import HeadsFailedError, RunResult, TrainOutcome
 from flows.training.train import find_trained, train_head
 from flows.training.trainings import Request, Training, stored_version
+from flows.use.forecast import forecast
 from storage.registry.registry import Registry
 from storage.store.table import nanoseconds
 
@@ -159,7 +167,11 @@ def run_pipeline(
         For mistakes in the settings, images or weights. Heads that fail are in the result.
     """
     settings = ready(settings, home)
+    check_device(settings.training.device, settings.dask.scheduler)
     plan = plan_job(settings, home)
+    ahead = forecast(settings, home, plan, reporter)
+    reporter.line(ahead.line())
+    ahead.check()
     reporter.update("starting", 0, 1, "Prefect")
     return _run(run_flow, Request(settings, home, plan, rehash=rehash))
 
@@ -192,6 +204,7 @@ def train_pipeline(
     pairs = settings.pairs is not None
     at = stored_version(home, require_set(settings), snapshot, pairs=pairs)
     moment = None if known_by is None else nanoseconds(known_by)
+    check_device(settings.training.device, settings.dask.scheduler)
     plan = plan_job(settings, home)
     return _run(train_flow, Request(settings, home, plan, at, moment))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from flows.extraction.backbone import forget
 from flows.extraction.cluster import fill_on_cluster
 from flows.extraction.fill import Gap, fill
 from flows.extraction.find import Found, find
+from flows.extraction.forecast import check_room, extraction_ahead
 from flows.extraction.pair_list import Version, note_version, save_pairs, versions
 from flows.extraction.plan import (
     ExtractionPlan,
@@ -101,12 +103,15 @@ def bring_up_to_date(
         notes=found.notes,
     )
     _look(report, found, plan.heads, at_least)
-    settings, plan = _as_seen(settings, plan, found, report)
+    settings, plan = as_seen(settings, plan, found, report)
     extractions = plan_extraction(plan.heads)
     for one in extractions:
         assert plan.backbone is not None
         # Before a store is made: a run that cannot work leaves nothing behind.
         plan.backbone.kept().check_weights(one.layers)
+    if extractions:
+        ahead = extraction_ahead(home, plan, found, settings.extraction, sys.maxsize)
+        check_room(home, ahead, settings.extraction)
     report.scan_seconds = time.perf_counter() - began
     # Heads that read images need the table of a set of images; pairs are joined by their list.
     sides = found.sides if extractions or found.pairs is None else {}
@@ -136,7 +141,7 @@ def bring_up_to_date(
     return report
 
 
-def _as_seen(
+def as_seen(
     settings: Settings, plan: JobPlan, found: Found, report: ExtractionReport
 ) -> tuple[Settings, JobPlan]:
     """Settle what only the images can say: which of their values are black and white.

@@ -151,6 +151,13 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time for people, no more exact than it is known: ``40 s``, ``7 min``, ``3.2 h``."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def size(count: float) -> str:
     """Return a number of bytes for people: ``3.2 MB``."""
     return decimal(int(count))

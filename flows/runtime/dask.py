@@ -37,6 +37,24 @@ def gpus(device: str) -> int:
     return 1 if ":" in device else torch.cuda.device_count()
 
 
+def check_device(device: str, scheduler: str | None = None) -> None:
+    """Raise `ConfigError` where trainings on this machine are asked for a GPU that it has not.
+
+    Said before anything is computed. Workers of a cluster (`scheduler`) have their own.
+    """
+    if not device.startswith("cuda") or scheduler is not None:
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= count:
+        raise ConfigError(
+            f"device {device}: torch finds {count or 'no'} GPU{'s' * (count != 1)} here",
+            expected="auto or cpu" + (f", or up to cuda:{count - 1}" if count else ""),
+            remedy="headwater doctor says what torch finds",
+        )
+
+
 def training_workers(jobs: int, device: str, wanted: int | None = None) -> int:
     """Return how many of `jobs` trainings run at a time: one a core, or as many as `wanted`.
 

@@ -74,11 +74,11 @@ def watch_server() -> None:
     WatchedServer()
 
 
-def check_server() -> None:
+def check_server() -> str:
     """Fail in seconds where the Prefect server that is configured does not answer.
 
     Prefect itself would try for minutes, and end in a traceback. Nothing is asked where none is
-    configured: then Prefect starts one of its own.
+    configured: then Prefect starts one of its own. Returns the address; empty without.
 
     Raises
     ------
@@ -87,14 +87,15 @@ def check_server() -> None:
     """
     url = get_current_settings().api.url
     if not url:
-        return
+        return ""
     try:
         urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
     except urllib.error.HTTPError:
-        return  # Something answers; whether it is Prefect, the first call will tell.
+        return url  # Something answers; whether it is Prefect, the first call will tell.
     except (OSError, ValueError) as error:
         raise StoreError(
             f"no Prefect server answers at {hidden(url)}: {getattr(error, 'reason', error)}",
             expected="a running server at PREFECT_API_URL (or the active profile's address)",
             remedy="start it, or unset PREFECT_API_URL: without it a server is started for the run",
         ) from None
+    return url

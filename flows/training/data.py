@@ -13,7 +13,6 @@ from features.images.preprocess import mask_to_input, preprocess
 from features.images.records import ImageRecord
 from features.images.sources import ImageSource, PairMasks
 from flows.extraction.pair_list import PairList, Version, load_pairs
-from flows.extraction.plan import training_key
 from flows.extraction.samples import Sample, digest_of, usable
 from flows.runtime.home import Home
 from flows.training.trainings import Training
@@ -28,9 +27,6 @@ from storage.store.layout import side_name
 from storage.store.reader import FeatureReader
 from storage.store.table import Selection
 from storage.upkeep.history import tag
-
-#: Training settings that do not change what is learnt.
-_NO_MATTER = ("workers", "device")
 
 
 class StoredSamples:
@@ -202,9 +198,7 @@ class TrainingData(StoredSamples):
         if self.lacking:
             # The same images with all their features are another training.
             seen = digest([seen, self.lacking])
-        options = self.training.options_json
-        matter = {k: v for k, v in options.items() if k not in _NO_MATTER}
-        return training_key(self.training.plan, seen, matter)
+        return self.training.key(seen)
 
     def tags(self) -> dict[str, str]:
         """Return the run's tags that say what was read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from pydantic import TypeAdapter
 
 from flows.extraction.backbone import BackboneRef
 from flows.extraction.pair_list import Version, version_at
-from flows.extraction.plan import HeadPlan, JobPlan
+from flows.extraction.plan import HeadPlan, JobPlan, training_key
 from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
 from flows.runtime.settings import Settings, TrainingSettings
 from headwater.samples import IMAGE, PAIR
 from storage.store.feature_store import FeatureStore
 
+#: Training settings that do not change what is learnt.
+_NO_MATTER = ("workers", "device")
 #: Share of the samples that is not trained on; AnoDFDNet splits its pairs 8:2.
 HELD_OUT = {IMAGE: 0.1, PAIR: 0.2}
 
@@ -123,6 +126,28 @@ class Training:
     def options_json(self) -> dict[str, Any]:
         """The training settings as runs tell them; the preset is the plan's."""
         return self.options.model_dump(mode="json", exclude={"preset"})
+
+    def key(self, seen: str) -> str:
+        """Return the idempotency key, of samples whose digest is `seen`."""
+        matter = {k: v for k, v in self.options_json.items() if k not in _NO_MATTER}
+        return training_key(self.plan, seen, matter)
+
+    def kind_of_cost(self) -> dict[str, str]:
+        """Return the parameters of a run that decide, beside its rows, how long a fit takes."""
+        plan = self.plan
+        return {
+            "preset": plan.preset,
+            "backbone": plan.spec.backbone,
+            "layers": ", ".join(x.name for x in plan.layers),
+            "input_size": "x".join(map(str, plan.spec.input_size)),
+            "training.epochs": json.dumps(self.options.epochs),
+            "training.device": self.options.device,
+            **{
+                f"config.{k}": v if isinstance(v, str) else json.dumps(v, default=str)
+                for k, v in plan.config.items()
+                if k != "seed"
+            },
+        }
 
 
 def stored_version(home: Home, image_set: str, snapshot: str | None, *, pairs: bool) -> Version:

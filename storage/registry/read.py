@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from mlflow.utils.uri import is_local_uri
 from headwater.addresses import bare
 from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
 from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow
+from storage.registry.facts import process_tags
 from storage.registry.place import open_database
 from storage.registry.runs import EPOCH, SHEETS
 from storage.registry.servers import ask, for_mlflow
@@ -169,6 +170,21 @@ class RegistryReader:
                     except MlflowException:
                         continue  # Somebody deleted the model: the training is to be done again.
                     return _row(found, run, head)
+        return None
+
+    def last_fit(self, head: str, params: Mapping[str, str]) -> dict[str, Any] | None:
+        """Return ``image_set, rows, seconds`` of the newest such fit on this machine.
+
+        None where there is none, in any set.
+        """
+        here = process_tags()["headwater.host"]
+        query = f"tags.`headwater.head` = '{head}' AND attributes.status = 'FINISHED'"
+        for image_set in self.experiments():
+            for run in self._search(image_set, f"{query} AND tags.`headwater.host` = '{here}'"):
+                rows, seconds = run.data.params.get("train_rows"), run.data.metrics.get("seconds")
+                same = all(run.data.params.get(k) == v for k, v in params.items())
+                if same and seconds and rows and int(rows):
+                    return {"image_set": image_set, "rows": int(rows), "seconds": seconds}
         return None
 
     def leaderboard(self, image_set: str, most: int | None = None) -> list[dict[str, Any]]:

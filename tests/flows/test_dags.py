@@ -57,6 +57,20 @@ def test_run_ends_with_a_leaderboard_pictures_and_the_ui_command(work, first):
     assert first.count("4 held-out normals promise a false-positive rate of 20.00%") == 1
 
 
+def test_plan_finds_what_a_run_would_find(work, first):
+    assert "; train patchcore, cs_flow" in first  # said before it began
+    heads = ["--heads", "patchcore,cs_flow,padim", "--epochs", "2"]
+    said = json.loads(headwater(work, "plan", "tiles", *RUN, *heads, "--json"))
+    models = {one["head"]: one["model"] for one in said["trainings"]}
+    assert models == {"patchcore": "v1", "cs_flow": "v1", "padim": ""}
+    # With another seed it is another training, and how long it takes is known.
+    said = json.loads(headwater(work, "plan", "tiles", *RUN, *heads, "--seed", "5", "--json"))
+    known = {one["head"]: one["seconds"] for one in said["trainings"] if not one["model"]}
+    assert known["patchcore"] > 0
+    assert known["cs_flow"] > 0
+    assert known["padim"] is None
+
+
 def test_compare_gives_models_with_exact_names(work, first):
     rows = rows_of(work)
     assert {r["head"] for r in rows} == {"patchcore", "cs_flow"}

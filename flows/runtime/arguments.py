@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from headwater.addresses import bare, hidden
 
 #: Options whose addresses may hold a password, and the variables that say the same.
 _OPTIONS = {"--tracking": "HEADWATER_TRACKING"}
@@ -43,8 +47,6 @@ def without_passwords(arguments: Sequence[str]) -> tuple[list[str], dict[str, st
 
 
 def _has_password(address: str) -> bool:
-    from headwater.addresses import bare
-
     return "://" in address and bare(address) != address
 
 
@@ -72,12 +74,8 @@ def hide_passwords(environment: Mapping[str, str]) -> list[str]:
 
 def hide_in_tracebacks() -> None:
     """Have a fault's traceback show no password."""
-    import traceback
-    from types import TracebackType
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        from headwater.addresses import hidden
-
         sys.stderr.write(hidden("".join(traceback.format_exception(kind, error, trace))))
 
     sys.excepthook = show

@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from flows.command.arguments import without_passwords
+from flows.runtime.arguments import without_passwords
 from tests.flows.commandkit import HEADWATER, environment
 
 

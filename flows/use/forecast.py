@@ -1,0 +1,273 @@
+"""What a run is going to do and cost, before it begins: features, trainings, time, disk.
+
+One implementation for `headwater plan`, which changes nothing, and for the line that `run` begins
+with. Times are measured: of features on a few images now, of trainings in earlier ones of the same
+kind on this machine. What was not measured is called not known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.extraction.backbone import forget
+from flows.extraction.extract import as_seen
+from flows.extraction.find import find
+from flows.extraction.forecast import (
+    ExtractionAhead,
+    check_room,
+    extraction_ahead,
+    free_bytes,
+)
+from flows.extraction.pair_list import Version
+from flows.extraction.plan import plan_job, ready
+from flows.extraction.report import ExtractionReport
+from flows.extraction.samples import Sample, digest_of
+from flows.runtime.console import counted, duration, size
+from flows.runtime.dask import check_device, gpus
+from flows.runtime.home import Home
+from flows.runtime.resolve import FOLDERS, READING, require_set
+from flows.training.trainings import Request
+from headwater.errors import DiskFullError
+from storage.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from flows.extraction.find import Found
+    from flows.extraction.plan import JobPlan
+    from flows.runtime.console import Reporter
+    from flows.runtime.settings import Settings
+    from flows.training.trainings import Training
+
+#: A run measures nothing for fewer images: they take seconds.
+WORTH_MEASURING = 200
+
+
+@dataclass(frozen=True)
+class TrainingAhead:
+    """One head of the run.
+
+    Parameters
+    ----------
+    head, preset
+        Which, and how.
+    model
+        The finished training that is found instead, as ``v3``; empty where it will be trained.
+    seconds
+        How long the fit will take, from an earlier one; None where that is not known.
+    basis
+        In words, where that is from.
+    """
+
+    head: str
+    preset: str
+    model: str = ""
+    seconds: float | None = None
+    basis: str = ""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run is going to do.
+
+    Parameters
+    ----------
+    image_set, images, normal
+        The set; its images or pairs in all, and the normal ones for training.
+    extractions, trainings
+        What is to be done.
+    device
+        Where heads learn.
+    free
+        Free bytes of the store's disk; None on S3.
+    set_aside, notes
+        As a run would tell them.
+    refusal
+        Why the run would not begin, where the features do not fit on the disk.
+    """
+
+    image_set: str
+    images: int
+    normal: int
+    extractions: list[ExtractionAhead]
+    trainings: list[TrainingAhead]
+    device: str
+    free: int | None
+    set_aside: list[tuple[str, str]]
+    notes: list[str]
+    refusal: DiskFullError | None = None
+
+    def check(self) -> None:
+        """Raise `DiskFullError` where the features do not fit on the disk."""
+        if self.refusal is not None:
+            raise self.refusal
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of features to be stored."""
+        return sum(one.bytes for one in self.extractions)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the features; None where something of them was not measured."""
+        ahead = [one for one in self.extractions if one.todo]
+        known = [one.seconds for one in ahead if one.seconds is not None]
+        return sum(known) if len(known) == len(ahead) else None
+
+    def line(self) -> str:
+        """Return all of it in a line."""
+        said = [f"{self.image_set}: {self.images:,} images ({self.normal:,} normal for training)"]
+        todo = sum(one.todo for one in self.extractions)
+        if todo:
+            layers = len({x.name for one in self.extractions for x in one.layers if x.missing})
+            room = "" if self.free is None else f" of {size(self.free)} free"
+            took = "" if self.seconds is None else f", about {duration(self.seconds)}"
+            said.append(f"{counted(layers, 'layer')} of {todo:,}: {size(self.bytes)}{room}{took}")
+        else:
+            said.append("every feature is stored")
+        new = [one for one in self.trainings if not one.model]
+        if new:
+            times = [f" ({duration(x.seconds)})" if x.seconds is not None else "" for x in new]
+            said.append("train " + ", ".join(x.head + t for x, t in zip(new, times, strict=True)))
+        if found := [f"{one.head} {one.model}" for one in self.trainings if one.model]:
+            said.append("found in MLflow: " + ", ".join(found))
+        return "; ".join(said)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        told = ("image_set", "images", "normal", "bytes", "seconds", "free", "device")
+        return {
+            **{name: getattr(self, name) for name in told},
+            "enough_room": self.refusal is None,
+            "extractions": [one.to_json() for one in self.extractions],
+            "trainings": [asdict(one) for one in self.trainings],
+            "set_aside": self.set_aside,
+            "notes": self.notes,
+        }
+
+
+def foresee(settings: Settings, home: Home, reporter: Reporter) -> Forecast:
+    """Return what `run` would do with settings as they were given; the home stays as it is.
+
+    Raises
+    ------
+    HeadwaterError
+        For what `run` would refuse, but for too small a disk: see `Forecast.check`.
+    """
+    settings = ready(settings, home)
+    check_device(settings.training.device, settings.dask.scheduler)
+    with _shadow(home, require_set(settings)) as beside:
+        plan = plan_job(settings, beside)
+        try:
+            return forecast(settings, home, plan, reporter, beside=beside, measure_from=1)
+        finally:
+            forget()
+
+
+def forecast(
+    settings: Settings,
+    home: Home,
+    plan: JobPlan,
+    reporter: Reporter,
+    *,
+    beside: Home | None = None,
+    measure_from: int = WORTH_MEASURING,
+) -> Forecast:
+    """Return what a run of `plan` is going to do.
+
+    Parameters
+    ----------
+    settings
+        Made whole.
+    home, plan
+        Where, and what is read.
+    beside
+        Instead of `home`: where is noted what files were read.
+    measure_from
+        As of `extraction_ahead`.
+
+    Raises
+    ------
+    StoreError
+        Where MLflow does not answer.
+    """
+    given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
+    found = find(require_set(settings), given, beside or home, reporter)
+    looked = ExtractionReport(require_set(settings), notes=list(found.notes))
+    settings, plan = as_seen(settings, plan, found, looked)
+    ahead = extraction_ahead(home, plan, found, settings.extraction, measure_from)
+    samples = _samples(found)
+    normal = sum(s.split == "train" and not s.defective for s in samples)
+    refusal = None
+    try:
+        check_room(home, ahead, settings.extraction)
+    except DiskFullError as error:
+        refusal = error
+    return Forecast(
+        require_set(settings),
+        len(samples),
+        normal,
+        ahead,
+        _trainings(settings, home, plan, samples, found.pairs is not None),
+        "cuda" if gpus(settings.training.device) else "cpu",
+        free_bytes(home.store),
+        found.set_aside,
+        looked.notes,
+        refusal,
+    )
+
+
+@contextmanager
+def _shadow(home: Home, image_set: str) -> Iterator[Home]:
+    """Yield a home of its own for what would be noted, beginning with what `home` knows."""
+    with tempfile.TemporaryDirectory(prefix="headwater-plan-") as folder:
+        beside = Home(Path(folder), home.store, home.tracking_url, home.artifacts_url)
+        if card := home.card(image_set):
+            beside.write_card(image_set, card)
+        if home.file_cache.exists():
+            # A cache that cannot be copied is one that remembers nothing.
+            with contextlib.suppress(sqlite3.Error, OSError):
+                shutil.copy(home.file_cache, beside.file_cache)
+        yield beside
+
+
+def _samples(found: Found) -> Sequence[Sample]:
+    if found.pairs is not None:
+        return found.pairs.samples
+    (rows,) = found.sides.values()
+    return [Sample.of(row, found.root) for row in rows]
+
+
+def _trainings(
+    settings: Settings, home: Home, plan: JobPlan, samples: Sequence[Sample], pairs: bool
+) -> list[TrainingAhead]:
+    at = Version(("", ""), pairs="to come") if pairs else Version(("",))
+    registry, seen = Registry(home.root, home.tracking_url), digest_of(samples)
+    return [
+        _training(registry, one, seen, samples)
+        for one in Request(settings, home, plan).trainings(at)
+    ]
+
+
+def _training(
+    registry: Registry, one: Training, seen: str, samples: Sequence[Sample]
+) -> TrainingAhead:
+    head, preset = one.plan.head, one.plan.preset
+    done = registry.find_finished(one.image_set, head, one.key(seen))
+    if done is not None:
+        return TrainingAhead(head, preset, f"v{done['version']}")
+    before = registry.last_fit(head, one.kind_of_cost())
+    if before is None:
+        return TrainingAhead(head, preset, basis="not known: no such training on this machine yet")
+    normal = sum(s.split == "train" and not s.defective for s in samples)
+    assert one.options.held_out is not None
+    views = one.plan.view_spec.views.count if one.plan.view_spec and one.plan.view_spec.views else 0
+    rows = normal * (1 - one.options.held_out) * (1 + views)
+    basis = f"{before['seconds']:.1f} s for {before['rows']} rows in {before['image_set']}"
+    return TrainingAhead(head, preset, "", before["seconds"] * rows / before["rows"], basis)
