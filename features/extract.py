@@ -16,18 +16,23 @@ from torch import Tensor
 from features.backbones.backbone import Backbone
 from features.backbones.lanes import lane_count
 from features.images.pixels import decode_image
-from features.images.preprocess import make_view, preprocess
+from features.images.preprocess import blanked, make_view, preprocess
+from features.images.regions import read_region
 from headwater.errors import ConfigError, HeadwaterError, ImageError
 from headwater.spec import ExtractorSpec, LayerSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row of features to compute: an image, or an augmented view of it."""
+    """One row of features to compute: an image, or an augmented view of it.
+
+    Of an image with a region of interest, a mask's file, nothing else is looked at.
+    """
 
     sha256: str
     path: Path
     view: int = 0
+    region: Path | None = None
 
 
 @dataclass
@@ -196,6 +201,8 @@ def _load(job: Job, spec: ExtractorSpec) -> Tensor:
     if hashlib.sha256(data).hexdigest() != job.sha256:
         raise ImageError(f"{job.path}: its bytes changed since it was scanned")
     image = decode_image(data, str(job.path))
+    if job.region is not None:
+        image = blanked(image, read_region(job.region, *image.shape[:2]), spec)
     if job.view and spec.views is not None:
         image = make_view(image, job.sha256, job.view, spec.views)
     return preprocess(image, spec)

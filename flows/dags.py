@@ -83,6 +83,7 @@ def run_flow(image_set: str, request: dict[str, Any]) -> RunResult:
     keep_sigterm()
     asked = Request.from_json(request)
     report = extract_task(asked)
+    asked = dataclasses.replace(asked, plan=asked.plan.seeing(**report.seen))
     return train_all(asked, report.version, RunResult(image_set, report))
 
 

@@ -11,12 +11,14 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from headwater.errors import ConfigError
 
 Precision = Literal["float32", "bfloat16"]
 StoredDtype = Literal["float16", "bfloat16", "float32"]
+#: How an image of another shape than the size is brought to it; see `headwater.geometry.place`.
+Fitting = Literal["squash", "fit", "crop"]
 
 #: Pixels a side to which images are resized where neither the user nor a head says otherwise.
 DEFAULT_SIZE = 256
@@ -28,7 +30,14 @@ _POOL = re.compile(r"^(mean|avg)(\d+)(?:s(\d+))?$")
 
 def canonical(value: Any) -> str:
     """Return the canonical JSON of a dataclass, mapping or sequence: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=dataclasses.asdict)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Return a dataclass's fields; one of `ExtractorSpec`'s that came later only where it says."""
+    fields = dataclasses.asdict(value)
+    later = value.LATER if isinstance(value, ExtractorSpec) else {}
+    return {k: v for k, v in fields.items() if k not in later or v != later[k]}
 
 
 def digest(value: Any) -> str:
@@ -185,6 +194,11 @@ class ExtractorSpec:
         Stored dtype.
     views
         None for the plain images; otherwise the rows are the views 1..count.
+    fitting
+        How images of another aspect are brought to `resize`; see `headwater.geometry.place`.
+    region
+        SHA-256 of the mask outside of which pixels are blanked and nothing counts; none where
+        empty.
 
     Examples
     --------
@@ -206,6 +220,12 @@ class ExtractorSpec:
     precision: Precision = "float32"
     dtype: StoredDtype = "float16"
     views: ViewSpec | None = None
+    fitting: Fitting = "squash"
+    region: str = ""
+
+    #: What specifications meant that lack a field: where it means that, it is not in their JSON,
+    #: so that their ids stay.
+    LATER: ClassVar[dict[str, Any]] = {"fitting": "squash", "region": ""}
 
     @property
     def id(self) -> str:
@@ -219,7 +239,7 @@ class ExtractorSpec:
 
     def extractor_id(self, layers: tuple[LayerSpec, ...]) -> str:
         """Return the id of these settings together with these layers (order does not matter)."""
-        return digest({"spec": dataclasses.asdict(self), "layers": sorted(x.name for x in layers)})
+        return digest({"spec": self.to_json(), "layers": sorted(x.name for x in layers)})
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping; `from_json` reads it back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from headwater.errors import ConfigError
+from headwater.geometry import Placement, place
 from headwater.spec import ExtractorSpec, ViewSpec
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def preprocess(image: np.ndarray, spec: ExtractorSpec) -> Tensor:
-    """Resize, crop the centre and normalise.
+    """Resize, cut or pad (see `headwater.geometry.place`) and normalise.
 
     The resize is antialiased and works on 8-bit values. torch's is used because it gives Pillow's
     pixels exactly in a fifth of Pillow's time (0.5 against 2.3 ms for 512 to 256 pixels).
@@ -53,26 +55,103 @@ def _scale(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Ten
 
 
 def picture(image: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
-    """Return the ``[h, w, 3]`` uint8 image that `preprocess` normalises: resized and cropped."""
+    """Return the ``[h, w, 3]`` uint8 image that `preprocess` normalises: resized, cut or padded.
+
+    Padding has the colour that normalises to 0, as nearly as 8 bits can.
+    """
     if spec.interpolation not in _INTERPOLATIONS:
         raise ConfigError(
             f"interpolation {spec.interpolation!r}", expected=" or ".join(_INTERPOLATIONS)
         )
-    if image.shape[:2] != spec.resize:
-        x = torch.from_numpy(image).permute(2, 0, 1)[None]
-        x = F.interpolate(x, size=spec.resize, mode=spec.interpolation, antialias=True)
-        image = x[0].permute(1, 2, 0).numpy()
-    top, left, height, width = _crop(spec)
-    return image[top : top + height, left : left + width]
+    where = place(image.shape[0], image.shape[1], spec)
+    return _window(_scaled(image, where, spec), where, blank_colour(spec))
+
+
+def _scaled(image: np.ndarray, where: Placement, spec: ExtractorSpec) -> np.ndarray:
+    if image.shape[:2] == where.scaled:
+        return image
+    x = torch.from_numpy(image).permute(2, 0, 1)[None]
+    x = F.interpolate(x, size=where.scaled, mode=spec.interpolation, antialias=True)
+    return x[0].permute(1, 2, 0).numpy()
+
+
+def own_picture(image: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
+    """Return the picture on which `own_map` lies: the whole image, but of one squashed its crop."""
+    if spec.fitting == "squash":
+        return picture(image, spec)
+    return _scaled(image, place(image.shape[0], image.shape[1], spec), spec)
+
+
+def own_map(
+    heat: np.ndarray, looked: np.ndarray | None, height: int, width: int, spec: ExtractorSpec
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Bring a map of the input back to its image's own geometry.
+
+    An image that kept its aspect has a map of that aspect, without padding; where the image was
+    cut off the map has its lowest value. One that was squashed has the input's map.
+
+    Parameters
+    ----------
+    heat
+        ``[h, w]`` at the input's size.
+    looked
+        ``[h, w]`` bool, or None for all.
+    height, width
+        Of the image, pixels.
+    spec
+        How the image was placed.
+
+    Returns
+    -------
+    tuple
+        The map, and which of its pixels were looked at, None for all.
+    """
+    if spec.fitting == "squash":
+        return heat, looked
+    where = place(height, width, spec)
+    seen = np.zeros(where.scaled, bool)
+    seen[where.shown] = True if looked is None else looked[where.filled]
+    whole = np.full(where.scaled, heat.min(), heat.dtype)
+    whole[where.shown] = heat[where.filled]
+    return whole, None if seen.all() else seen
+
+
+def blank_colour(spec: ExtractorSpec) -> np.ndarray:
+    """Return the colour of what is not looked at, ``[3]`` uint8."""
+    return np.rint(np.array(spec.mean) * 255).clip(0, 255).astype(np.uint8)
+
+
+def blanked(image: np.ndarray, region: np.ndarray | None, spec: ExtractorSpec) -> np.ndarray:
+    """Return an image ``[H, W, 3]`` whose pixels outside of a region ``[H, W]`` are blank.
+
+    Before any resizing, so that nothing outside can reach what is inside.
+    """
+    if region is None or region.all():
+        return image
+    return np.where(region[..., None], image, blank_colour(spec))
+
+
+def _window(pixels: np.ndarray, where: Placement, blank: Any) -> np.ndarray:
+    """Return the window of a resized image or mask; `blank` where it reaches beyond."""
+    shown = pixels[where.shown]
+    if not where.padded:
+        return shown
+    window = np.empty((*where.size, *pixels.shape[2:]), pixels.dtype)
+    window[...] = blank
+    window[where.filled] = shown
+    return window
 
 
 def mask_to_input(mask: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
-    """Bring a ``[H, W]`` bool mask to the input's ``[h, w]``: nearest pixel, the same crop."""
+    """Bring a ``[H, W]`` bool mask to the input's ``[h, w]``: nearest pixel, placed alike.
+
+    Padding is False.
+    """
+    where = place(mask.shape[0], mask.shape[1], spec)
     x = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.uint8))[None, None]
-    if x.shape[-2:] != spec.resize:
-        x = F.interpolate(x, size=spec.resize, mode="nearest-exact")
-    top, left, height, width = _crop(spec)
-    return x[0, 0, top : top + height, left : left + width].bool().numpy()
+    if x.shape[-2:] != where.scaled:
+        x = F.interpolate(x, size=where.scaled, mode="nearest-exact")
+    return _window(x[0, 0].bool().numpy(), where, False)
 
 
 def make_view(image: np.ndarray, sha256: str, k: int, views: ViewSpec) -> np.ndarray:
@@ -130,13 +209,3 @@ def _rotate(image: np.ndarray, angle: float) -> np.ndarray:
     padded = np.pad(image, ((dy, dy), (dx, dx), (0, 0)), mode="reflect")
     turned = Image.fromarray(padded).rotate(angle, resample=Image.Resampling.BILINEAR)
     return np.asarray(turned)[dy : dy + height, dx : dx + width]
-
-
-def _crop(spec: ExtractorSpec) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of the centre crop in the resized image."""
-    (rows, columns), (height, width) = spec.resize, spec.input_size
-    if height > rows or width > columns:
-        raise ConfigError(
-            f"crop {height}x{width}", expected=f"at most the resized image, {rows}x{columns}"
-        )
-    return (rows - height) // 2, (columns - width) // 2, height, width

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from features.images.aspect import choose_fitting
 from features.images.pairs import CHANGED
 from flows.extraction.backbone import forget
 from flows.extraction.cluster import fill_on_cluster
@@ -20,9 +22,12 @@ from flows.extraction.plan import (
     plan_job,
     ready,
 )
+from flows.extraction.regions import keep_region, regions_of
 from flows.extraction.report import ExtractionReport, PairCounts, SideReport
 from flows.extraction.samples import usable, what_is_left_out
 from flows.runtime.resolve import FOLDERS, remember, require_set
+from flows.runtime.settings import changed
+from flows.runtime.values import height_width
 from heads.catalogue import get_head
 from headwater.errors import DataError
 from storage.store.feature_store import FeatureStore
@@ -91,6 +96,7 @@ def bring_up_to_date(
         image_set, found.hashed, scanned_aside=found.set_aside, notes=found.notes
     )
     _look(report, found, plan.heads, at_least)
+    settings, plan = _as_seen(settings, plan, home, found, report)
     extractions = plan_extraction(plan.heads)
     for one in extractions:
         assert plan.backbone is not None
@@ -117,12 +123,33 @@ def bring_up_to_date(
         if copied := sum(copy_shared(*one, store, extractions, rows) for one in others):
             report.notes.append(f"{name}: {copied} image(s) copied from the other side")
         for one in extractions:
-            gap = Gap.of(store, one, rows, found.root, side)
+            gap = Gap.of(store, one, rows, found.root, side, regions_of(one.spec, home))
             _fill(gap, plan.backbone, settings.extraction, settings.dask.scheduler, reporter)
         side.snapshot = store.snapshot
     forget()
     report.version = _version(home, image_set, found, tuple(side.snapshot for side in report.sides))
     return report
+
+
+def _as_seen(
+    settings: Settings, plan: JobPlan, home: Home, found: Found, report: ExtractionReport
+) -> tuple[Settings, JobPlan]:
+    """Settle what only the images can say: how they are brought to one size, where they are seen.
+
+    The settings are as the set will remember them.
+    """
+    wanted = settings.extraction
+    how = wanted.resize
+    if how is None:
+        sizes = [(r.height, r.width) for rows in found.sides.values() for r in rows]
+        how, why = choose_fitting(sizes, height_width(wanted.size or wanted.default_size))
+        report.notes += [why] if why else []
+        settings = changed(settings, {"extraction.resize": how})
+        plan = plan.seeing(fitting=how)
+    region = keep_region(wanted.roi, home, [r for rows in found.sides.values() for r in rows])
+    settings = changed(settings, {"extraction.roi": Path(region) if region else None})
+    report.seen = {"fitting": how}
+    return settings, plan
 
 
 def _look(report: ExtractionReport, found: Found, heads: Sequence[HeadPlan], at_least: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flows.extraction.backbone import BackboneRef, settle_precision
+from flows.extraction.regions import region_id
 from flows.runtime.resolve import require_set, resolve
 from flows.runtime.settings import ExtractionSettings, Settings, chosen_heads
 from flows.runtime.values import height_width
@@ -83,6 +84,20 @@ class JobPlan:
 
     heads: tuple[HeadPlan, ...]
     backbone: BackboneRef | None
+
+    def seeing(self, **settings: Any) -> JobPlan:
+        """Return the plan with these fields of all its extractors, known only after a scan."""
+
+        def seen(spec: ExtractorSpec) -> ExtractorSpec:
+            return dataclasses.replace(spec, **settings)
+
+        heads = (
+            dataclasses.replace(
+                head, spec=seen(head.spec), view_spec=head.view_spec and seen(head.view_spec)
+            )
+            for head in self.heads
+        )
+        return dataclasses.replace(self, heads=tuple(heads))
 
 
 @dataclass(frozen=True)
@@ -220,12 +235,13 @@ def plan_head(
     crop = crop or (needs.crop if size is None else None)
     if crop and (crop[0] > resize[0] or crop[1] > resize[1]):
         raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")
+    # Where the set's own images are to decide, they do when they have been looked at.
+    own: dict[str, Any] = {"resize": resize, "crop": crop, "fitting": wanted.resize or "squash"}
+    own["region"] = region_id(wanted.roi)
     if backbone is None:
-        spec = ExtractorSpec(IMAGES, "none", resize=resize, crop=crop, dtype="float32")
+        spec = ExtractorSpec(IMAGES, "none", dtype="float32", **own)
     else:
-        spec = backbone.default_spec(
-            resize=resize, crop=crop, precision=precision, dtype=wanted.dtype
-        )
+        spec = backbone.default_spec(precision=precision, dtype=wanted.dtype, **own)
     view_spec = dataclasses.replace(spec, views=needs.views) if needs.views else None
     return HeadPlan(name, preset, dataclasses.asdict(config), spec, needs.layers, view_spec)
 

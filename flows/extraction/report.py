@@ -105,6 +105,8 @@ class ExtractionReport:
         One entry a store; of a set of pairs none where no head reads features.
     version
         What a training may stand on now: the snapshots of the sides, and what joins them.
+    seen
+        Fields of all extractors that the images decided; see `JobPlan.seeing`.
     """
 
     image_set: str
@@ -115,6 +117,7 @@ class ExtractionReport:
     pairs: PairCounts | None = None
     sides: list[SideReport] = field(default_factory=list)
     version: Version = field(default_factory=Version)
+    seen: dict[str, Any] = field(default_factory=dict)
 
     @property
     def set_aside(self) -> list[tuple[str, str]]:

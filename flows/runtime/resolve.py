@@ -29,8 +29,11 @@ FOLDERS = (*_SOURCES, "defective", "masks")
 #: These never change, whatever the defaults become.
 _BEFORE: dict[str, dict[str, Any]] = {
     "backbone": {"name": "resnet18", "weights": None, "options": {}},
-    "extraction": {"size": None, "default_size": 256, "crop": None, "dtype": "float16"},
-}
+    "extraction": {
+        "size": None, "default_size": 256, "crop": None, "dtype": "float16", "resize": "squash",
+        "roi": None,
+    },
+}  # fmt: skip
 
 
 def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:

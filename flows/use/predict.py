@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.images.pixels import read_image
-from features.images.preprocess import picture
+from features.images.preprocess import own_picture
 from features.images.records import BrokenImage
 from features.images.scan import list_images
 from flows.pictures.maps import prediction_overlay
+from flows.pictures.panels import faded
 from heads.catalogue import get_head
 from headwater.errors import ConfigError, DataError, ImageError, ModelError
 from headwater.samples import IMAGE, PAIR, SampleKind
@@ -203,7 +204,11 @@ def predict(
                 broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
         if len(pixels) < len(paths):
             continue
-        (got,) = detector.predict([pixels], threshold=threshold)
+        try:
+            (got,) = detector.predict([pixels], threshold=threshold)
+        except ImageError as error:  # the model's region of interest does not fit it
+            broken.append(BrokenImage(paths[0], error.culprit))
+            continue
         # The content in the name: another sample of the same name never takes its place.
         text = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:8]
         target = folder / f"{paths[0].stem}-{text}.png"
@@ -240,12 +245,13 @@ def draw_prediction(
     note, cut = "", got.pixel_threshold
     if detector.kind.paired:
         cut = detector.cut
-        share = float((got.map > cut).mean())
+        seen = np.ones(got.map.shape, bool) if got.looked is None else got.looked
+        share = float((got.map > cut)[seen].mean())
         told = {"changed_share": share, "change_map": str(path)}
         note = f", {share:.2%} of pixels changed"
     prediction_overlay(
         detector.kind,
-        [picture(image, detector.spec) for image in images],
+        [faded(own_picture(image, detector.spec), got.looked) for image in images],
         got.map,
         got.verdict,
         f"score {got.score:.4g}, threshold {got.threshold:.4g}{note}",

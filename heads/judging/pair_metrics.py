@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from heads.judging.metrics import Metrics, PixelRanking, rank_pixels
+from heads.looking import seen_of
 from headwater.errors import ShapeError
 
 
@@ -51,7 +52,8 @@ def pair_metrics(
     Parameters
     ----------
     maps
-        ``[N, H, W]`` scores; sizes may differ from pair to pair.
+        ``[N, H, W]`` scores; sizes may differ from pair to pair. Of a masked array what is masked
+        does not count.
     masks
         Truth of the same sizes.
     threshold
@@ -78,6 +80,7 @@ def pair_metrics(
     tp = called = 0
     for values, mask in zip(maps, truth, strict=True):
         verdict = np.asarray(values, dtype=np.float32) > np.float32(threshold)
+        verdict &= seen_of(values)
         tp += int((verdict & mask).sum())
         called += int(verdict.sum())
     total, normal = len(ranking.keys), ranking.normal

@@ -78,8 +78,11 @@ def decode_map(row: Mapping[str, Any]) -> NDArray[np.float32]:
     return (low + part * (high - low)).astype(np.float32)
 
 
-def encode_image(image: NDArray[np.uint8]) -> str:
-    """Return an ``[H, W, 3]`` uint8 image as the text that the model takes: a PNG in base64."""
+def encode_image(image: NDArray[np.uint8] | NDArray[np.bool_]) -> str:
+    """Return an ``[H, W, 3]`` uint8 image, or a mask, as the text that the model takes: base64.
+
+    Of a PNG file.
+    """
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode("ascii")

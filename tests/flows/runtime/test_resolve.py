@@ -127,7 +127,7 @@ def test_the_card_holds_all_that_is_kept_and_nothing_else(home):
     assert card["precision"] == {"net:0": "float32"}
     assert set(card) == {"precision", "root", "heads", *FOLDERS, *_BEFORE}
     assert card["extraction"] == {"size": None, "default_size": module.DEFAULT_SIZE, "crop": None,
-                                  "dtype": "float16"}  # fmt: skip
+                                  "dtype": "float16", "resize": None, "roi": None}  # fmt: skip
 
 
 def test_paths_are_remembered_whole(home, monkeypatch):
