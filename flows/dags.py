@@ -24,7 +24,7 @@ from flows.runtime.console import reporter as live_reporter
 from flows.runtime.dask import TOPIC, cores, dask_client, needs_gpu, training_workers
 from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
-from flows.runtime.server import watch_server
+from flows.runtime.server import check_server, watch_server
 from flows.runtime.settings import Settings
 from flows.runtime.signals import ctrl_c_ends_flow, keep_sigterm
 from flows.training.data import TrainingData
@@ -197,6 +197,7 @@ def train_pipeline(
 def _run(asked_flow: Any, asked: Request) -> RunResult:
     """Run a flow in this process; heads that fail are in the result."""
     watch_server()
+    check_server()
     try:
         with ctrl_c_ends_flow():
             return asked_flow(require_set(asked.settings), asked.to_json())

@@ -1,5 +1,6 @@
 """An old name, kept: heads of other packages import it (docs/architecture.md, "Old names")."""
 
+# ruff: noqa: F401
 from heads.catalogue import PLUGINS, broken_plugins, get_head, make_config
 from heads.catalogue import all_heads as registry
 from heads.contract import (
@@ -14,21 +15,3 @@ from heads.contract import (
     register,
 )
 from heads.training.arithmetic import device_of
-
-__all__ = [
-    "PLUGINS",
-    "Batch",
-    "FeatureSource",
-    "H",
-    "Head",
-    "HeadConfig",
-    "Reference",
-    "Scores",
-    "Shape",
-    "broken_plugins",
-    "device_of",
-    "get_head",
-    "make_config",
-    "register",
-    "registry",
-]

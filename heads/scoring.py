@@ -1,5 +1,6 @@
 """An old name, kept: heads of other packages import it (docs/architecture.md, "Old names")."""
 
+# ruff: noqa: F401
 from heads.contract import Scores
 from heads.judging.scores import (
     Fusion,
@@ -10,14 +11,3 @@ from heads.judging.scores import (
     top_k_mean,
     upsample,
 )
-
-__all__ = [
-    "Fusion",
-    "LikelihoodScores",
-    "Normaliser",
-    "Scores",
-    "fuse",
-    "log_likelihood",
-    "top_k_mean",
-    "upsample",
-]

@@ -1,7 +1,7 @@
-"""Files that several processes share: replaced in one step, or held under a lock.
+"""Files that several processes share: replaced in one step, or held under a lock; addresses.
 
-Both hold what they promise when a process is killed: a reader sees the old file or the new one
-and nothing between, and a lock goes with the process that held it.
+The first two hold what they promise when a process is killed: a reader sees the old file or the new
+one and nothing between, and a lock goes with the process that held it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from headwater.errors import StoreError
 
@@ -48,6 +49,45 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file's text in one step (see `replacing`)."""
     with replacing(path) as new:
         new.write_text(text)
+
+
+def expand_user(path: Path | str) -> Path:
+    """Return a path with ``~`` as the user's folder; as it is where nobody knows which that is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def short_name(stem: str, end: str, most: int = 255) -> str:
+    """Return a file's name of at most `most` bytes: `end` whole, `stem` cut where it must be.
+
+    Examples
+    --------
+    >>> short_name("photo", "-1a2b.png"), short_name("photo", "-1a2b.png", 12)
+    ('photo-1a2b.png', 'pho-1a2b.png')
+    """
+    room = most - len(os.fsencode(end))
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem + end
+
+
+def sqlite_url(path: Path, scheme: str, quoted: str = "") -> str:
+    """Return the address of an SQLite file as SQLAlchemy takes it.
+
+    A path in which nothing means something in an address stays as it is; any other is quoted and
+    gets the scheme `quoted`, where one is given.
+
+    Examples
+    --------
+    >>> [sqlite_url(Path("/srv") / name, "sqlite") for name in ("line 2", "what?")]
+    ['sqlite:////srv/line 2', 'sqlite:////srv/what%3F']
+    """
+    text = str(path.absolute())
+    if not set(text) & set("%?#"):
+        return f"{scheme}:///{text}"
+    return f"{quoted or scheme}:///{quote(text)}"
 
 
 @contextmanager

@@ -22,6 +22,8 @@ Fitting = Literal["squash", "fit", "crop"]
 
 #: Pixels a side to which images are resized where neither the user nor a head says otherwise.
 DEFAULT_SIZE = 256
+#: timm's name of the backbone of new sets where none is named: its weights come with Headwater.
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 #: Sides of a pair of images: a place now, and before. In the store each is an image set of its own.
 SIDES = ("current", "history")
 

@@ -1,5 +1,6 @@
 """An old name, kept: registered models import it (docs/architecture.md, "Old names")."""
 
+# ruff: noqa: F401
 from storage.registry.client import (
     MlflowClient,
     MlflowException,
@@ -7,5 +8,3 @@ from storage.registry.client import (
     mlflow,
     prepare_database,
 )
-
-__all__ = ["MlflowClient", "MlflowException", "database_uri", "mlflow", "prepare_database"]

@@ -16,6 +16,7 @@ from features.backbones.inventory import Inventory
 from features.backbones.lanes import in_lane, in_one, lane_count, lanes
 from features.backbones.network import build_net, channel_triple, fill_net
 from features.backbones.nodes import Nodes, combine
+from features.backbones.packages import named_as_net
 from features.backbones.precision import faster_precision
 from features.backbones.weights import find_weights, read_weights
 from features.images.pixels import sha256_of
@@ -359,13 +360,14 @@ def load_backbone(
         net = build_net(name, options, untrained_seed)
         return Backbone(net, name, f"untrained:{untrained_seed}", options, device=device)
     path = find_weights(name, weights)
-    tensors = read_weights(path)
+    tensors, weights_id = read_weights(path), sha256_of(path)
     net = build_net(name, options)
+    tensors = named_as_net(tensors, weights_id, net if not options else None, name, str(path))
     held, unknown = fill_net(net, tensors, name, str(path))
     return Backbone(
         net,
         name,
-        sha256_of(path),
+        weights_id,
         options,
         held=held,
         unknown=unknown,

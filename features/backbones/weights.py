@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from features.backbones.network import check_name
-from headwater.errors import WeightsError
+from features.backbones.packages import PACKAGED, packaged, packaged_by_hash
+from features.images.pixels import sha256_of
+from headwater.errors import ConfigError, WeightsError
+from headwater.files import expand_user
 
 #: Seconds after which a weight hub that does not answer is given up.
 HUB_PATIENCE = 5.0
@@ -24,8 +27,9 @@ _REMEDY = "give --weights FILE, or set HEADWATER_WEIGHTS to a file or a folder o
 def find_weights(name: str, explicit: Path | None = None) -> Path:
     """Return the weight file of a backbone.
 
-    Looked for, in this order: `explicit`, ``HEADWATER_WEIGHTS``, timm's own download. A folder
-    (of either) is searched for a file named ``NAME.*``.
+    Looked for, in this order: `explicit`, ``HEADWATER_WEIGHTS``, the package that has them
+    (`features.backbones.packages`), timm's own download. A folder (of the first two) is searched
+    for a file named ``NAME.*``.
 
     Parameters
     ----------
@@ -41,8 +45,11 @@ def find_weights(name: str, explicit: Path | None = None) -> Path:
     """
     given = os.environ.get("HEADWATER_WEIGHTS")
     for place, source in ((explicit, "--weights"), (given, "HEADWATER_WEIGHTS")):
-        if place and (found := _pick(name, Path(place), source)):
+        if place and (found := _pick(name, expand_user(place), source)):
             return found
+    package = packaged(name)
+    if package and (found := package.find()):
+        return found
     path, why = _from_hub(name)
     if path is not None:
         return path
@@ -51,8 +58,66 @@ def find_weights(name: str, explicit: Path | None = None) -> Path:
         + (f": none in HEADWATER_WEIGHTS ({given})" if given else ": HEADWATER_WEIGHTS is not set")
         + f"; {why}",
         expected=f"a file {name}.*.safetensors or .pth",
-        remedy=_REMEDY,
+        remedy=f"{package.command}, or {_REMEDY}" if package else f"{_REMEDY}; or {_others()}",
     )
+
+
+def backbone_of(weights: Path | None = None) -> str | None:
+    """Return the backbone that a weight file is for, where a file is given and no backbone named.
+
+    A file of a package (`features.backbones.packages`) is known by its hash. The name of any other
+    must begin with timm's name of the net, up to a dot: ``resnet18.safetensors`` and
+    ``resnet18.our-own.pth`` are resnet18's; ``resnet50.a1_in1k.safetensors``, whose second part is
+    a tag that timm knows of that net, is ``resnet50.a1_in1k``'s.
+
+    Parameters
+    ----------
+    weights
+        What was given; None looks at ``HEADWATER_WEIGHTS``.
+
+    Returns
+    -------
+    str or None
+        timm's name; None where nothing, or a folder, or what is not there is given.
+
+    Raises
+    ------
+    ConfigError
+        Where the file does not tell: nothing is guessed.
+    """
+    path = weights or Path(os.environ.get("HEADWATER_WEIGHTS") or ".")
+    if not path.is_file():
+        return None
+    if told := _told(path):
+        return told
+    if known := packaged_by_hash(sha256_of(path)):
+        return known.model
+    raise ConfigError(
+        f"{'--weights' if weights else 'HEADWATER_WEIGHTS'} {path}: no backbone is named, and the"
+        " file's name does not begin with one",
+        expected="a name as resnet18.safetensors or resnet18.our-own.pth",
+        remedy="name the backbone that it is for: --backbone resnet18",
+    )
+
+
+def _told(path: Path) -> str | None:
+    """Return the net that a file's name begins with."""
+    import timm
+
+    parts = path.name.removesuffix(path.suffix).split(".")
+    if not timm.is_model(parts[0]):
+        return None
+    tagged = ".".join(parts[:2])
+    return tagged if tagged in timm.list_pretrained(parts[0]) else parts[0]
+
+
+def _others() -> str:
+    """Say which backbones a package has weights of: those at hand, or what installs one."""
+    here = [one.model for one in PACKAGED.values() if one.find()]
+    if here:
+        return f"--backbone {here[0]}, whose weights are installed"
+    first = next(iter(PACKAGED.values()))
+    return f"{first.command}, for --backbone {first.model}"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -114,10 +179,13 @@ def _pick(name: str, path: Path, source: str) -> Path | None:
             remedy="give one of them with --weights",
         )
     if not found and source == "--weights":
+        others = sorted({n for p in path.iterdir() if p.suffix in _SUFFIXES and (n := _told(p))})
         raise WeightsError(
             f"{source}: no file in {path} is for backbone {name}",
             expected=f"{name}.*.safetensors or .pth",
-            remedy=_REMEDY,
+            remedy=f"name one that it has files for: --backbone {' or '.join(others)}"
+            if others
+            else _REMEDY,
         )
     return found[0] if found else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +42,13 @@ def init(
     try:
         path.write_text(file_template())
     except OSError as error:
+        missing = not path.parent.is_dir()
         raise ConfigError(
-            f"{path}: {error.strerror}", expected="a file that can be written"
+            f"{path}: {error.strerror}",
+            expected="a file that can be written",
+            remedy=f"make its folder first: mkdir -p {shlex.quote(str(path.parent))}"
+            if missing
+            else "name another file: headwater init FILE",
         ) from None
     out.print(f"wrote {path}: edit it, then `headwater run my-product`")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import webbrowser
 from typing import Annotated, Literal
 
 import typer
@@ -10,6 +13,7 @@ import typer
 from flows.command.options import JsonOption, SetArgument, VersionOption, command_group, takes
 from flows.runtime.console import Reporter, err, out, table
 from flows.runtime.given import Given
+from flows.runtime.signals import was_asked
 from headwater.errors import DataError
 
 commands = command_group("Look.")
@@ -111,11 +115,48 @@ def grid(
 
 @commands.command(rich_help_panel="Look")
 @takes("models")
-def ui(given: Given, port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
-    """Open the MLflow UI on the results (on this machine only; Ctrl-C ends it)."""
-    _, home = given.open()
+def ui(
+    which: Annotated[
+        str | None,
+        typer.Argument(metavar="[SET]", help="Whose trainings to open.", show_default=False),
+    ] = None,
+    *,
+    given: Given,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="To listen on.")] = 5000,
+    browser: Annotated[
+        bool, typer.Option(help="Open the page in a browser, where there is a desktop.")
+    ] = True,
+) -> None:
+    """Open MLflow's pages on the results (on this machine only; Ctrl-C ends it)."""
+    _, home = given.open(write=False)
     from storage.registry.registry import Registry
+    from storage.registry.ui import HOST, listen, serve, start_page
 
-    command = Registry(home.root, home.tracking_url).ui_command(port)
-    out.print(f"MLflow UI: http://127.0.0.1:{port}")
-    os.execv(command[0], command)
+    registry = Registry(home.root, home.tracking_url)
+    page = start_page(registry, which)
+
+    def tell(root: str) -> None:
+        out.print(f"MLflow UI: {root}/{page}", markup=False, soft_wrap=True)
+        if browser and _has_desktop():
+            # Beside: some browsers hold the one who calls until they are closed.
+            call = threading.Thread(target=webbrowser.open, args=[f"{root}/{page}"], daemon=True)
+            call.start()
+
+    if registry.on_server:
+        return tell(registry.uri.rstrip("/"))
+    where = listen(port)
+    try:
+        serve(registry, where, lambda: tell(f"http://{HOST}:{port}"))
+    except KeyboardInterrupt:
+        if was_asked():  # SIGTERM; Ctrl-C is how this command ends
+            raise
+    sys.stdout.flush()
+    os._exit(0)  # nothing is left to be done, and Python's own end of so much takes seconds
+
+
+def _has_desktop() -> bool:
+    """Return whether a browser that is opened here is before the user's eyes."""
+    if os.environ.get("SSH_CONNECTION"):
+        return False
+    shown = ("DISPLAY", "WAYLAND_DISPLAY")
+    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, shown))

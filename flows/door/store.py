@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ class OpenStore:
         self.features = FeatureStore.open(home.store, image_set, create=False)
 
     def __repr__(self) -> str:
-        return f"store of {self.features.name} at snapshot {self.features.snapshot}"
+        return f"<store of {self.features.name!r}, snapshot {self.features.snapshot}>"
 
     def _repr_html_(self) -> str:
         layers = [
@@ -43,7 +44,7 @@ class OpenStore:
             for e in self.inspect()["extractors"]
             for layer in e["layers"]
         ]
-        return f"<p>{self!r}</p>" + pd.DataFrame(layers).to_html(index=False)
+        return f"<p>{html.escape(repr(self))}</p>" + pd.DataFrame(layers).to_html(index=False)
 
     # --- what is in it ---------------------------------------------------------------------------
 

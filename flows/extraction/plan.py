@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -167,11 +168,31 @@ def configured(settings: Settings) -> dict[str, tuple[str, HeadConfig]]:
     for name, values in chosen_heads(settings, settings.pairs is not None).items():
         # A head's own preset wins; one without a `small` preset has only one configuration.
         own = str(values.get("preset", preset))
-        bare = own == "small" and "small" not in get_head(name).presets
+        try:
+            bare = own == "small" and "small" not in get_head(name).presets
+        except ConfigError as error:
+            raise _placed(error, settings, name, {}) from None
         plain = {k: v for k, v in values.items() if k != "preset"}
         plain.setdefault("seed", settings.training.seed)
-        found[name] = (preset if bare else own, make_config(name, plain, None if bare else own))
+        try:
+            config = make_config(name, plain, None if bare else own)
+        except ConfigError as error:
+            raise _placed(error, settings, name, values) from None
+        found[name] = (preset if bare else own, config)
     return found
+
+
+def _placed(
+    error: ConfigError, settings: Settings, head: str, values: Mapping[str, Any]
+) -> ConfigError:
+    """Return a mistake in a head's settings with the file and line, or variable, that it is in."""
+    named = [key for key in values if re.search(rf"\b{re.escape(key)}\b", error.culprit)]
+    path = f"heads.{head}" + (f".{named[0]}" if named else "")
+    place = settings.place(path)
+    if not place and not named:
+        place = settings.place("heads")  # a list of names
+    culprit = f"{place}: {error.culprit}" if place else error.culprit
+    return ConfigError(culprit, expected=error.expected, remedy=error.remedy)
 
 
 def check_kind(settings: Settings) -> None:

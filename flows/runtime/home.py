@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import DataError
-from headwater.files import write_text
+from headwater.files import expand_user, sqlite_url, write_text
 
 #: Set before any library is imported that would read them. A user's own value wins.
 QUIET = {
@@ -30,6 +30,17 @@ QUIET = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+
+#: Where a user says which database Prefect's own server takes.
+_PREFECT_DATABASE = {
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+    "PREFECT_SERVER_DATABASE_DRIVER",
+    "PREFECT_SERVER_DATABASE_HOST",
+}
+#: A company's proxy must never be asked for what is on this machine.
+_HERE = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,12 @@ class Home:
         DataError
             Where the path exists and is no folder, or cannot be written.
         """
-        path = Path(root).expanduser().absolute()
+        path = expand_user(root).absolute()
         remedy = "give another folder with --home or HEADWATER_HOME"
+        if str(path).encode(errors="replace") != os.fsencode(path):
+            raise DataError(
+                f"{path} is not UTF-8", expected="a name that databases can hold", remedy=remedy
+            )
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is not a folder", expected="a folder for state", remedy=remedy)
         if not write:
@@ -114,11 +129,13 @@ class Home:
     def card(self, image_set: str) -> dict[str, Any]:
         """Return what was last said of an image set: its folders and backbone; empty if nothing."""
         path = self.root / "sets" / f"{image_set}.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return _here(json.loads(path.read_text()), self.root) if path.exists() else {}
 
     def write_card(self, image_set: str, card: dict[str, Any]) -> None:
         """Remember an image set's folders and backbone for the commands that follow."""
         path = self.root / "sets" / f"{image_set}.json"
+        # Where it was written, so that a home that was moved knows what came along.
+        card = {**card, "home": str(self.root)}
         write_text(path, json.dumps(card, indent=2, sort_keys=True))
 
     def prepare_environment(self) -> None:
@@ -129,8 +146,46 @@ class Home:
             # The environment is how it reaches the registry in every worker process.
             os.environ["HEADWATER_ARTIFACTS"] = self.artifacts_url
         os.environ.setdefault("PREFECT_HOME", str(self.root / "prefect"))
+        if not _PREFECT_DATABASE & set(os.environ):
+            # Prefect's own default is its home, unquoted.
+            database = Path(os.environ["PREFECT_HOME"]).expanduser() / "prefect.db"
+            os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = sqlite_url(
+                database, "sqlite+aiosqlite"
+            )
+        if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+            for name in ("NO_PROXY", "no_proxy"):
+                known = [h for h in os.environ.get(name, "").split(",") if h]
+                if "*" not in known:
+                    os.environ[name] = ",".join([*known, *(h for h in _HERE if h not in known)])
         # Local results only: a remote storage block would be somebody's deliberate choice.
         os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(self.root / "prefect" / "storage"))
+
+
+def _here(card: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Return a set's card with the paths that moved along with the home.
+
+    What lies in the home is where the home is. What lay beside it, in the folder that holds both,
+    is taken from beside it where it is not at its old place any more and is there.
+    """
+    was = Path(card.pop("home", root))
+    if was == root:
+        return card
+
+    def moved(value: Any) -> Any:
+        path = Path(value) if isinstance(value, str) and value.startswith("/") else None
+        if path is None:
+            return value
+        if path.is_relative_to(was):
+            return str(root / path.relative_to(was))
+        if path.is_relative_to(was.parent) and not path.exists():
+            beside = root.parent / path.relative_to(was.parent)
+            return str(beside) if beside.exists() else value
+        return value
+
+    backbone = card.get("backbone", {})
+    if "weights" in backbone:
+        card["backbone"] = {**backbone, "weights": moved(backbone["weights"])}
+    return {key: moved(value) for key, value in card.items()}
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 What a set remembers are the values that its last extraction went by, given or not: the folders, the
 backbone, size, crop and stored dtype. So another default in a later version extracts nothing anew.
 
+A new set takes the default backbone where none is named, unless a weight file is given: then its
+name tells the backbone, and one that does not is a mistake (`features.backbones.weights`).
+
 Where no size was given, each head may have chosen its own, so none is remembered; what is, is the
 size of that time for heads that choose none (`default_size`). A card without it was written when
 that was 256.
@@ -52,17 +55,19 @@ def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:
     Raises
     ------
     ConfigError
-        Where no set is named, or images and pairs were mixed up.
+        Where no set is named, images and pairs were mixed up, or a weight file does not tell the
+        backbone that is not named either.
     DataError
         Where nothing says where the images are, or a folder is missing.
     """
     card = home.card(require_set(settings))
     if images:
+        given = settings
         settings = _with_folders(settings, card)
-        _check_folders(settings)
+        _check_folders(settings, given)
     elif "root" in card:
         settings = changed(settings, {"pairs": Path(card["pairs"]) if card.get("pairs") else None})
-    return _as_before(settings, card) if "root" in card else settings
+    return _as_before(settings, card) if "root" in card else _named(settings)
 
 
 def remember(settings: Settings, home: Home, image_set: str, root: Path) -> None:
@@ -151,15 +156,39 @@ def _as_before(settings: Settings, card: Mapping[str, Any]) -> Settings:
     return Settings.model_validate(data)
 
 
-def _check_folders(settings: Settings) -> None:
-    """Raise `DataError` for folders that are not there, before anything slow is begun."""
+def _named(settings: Settings) -> Settings:
+    """Return settings with the backbone that a weight file is for, where none is named."""
+    if "name" in settings.backbone.model_fields_set:
+        return settings
+    from features.backbones.weights import backbone_of  # late: torch and timm cost seconds
+
+    name = backbone_of(settings.backbone.weights)
+    return settings if name is None else changed(settings, {"backbone.name": name})
+
+
+def _check_folders(settings: Settings, given: Settings) -> None:
+    """Raise `DataError` for folders that are not there, before anything slow is begun.
+
+    `given` are the settings without what the set remembers.
+    """
     for option in FOLDERS:
         path: Path | None = getattr(settings, option)
-        if path is not None and not path.is_dir():
+        if path is None or path.is_dir():
+            continue
+        if getattr(given, option) is None:
             raise DataError(
-                f"--{option} {path}: no such folder",
-                expected="an existing folder of images",
-                remedy="check the path",
+                f"{path}, the folder of {settings.image_set}'s {option} when it was last "
+                "extracted, is not there",
+                expected=f"--{option} DIR with where it is now",
+                remedy="give it: images are known by their contents, nothing is extracted anew",
             )
+        place = given.place(option)
+        raise DataError(
+            f"{place}: {option} = {path}: no such folder"
+            if place
+            else f"--{option} {path}: no such folder",
+            expected="an existing folder of images",
+            remedy="check the path",
+        )
     if settings.images is not None:
         check_mvtec(settings.images)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from typing import Any
 
 from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import get_current_settings
+
+from headwater.errors import StoreError
 
 #: Ends when its standard input does: that is when the process that holds the other end is gone.
 _WATCH = "import os, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), 9)"
@@ -50,3 +55,29 @@ def watch_server() -> None:
     """Have Prefect use a `WatchedServer` where it starts one (it may use a server of yours)."""
     if None not in SubprocessASGIServer._instances:
         WatchedServer()
+
+
+def check_server() -> None:
+    """Fail in seconds where the Prefect server that is configured does not answer.
+
+    Prefect itself would try for minutes, and end in a traceback. Nothing is asked where none is
+    configured: then Prefect starts one of its own.
+
+    Raises
+    ------
+    StoreError
+        With the address, and how to do without.
+    """
+    url = get_current_settings().api.url
+    if not url:
+        return
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # Something answers; whether it is Prefect, the first call will tell.
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"no Prefect server answers at {url}: {getattr(error, 'reason', error)}",
+            expected="a running server at PREFECT_API_URL (or the active profile's address)",
+            remedy="start it, or unset PREFECT_API_URL: without it a server is started for the run",
+        ) from None

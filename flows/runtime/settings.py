@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 from pydantic.fields import FieldInfo
 
 from flows.runtime.values import MIN_PIXELS, Device, Heads, Pixels, Precision, TimmOptions
-from headwater.spec import DEFAULT_SIZE, Fitting
+from headwater.spec import DEFAULT_BACKBONE, DEFAULT_SIZE, Fitting
 
 DEFAULT_HEADS = ("patchcore", "f2r", "cs_flow")
 DEFAULT_PAIR_HEADS = ("pair_diff",)
@@ -41,18 +41,39 @@ def _set(default: Any, text: str, groups: tuple[str, ...] = (), **more: Any) -> 
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
+class _Places(dict[str, str]):
+    """Where settings were given, for messages alone: it makes no two settings different."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _no_bool_is_a_number(cls, value: Any, validate: Any, info: Any) -> Any:
+        """Yes would be 1: what YAML makes of a word is no number."""
+        kind = cls.model_fields[info.field_name].annotation
+        kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+        if isinstance(value, bool) and {int, float} & set(kinds):
+            raise ValueError(f"a number, not {'yes' if value else 'no'} (true or false)")
+        return validate(value)
 
 
 # fmt: off
 class BackboneSettings(_Frozen):
     """Which frozen network sees the images."""
 
-    name: str = _set("resnet18", "timm model name.", _BACKBONE, named="--backbone", kept=True)
+    name: str = _set(
+        DEFAULT_BACKBONE, "timm model name.", _BACKBONE, named="--backbone", kept=True,
+        otherwise=f"the one that the weight file's name begins with, or {DEFAULT_BACKBONE}")
     weights: Path | None = _set(
         None, "Weight file (safetensors or .pth), or a folder of them.", _BACKBONE, kept=True,
-        otherwise="HEADWATER_WEIGHTS, then timm's download")
+        otherwise="HEADWATER_WEIGHTS, then an installed package's, then timm's download")
     options: TimmOptions = _set(
         {}, "For timm (pad_type=same), or stride_in_1x1=true, mean=0.5, std=0.5.", _BACKBONE,
         named="--backbone-option", words="KEY=VALUE", otherwise=LAST, kept=True)
@@ -154,6 +175,21 @@ class Settings(_Frozen):
         None, "Where MLflow's artifacts go without an MLflow server, as s3://bucket/prefix.",
         otherwise="in home")
 # fmt: on
+
+    _places: _Places = PrivateAttr(default_factory=_Places)
+
+    def place(self, path: str) -> str:
+        """Return the file and line, or the variable, that gave a value; empty for other sources.
+
+        `path` is the value's key, dotted, keys of heads' settings included.
+        """
+        return self._places.get(path, "")
+
+    def given_at(self, places: Mapping[str, str]) -> Settings:
+        """Return these settings, which remember where values were given."""
+        made = self.model_copy()
+        made._places = _Places(places)
+        return made
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,29 @@ from pydantic import ValidationError
 from flows.runtime.settings import Setting, Settings, every_setting
 from flows.runtime.values import named_heads
 from headwater.errors import ConfigError
+from headwater.files import expand_user
 
 _FILE = "headwater.yaml"
 _PREFIX = "HEADWATER_"
+#: Valid names that are not all told where one of them is near.
+_MANY = 20
 #: What is settled when a home is opened, or is a call's own argument.
 _OF_THE_HOME = ("home", "store", "tracking", "artifacts", "image_set")
 _SECTIONS = {s.path.partition(".")[0] for s in every_setting() if "." in s.path}
+#: What pydantic says, and what a person would.
+_RAW = {
+    r"^Input is not a valid path for .*|^a valid path for .*": "a path",
+    r"^a valid dictionary( or instance of \w+)?": "keys with values, such as seed: 3",
+}
+#: Settings that are places on the disk, or may be.
+_PATHS = {s.path for s in every_setting() if s.type is Path} | {"store", "artifacts"}
+#: How a mistake in what the caller gave is told.
+_OWN = "{place}{word}"
+#: Variables that are no settings: where weights lie, and what Kubernetes sets for a service that
+#: is called headwater.
+_NO_SETTING = re.compile(
+    r"HEADWATER_(WEIGHTS|TEST_.*|(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_.*)?))"
+)
 #: Settings whose environment variables are older than the order of sources.
 _AFTER_THE_FILE = ("home", "artifacts")
 #: One of these that is given takes away the others, where they come from a lesser source.
@@ -77,7 +94,7 @@ def load_settings(
     names = {s.path: called(s) if called else f"option {s.option} " for s in every_setting()}
     after, before = _environment()
     merged: dict[str, tuple[Any, _Layer]] = {}
-    for layer in (after, _file(file), before, _Layer(mine, names, "{place}{word}")):
+    for layer in (after, _file(file), before, _Layer(mine, names, _OWN)):
         for folder in _INSTEAD:
             if layer.values.get(folder) is not None:
                 for other in _INSTEAD[folder]:
@@ -88,14 +105,32 @@ def load_settings(
             merged[path] = (value, layer)
     data: dict[str, Any] = {}
     for path, (value, _) in merged.items():
+        value = _at_home(path, value)
         section, _, key = path.partition(".")
         node = data.setdefault(section, {}) if section in _SECTIONS and key else data
         if isinstance(node, dict):  # else: a section that is none, which is told
             node[key if node is not data else path] = value
     try:
-        return Settings.model_validate(data)
+        settings = Settings.model_validate(data)
     except ValidationError as error:
         raise _explain(error, merged) from None
+    # Those of the caller's own are told by what they are called.
+    return settings.given_at(
+        {
+            key: place
+            for path, (_, layer) in merged.items()
+            if layer.form != _OWN
+            for key, place in layer.places.items()
+            if key == path or key.startswith(f"{path}.")
+        }
+    )
+
+
+def _at_home(path: str, value: Any) -> Any:
+    """Return a path with ``~`` as the user's folder; no shell has seen it in a file or variable."""
+    if path in _PATHS and isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(expand_user(value))
+    return value
 
 
 def _heads_over(before: Any, value: Any) -> Any:
@@ -109,18 +144,42 @@ def _heads_over(before: Any, value: Any) -> Any:
 def _environment() -> tuple[_Layer, _Layer]:
     """Return what the environment gives: what comes after the file, and what before.
 
-    With two underscores a name can only be meant for a setting: a misspelt one is told.
+    Raises
+    ------
+    ConfigError
+        For variables that can only be meant for settings and name none.
     """
     paths = {setting.environment: setting.path for setting in every_setting()}
-    found, places = {}, {}
+    found, places, wrong = {}, {}, []
     for name, value in os.environ.items():
-        misspelt = name.startswith(_PREFIX) and "__" in name
-        if value and (name in paths or misspelt):
-            path = paths.get(name) or name.removeprefix(_PREFIX).lower().replace("__", ".")
+        if not value or not name.startswith(_PREFIX):
+            continue
+        if name in paths:
+            path = paths[name]
             found[path], places[path] = value, f"environment variable {name}"
+        elif "__" in name:
+            path = name.removeprefix(_PREFIX).lower().replace("__", ".")
+            found[path], places[path] = value, f"environment variable {name}"
+        elif not _NO_SETTING.fullmatch(name):
+            wrong.append((f"environment variable {name}={value}", _variable(name, list(paths))))
+    if wrong:
+        several = len(wrong) > 1
+        raise ConfigError(
+            "\n".join(f"{text}\n  expected: {hint}" if several else text for text, hint in wrong),
+            expected="" if several else wrong[0][1],
+            remedy="headwater settings lists what can be set; or unset it",
+        )
     old = {path: value for path, value in found.items() if path in _AFTER_THE_FILE}
     new = {path: value for path, value in found.items() if path not in _AFTER_THE_FILE}
     return _Layer(old, places, "{place}={word}"), _Layer(new, places, "{place}={word}")
+
+
+def _variable(wrong: str, names: list[str]) -> str:
+    """Return the variables that a name may have been meant for."""
+    word = wrong.removeprefix(_PREFIX)
+    meant = [n for n in names if n.endswith(f"__{word}") or n.startswith(f"{_PREFIX}{word}__")]
+    meant = meant or difflib.get_close_matches(wrong, names, n=3, cutoff=0.8)
+    return f"perhaps {', '.join(meant)}" if meant else "HEADWATER_ and the name of a setting"
 
 
 def _file(file: Path | None) -> _Layer:
@@ -155,11 +214,43 @@ def _file(file: Path | None) -> _Layer:
             values |= {f"{key}.{name}": own for name, own in value.items()}
         elif value is not None:
             values[key] = value
+    _refuse_twice(path, root)
     for setting in every_setting():
         if setting.type is Path and isinstance(value := values.get(setting.path), str):
-            values[setting.path] = str(path.absolute().parent / Path(value).expanduser())
+            values[setting.path] = str(path.absolute().parent / expand_user(value))
     places = {key: f"{path}, line {line}" for key, line in _lines(root, "")}
     return _Layer(values, places, "{place}: {key} = {value}")
+
+
+def _refuse_twice(path: Path, root: yaml.Node | None) -> None:
+    """Raise `ConfigError` for keys that are said twice: YAML would silently take the last one."""
+    found: list[str] = []
+    seen: set[int] = set()
+
+    def walk(node: yaml.Node, prefix: str) -> None:
+        if id(node) in seen:  # an alias
+            return
+        seen.add(id(node))
+        lines: dict[Any, int] = {}
+        for child in node.value if isinstance(node, yaml.SequenceNode) else ():
+            walk(child, prefix)
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode):
+                first = lines.get((key.tag, key.value))
+                lines.setdefault((key.tag, key.value), line)
+                if first is not None:
+                    found.append(f"{path}, lines {first} and {line}: {name} is there twice")
+            walk(value, f"{name}.")
+
+    if root is not None:
+        walk(root, "")
+    if found:
+        raise ConfigError(
+            "\n".join(found),
+            expected="every key once",
+            remedy="put the two together, or delete one",
+        )
 
 
 def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
@@ -199,6 +290,8 @@ def _explain(error: ValidationError, merged: Mapping[str, tuple[Any, _Layer]]) -
 def expectation(message: str) -> str:
     """Return what pydantic expected, from what it says."""
     plain = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    for raw, said in _RAW.items():
+        plain = re.sub(raw, said, plain)
     return re.sub(r"^.* is not (?=one of )| or instance of \w+|, unable to parse .*|\.$", "", plain)
 
 
@@ -212,6 +305,8 @@ def _fields(keys: list[str]) -> list[str]:
 def _choices(wrong: str, right: list[str]) -> str:
     """Return the valid names, the nearest one first."""
     close = difflib.get_close_matches(wrong, right, n=1)
+    if close and len(right) > _MANY:
+        return f"{close[0]!r}? docs/settings.md lists them all"
     return (f"{close[0]!r}? " if close else "") + "one of " + ", ".join(right)
 
 

@@ -130,7 +130,7 @@ def judge(data: TrainingData, head: Head, held_out: FeatureSource) -> Judgement:
     for reason in dict.fromkeys(judged.metrics.omitted.values()):
         names = [k for k, v in judged.metrics.omitted.items() if v == reason]
         notes.append(f"{head.name}: no {', '.join(names)}: {reason}")
-    notes += [*calibration.caveats, *data.notes()]
+    notes += [*ties(head.name, data.kind.name, scores), *calibration.caveats, *data.notes()]
     judged.table = sorted((_row(data, judged, i) for i in range(len(samples))), key=judging.worst)
     for sample in samples[:1]:
         with contextlib.suppress(OSError, ValueError):
@@ -164,6 +164,31 @@ def _as_looked_at(
             f"interest count as {data.kind.verdicts[0]}, such as {gone[0]}"
         )
     return told, inside
+
+
+def ties(head: str, kind: str, scores: np.ndarray) -> list[str]:
+    """Return a sentence where most samples share a score: then nothing is told apart.
+
+    A score that has saturated (a probability of 1 in float32, say) is the same for all it is
+    given, and its AUROC of .5 looks like that of a head that has learnt nothing.
+
+    Examples
+    --------
+    >>> ties("ms_flow", "image", np.array([1.0, 1.0, 1.0, 0.5]))
+    ['ms_flow: 3 of 4 test images have the same score, 1: they are not told apart (saturated?)']
+    >>> ties("ms_flow", "image", np.array([0.9, 1.0, 0.7, 0.5]))
+    []
+    """
+    if len(scores) < 4:
+        return []
+    values, counts = np.unique(scores, return_counts=True)
+    most = int(counts.max())
+    if 2 * most <= len(scores):
+        return []
+    return [
+        f"{head}: {most} of {len(scores)} test {kind}s have the same score, "
+        f"{values[counts.argmax()]:.4g}: they are not told apart (saturated?)"
+    ]
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from flows.pictures.maps import prediction_overlay
 from flows.pictures.panels import faded
 from heads.catalogue import get_head
 from headwater.errors import ConfigError, DataError, ImageError, ModelError
+from headwater.files import short_name
 from headwater.samples import IMAGE, PAIR, SampleKind
 from headwater.spec import seed_of_untrained
 from storage.registry.registry import Registry
@@ -211,7 +212,7 @@ def predict(
             continue
         # The content in the name: another sample of the same name never takes its place.
         text = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:8]
-        target = folder / f"{paths[0].stem}-{text}.png"
+        target = folder / short_name(paths[0].stem, f"-{text}.png")
         rows.append(
             {
                 **dict(zip(kind.images, map(str, paths), strict=True)),

@@ -33,7 +33,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 
 from headwater.errors import StoreError  # noqa: E402
-from headwater.files import locked, replacing  # noqa: E402
+from headwater.files import locked, replacing, sqlite_url  # noqa: E402
 
 __all__ = ["MlflowClient", "MlflowException", "database_uri", "mlflow", "prepare_database"]
 
@@ -42,8 +42,15 @@ for _name in ("mlflow", "alembic", "alembic.runtime.migration"):
 
 
 def database_uri(path: Path) -> str:
-    """Return the tracking URI of an SQLite file."""
-    return f"sqlite:///{path.absolute()}"
+    """Return the tracking URI of an SQLite file, whatever its path is made of.
+
+    Examples
+    --------
+    >>> database_uri(Path("/srv/line 2/mlflow.db")), database_uri(Path("/srv/line #2/mlflow.db"))
+    ('sqlite:////srv/line 2/mlflow.db', 'sqlite+pysqlite:////srv/line%20%232/mlflow.db')
+    """
+    # Of "sqlite:///" MLflow makes the parent folders itself, from the quoted path.
+    return sqlite_url(path, "sqlite", "sqlite+pysqlite")
 
 
 @functools.cache
@@ -62,15 +69,25 @@ def _known_revisions() -> set[str]:
 
 
 def _revision(path: Path) -> str | None:
-    """Return the schema revision of a database; None where there is none yet."""
+    """Return the schema revision of a database; None where there is none yet.
+
+    A file that holds anything is never taken for none: another would be put in its place.
+    """
     if not path.exists() or not path.stat().st_size:
         return None
+    foreign = StoreError(
+        f"{path} is an SQLite file without MLflow's tables",
+        expected="the database that MLflow made there",
+        remedy="restore it from a copy, or move it away to begin with an empty one",
+    )
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as db:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=20)
+        ) as db:
             row = db.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
-            return None
+            raise foreign from error
         raise StoreError(
             f"the MLflow database {path} cannot be opened: {error}",
             expected="a readable SQLite file",
@@ -82,7 +99,9 @@ def _revision(path: Path) -> str | None:
             expected="an SQLite file that MLflow made",
             remedy="restore it from a copy, or move it away to begin with an empty one",
         ) from error
-    return str(row[0]) if row else None
+    if not row:
+        raise foreign
+    return str(row[0])
 
 
 def prepare_database(path: Path) -> str:

@@ -13,13 +13,8 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
-from storage.registry.client import (
-    MlflowClient,
-    MlflowException,
-    database_uri,
-    mlflow,
-    prepare_database,
-)
+from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow
+from storage.registry.place import open_database
 from storage.registry.runs import EPOCH
 
 # After the import that sets MLflow's environment.
@@ -41,18 +36,20 @@ class RegistryReader:
         #: What a user calls it: the URL that was given, or the home.
         self.place = tracking_url or str(self.home)
         self.database = self.home / "mlflow.db"
-        self.uri = tracking_url or database_uri(self.database)
-        scheme = urlparse(self.uri).scheme.split("+")[0]
+        scheme = urlparse(tracking_url).scheme.split("+")[0] if tracking_url else "sqlite"
         if scheme not in _SCHEMES:
             raise ConfigError(
-                f"MLflow tracking URL {self.uri!r}",
+                f"MLflow tracking URL {tracking_url!r}",
                 expected="http(s)://HOST:PORT, sqlite:///FILE or postgresql://...",
             )
-        self._server = scheme in ("http", "https")
-        if scheme == "sqlite":
-            self.database = Path(unquote(self.uri.removeprefix("sqlite:///"))).absolute()
-            self.uri = database_uri(self.database)
-        self._local = scheme == "sqlite"
+        self._server, self._local = scheme in ("http", "https"), scheme == "sqlite"
+        if tracking_url and self._local:
+            self.database = _database_of(tracking_url)
+        #: Whether the database is the home's own: then its addresses go with the home.
+        self._own = self.database == self.home / "mlflow.db"
+        self._uri = tracking_url if tracking_url and not self._local else ""
+        #: Whether runs can be written; a home that cannot is looked at through a copy.
+        self.writable = True
         #: Where new sets' artifacts go: below the home, or where HEADWATER_ARTIFACTS says (S3).
         self.artifacts = os.environ.get("HEADWATER_ARTIFACTS", "").rstrip("/") or (
             (self.home / "mlartifacts").as_uri()
@@ -69,12 +66,23 @@ class RegistryReader:
             Where the database cannot be used or no server answers.
         """
         if self._cached is None:
-            if self._local:
-                prepare_database(self.database)
-            elif self._server:
+            if self._server:
                 self._ask_server()
-            self._cached = MlflowClient(self.uri, self.uri)
+            uri = self.ready()
+            self._cached = MlflowClient(uri, uri)
         return self._cached
+
+    @property
+    def uri(self) -> str:
+        """MLflow's tracking URI; a database that is there is in order, at the home's place."""
+        return database_uri(self.database) if self._empty else self.ready()
+
+    def ready(self) -> str:
+        """Return MLflow's tracking URI, the database made or brought in order where needed."""
+        if not self._uri:
+            home = self.home if self._own else None
+            self._uri, self.writable = open_database(self.database, home)
+        return self._uri
 
     def _ask_server(self) -> None:
         """Fail in seconds where MLflow's own client would try for minutes."""
@@ -89,6 +97,24 @@ class RegistryReader:
                 expected="a running `mlflow server`",
                 remedy="start it, or leave the tracking URL out to use the home's own database",
             ) from error
+
+    @property
+    def on_server(self) -> bool:
+        """Whether an MLflow server keeps the results, and shows them itself."""
+        return self._server
+
+    def experiments(self) -> dict[str, str]:
+        """Return the ids of the experiments of image sets, by the sets' names."""
+        if self._empty:
+            return {}
+        with told():
+            every = get_results_from_paginated_fn(
+                lambda count, token: self.client.search_experiments(
+                    max_results=count, page_token=token
+                ),
+                500,
+            )
+        return {e.name: e.experiment_id for e in sorted(every, key=lambda e: e.name) if _of_set(e)}
 
     @property
     def _empty(self) -> bool:
@@ -273,6 +299,19 @@ class RegistryReader:
             folder = self.home / "pictures" / run_id
             folder.mkdir(parents=True, exist_ok=True)
             return [self.client.download_artifacts(run_id, p, str(folder)) for p in paths]
+
+
+def _database_of(url: str) -> Path:
+    """Return the file of an SQLite address, read as SQLAlchemy reads it."""
+    path = url.partition(":///")[2].partition("?")[0]
+    literal = Path(path).absolute()
+    # A percent sign that was not quoted, where there is such a file.
+    return literal if literal.exists() else Path(unquote(path)).absolute()
+
+
+def _of_set(experiment: Any) -> bool:
+    """Tell image sets' experiments from others that a server or a database may hold."""
+    return experiment.name != "Default"
 
 
 def model_name(image_set: str, head: str) -> str:

@@ -6,14 +6,13 @@ asked for it), one registered model ``SET.HEAD`` a head. Nothing here reads feat
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from headwater.errors import ConfigError, StoreError
-from storage.registry.client import MlflowException, prepare_database
+from headwater.errors import StoreError
+from storage.registry.client import MlflowException
 from storage.registry.facts import image_set_dataset, is_alive, process_tags, user, versions
 from storage.registry.read import RegistryReader, model_name, told
 from storage.registry.runs import Run, RunLog, ask_again
@@ -187,7 +186,14 @@ class Registry(RegistryReader):
             "mlflow.source.type": "LOCAL",
             **{k: v[:5000] for k, v in tags.items()},
         }
-        made = self.client.create_run(self._experiment(image_set), tags=every, run_name=name)
+        client = self.client
+        if not self.writable:
+            raise StoreError(
+                f"{self.database} cannot be written: no run is kept",
+                expected="a home that this user may write to",
+                remedy="copy the home, and give the copy with --home",
+            )
+        made = client.create_run(self._experiment(image_set), tags=every, run_name=name)
         return str(made.info.run_id)
 
     def _registered(self, name: str, image_set: str, head: str) -> None:
@@ -227,22 +233,3 @@ class Registry(RegistryReader):
         with told():
             running = self._search(image_set, "attributes.status = 'RUNNING'")
             return {run.data.tags.get(tag, "") for run in running} - {""}
-
-    def ui_command(self, port: int = 5000) -> list[str]:
-        """Return the command that opens the MLflow UI on this machine alone.
-
-        Raises
-        ------
-        ConfigError
-            Where a server is configured: it is its own UI.
-        """
-        if self._server:
-            raise ConfigError(
-                f"the results are on {self.uri}", remedy="open that address in a browser"
-            )
-        if self._local:
-            prepare_database(self.database)
-        place = self.artifacts
-        options = ["--backend-store-uri", self.uri, "--default-artifact-root", place]
-        options += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        return [sys.executable, "-m", "mlflow", "ui", *options]

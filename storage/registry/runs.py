@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
+
 from headwater.errors import ModelError, StoreError
 from storage.registry.client import MlflowClient, MlflowException
 
@@ -185,7 +187,7 @@ class Run(RunLog):
             )
         for cache in folder.rglob("__pycache__"):
             shutil.rmtree(cache, ignore_errors=True)
-        model = Model.load(str(folder / "MLmodel"))
+        model = read_model(folder / "MLmodel")
         model.run_id, model.model_id, model.model_uuid = self.run_id, self.model_id, self.model_id
         place = self._client.get_logged_model(self.model_id).artifact_location
         model.artifact_path = place
@@ -255,6 +257,11 @@ class Run(RunLog):
                 ) from trouble
             # The error that ended the run is the one to tell; the run is reaped later.
             error.add_note(f"and MLflow could not be told: {str(trouble).splitlines()[0]}")
+
+
+def read_model(path: Path) -> Model:
+    """Read an ``MLmodel`` file; MLflow's own reading unquotes what follows a % in its path."""
+    return Model.from_dict(yaml.safe_load(path.read_text()))
 
 
 def ask_again(call: Callable[[], None], most: int = 8) -> None:

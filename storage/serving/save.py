@@ -16,13 +16,11 @@ from PIL import Image
 from headwater.errors import ModelError
 from headwater.version import __version__
 from storage.registry.client import mlflow
+from storage.registry.runs import read_model
 from storage.serving.detector import Detector, Sample
 from storage.serving.encoding import encode_image
 from storage.serving.files import BACKBONE_FILE, HEAD_FILE, MANIFEST
 from storage.serving.pyfunc import SIGNATURES
-
-# After the import that sets MLflow's environment.
-from mlflow.models import Model  # isort: skip
 
 _PACKAGES = ("torch", "torchvision", "timm", "FrEIA", "safetensors", "numpy", "pandas", "pillow")
 _SAVING = threading.Lock()
@@ -70,18 +68,20 @@ def save_model(
     # MLflow runs the model's code into a global variable: one save at a time.
     with tempfile.TemporaryDirectory(dir=folder.parent) as files, _SAVING:
         detector.save(Path(files), about)
+        # As addresses: MLflow would take a % in a path for a quoted character.
+        place = Path(files).absolute().as_uri()
         artifacts = {"manifest": MANIFEST, "head": HEAD_FILE, "backbone": BACKBONE_FILE}
         mlflow.pyfunc.save_model(
             path=str(folder),
             python_model=str(Path(__file__).with_name("model_code.py")),
-            artifacts={k: f"{files}/{v}" for k, v in artifacts.items()},
+            artifacts={k: f"{place}/{v}" for k, v in artifacts.items()},
             signature=SIGNATURES[detector.kind],
             input_example=table,
             pip_requirements=_requirements(),
         )
     # MLflow writes where the files lay on this machine; a model is the same wherever it was made.
     path = folder / "MLmodel"
-    model = Model.load(str(path))
+    model = read_model(path)
     flavour = model.flavors["python_function"]
     flavour["model_code_path"] = Path(flavour["model_code_path"]).name
     for artifact in flavour["artifacts"].values():

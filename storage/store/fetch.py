@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
-import queue
-import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,35 +228,11 @@ def copy_rows(out: Tensor, source: Tensor, rows: np.ndarray) -> None:
 
 def read_ahead(source: Iterator[Batch]) -> Iterator[Batch]:
     """Run an iterator in a thread, a few items ahead."""
-    items: queue.Queue[Any] = queue.Queue(AHEAD)
-    stop = threading.Event()
-    end = object()
-
-    def put(item: Any) -> None:
-        while not stop.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        try:
-            for item in source:
-                put(item)
-                if stop.is_set():
-                    return
-            put(end)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=produce, name="headwater-read-ahead", daemon=True)
-    thread.start()
+    thread = ThreadPoolExecutor(1, "headwater-read-ahead")
     try:
-        while (item := items.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
+        asked = collections.deque(thread.submit(next, source, None) for _ in range(AHEAD))
+        while (item := asked.popleft().result()) is not None:
+            asked.append(thread.submit(next, source, None))
             yield item
     finally:
-        stop.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)

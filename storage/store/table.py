@@ -166,22 +166,28 @@ class Selection:
 
 
 def nanoseconds(moment: dt.datetime | str | int) -> int:
-    """Return ns since 1970 UTC; a date or time without a zone is local time.
+    """Return ns since 1970 UTC; a text without a zone is UTC, as all times that are shown are.
 
-    A bare date means its end: "known by 2026-05-01" includes that day.
+    A bare date means its end: "known by 2026-05-01" includes that day. A text to the second means
+    the whole of that second, as times are shown: given back, they mean what was shown.
     """
     if isinstance(moment, int):
         return moment
     if isinstance(moment, str):
         try:
-            bare = len(moment.strip()) == 10
-            moment = dt.datetime.fromisoformat(moment.strip())
+            text = moment.strip().removesuffix(" UTC")
+            bare, whole = len(text) == 10, "." not in text
+            moment = dt.datetime.fromisoformat(text)
         except ValueError:
             raise ConfigError(
                 f"date {moment!r}", expected="an ISO date such as 2026-05-01 or 2026-05-01T12:00Z"
             ) from None
         if bare:
             moment += dt.timedelta(days=1, microseconds=-1)
+        elif whole:
+            moment = moment.replace(microsecond=999_999)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=dt.UTC)
     delta = moment.astimezone(dt.UTC) - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
     return (delta.days * 86_400 + delta.seconds) * 10**9 + delta.microseconds * 1000
 

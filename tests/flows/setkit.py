@@ -54,6 +54,7 @@ class SmallSet:
                 "image_set": "s",
                 "images": self.images,
                 "heads": self.heads,
+                "backbone": {"name": "resnet18"},
                 "extraction": self.extraction,
                 "training": {"preset": "small"},
             }

@@ -96,7 +96,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
 ]
 
 
-#: What the papers (and, where they are silent, methods.md) say of their default configurations.
+#: What the papers say of their default configurations, or docs/heads.md where they are silent.
 PAPERS: dict[str, dict[str, Any]] = {
     "cs_flow": {
         "image_size": "auto", "scales": 3, "kernels": (3, 3, 3, 5), "hidden": 1024, "slope": 0.1,

@@ -136,6 +136,10 @@ def test_find_weights(tmp_path, monkeypatch):
     assert find_weights("resnet18") == found
     with pytest.raises(WeightsError, match="does not exist"):
         find_weights("resnet18", tmp_path / "absent")
+    with pytest.raises(
+        WeightsError, match=r"no file in[\s\S]*it has files for: --backbone resnet18"
+    ):
+        find_weights("resnet50", tmp_path)
     (tmp_path / "resnet18.b.pth").write_bytes(b"")
     with pytest.raises(WeightsError, match="2 files"):
         find_weights("resnet18", tmp_path)

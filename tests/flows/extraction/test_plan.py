@@ -13,6 +13,7 @@ from flows.extraction.plan import (
     training_key,
 )
 from flows.runtime.settings import DEFAULT_SIZE, Settings
+from flows.runtime.sources import load_settings
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, ExtractorSpec
 from storage.store.table import ImageRow
@@ -117,3 +118,16 @@ def test_heads_and_sets_must_fit():
     settings = Settings.model_validate({"image_set": "boards", "pairs": "boards", "heads": heads})
     with pytest.raises(ConfigError, match="patchcore, padim read single images"):
         check_kind(settings)
+
+
+def test_a_mistake_in_a_heads_settings_has_its_place(tmp_path):
+    file = tmp_path / "h.yaml"
+    for text, said in (
+        ("heads:\n  patchcore:\n    ratioo: 1\n", r"h.yaml, line 3: setting 'ratioo'"),
+        ("heads:\n  padim: {}\n  pachcore: {}\n", r"h.yaml, line 3: unknown head 'pachcore'"),
+        ("\nheads: [pachcore]\n", r"h.yaml, line 2: unknown head 'pachcore'"),
+        ("heads: {patchcore: {ratio: lots}}\n", r"h.yaml, line 1: setting ratio = 'lots'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            configured(load_settings(file))

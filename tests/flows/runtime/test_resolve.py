@@ -9,7 +9,9 @@ import flows.runtime.settings as module
 from flows.runtime.home import Home
 from flows.runtime.resolve import _BEFORE, FOLDERS, remember, resolve, tune_heads
 from flows.runtime.settings import Settings, changed, every_setting
+from flows.runtime.sources import load_settings
 from headwater.errors import ConfigError, DataError
+from headwater.spec import DEFAULT_BACKBONE
 
 
 @pytest.fixture
@@ -31,18 +33,41 @@ def run(home, **values):
 
 
 def test_a_set_is_run_again_as_it_was(home):
-    own = {"weights": home.root / "w.safetensors", "options": {"pad_type": "same"}}
+    file = home.root / "resnet18.w.safetensors"
+    file.write_bytes(b"")
+    own = {"weights": file, "options": {"pad_type": "same"}}
     first = run(home, images=home.root / "photos", backbone=own, extraction={"size": 128})
     for images in (True, False):
         again = resolve(settings(), home, images=images)
         assert (again.backbone, again.extraction) == (first.backbone, first.extraction)
         assert again.images == (first.images if images else None)
+    assert first.backbone.name == "resnet18"  # as the file's name says
     other = {"name": "resnet50"}
     again = resolve(settings(backbone=other, extraction={"size": 64}), home)
     # Another backbone has weights and options of its own.
     assert (again.backbone.name, again.backbone.weights) == ("resnet50", None)
     assert again.backbone.options == {}
     assert again.extraction.size == 64
+
+
+def test_a_new_set_has_the_backbone_named_or_its_file_s_or_the_default(home, monkeypatch):
+    photos, file = home.root / "photos", home.root / "resnet50.pth"
+    monkeypatch.delenv("HEADWATER_WEIGHTS", raising=False)
+    assert resolve(settings(images=photos), home).backbone.name == DEFAULT_BACKBONE
+    file.write_bytes(b"")
+    other = {"name": "resnet18", "weights": file}  # told when it is read
+    assert resolve(settings(images=photos, backbone=other), home).backbone.name == "resnet18"
+    monkeypatch.setenv("HEADWATER_WEIGHTS", str(home.root))
+    assert resolve(settings(images=photos), home).backbone.name == DEFAULT_BACKBONE
+    monkeypatch.setenv("HEADWATER_WEIGHTS", str(file))
+    assert resolve(settings(images=photos), home).backbone.name == "resnet50"
+    nameless = file.rename(home.root / "mine.pth")
+    monkeypatch.delenv("HEADWATER_WEIGHTS")
+    with pytest.raises(ConfigError, match=r"mine\.pth: no backbone is named[\s\S]*--backbone"):
+        resolve(settings(images=photos, backbone={"weights": nameless}), home)
+    # A set that remembers its backbone does not need the file's name.
+    run(home, images=photos, backbone={"name": "resnet18", "weights": nameless})
+    assert resolve(settings(backbone={"weights": nameless}), home).backbone.name == "resnet18"
 
 
 def test_what_was_given_and_equals_the_default_counts_as_given(home):
@@ -132,7 +157,7 @@ def test_the_card_holds_all_that_is_kept_and_nothing_else(home):
 
 def test_paths_are_remembered_whole(home, monkeypatch):
     monkeypatch.chdir(home.root)
-    run(home, images="photos", backbone={"weights": "w.pth"})
+    run(home, images="photos", backbone={"name": "resnet18", "weights": "w.pth"})
     monkeypatch.chdir("/")
     again = resolve(settings(), home)
     assert again.images == home.root / "photos"
@@ -183,3 +208,36 @@ def test_a_head_is_set_up_among_those_that_will_run(tmp_path):
         tune_heads(changed(boards, {"images": tmp_path}), home, {"pair_diff.seed": 3})
     with pytest.raises(ConfigError, match=r"--set seed\n"):
         tune_heads(boards, home, {"seed": 3})
+
+
+def test_what_came_along_with_a_home_is_found_where_it_is_now(tmp_path):
+    old = Home.at(tmp_path / "old/home")
+    inside, beside = old.root / "demo", tmp_path / "old/photos"
+    far = tmp_path / "far"
+    for folder in (inside, beside, far):
+        folder.mkdir(parents=True)
+    card = {"root": str(beside), "images": str(inside), "masks": str(far), "normal": None}
+    card["backbone"] = {"name": "resnet18", "weights": str(tmp_path / "old/w.pth"), "options": {}}
+    (tmp_path / "old/w.pth").touch()
+    old.write_card("s", card)
+    assert old.card("s") == card
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = Home.at(tmp_path / "new/home").card("s")
+    assert moved["images"] == str(tmp_path / "new/home/demo")
+    assert moved["root"] == str(tmp_path / "new/photos")
+    assert moved["backbone"]["weights"] == str(tmp_path / "new/w.pth")
+    assert (moved["masks"], moved["normal"]) == (str(far), None)
+
+
+def test_folders_that_are_not_there_are_told_by_who_named_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    home = Home.at(tmp_path / "home")
+    Path("headwater.yaml").write_text("\nimages: nowhere\n")
+    with pytest.raises(DataError, match=r"headwater.yaml, line 2: images = .*/nowhere"):
+        resolve(load_settings(None, {"image_set": "s"}), home)
+    with pytest.raises(DataError, match=r"--images .*gone: no such"):
+        resolve(load_settings(None, {"image_set": "s", "images": tmp_path / "gone"}), home)
+    Path("headwater.yaml").unlink()
+    home.write_card("s", {"root": "/gone", "images": "/gone/photos"})
+    with pytest.raises(DataError, match="/gone/photos, the folder of s's images when it was last"):
+        resolve(load_settings(None, {"image_set": "s"}), home)

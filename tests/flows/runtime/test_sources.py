@@ -7,6 +7,7 @@ import pytest
 from flows.runtime.settings import Settings
 from flows.runtime.sources import by_keyword, load_settings
 from headwater.errors import ConfigError
+from headwater.spec import DEFAULT_BACKBONE
 
 
 @pytest.fixture(autouse=True)
@@ -89,11 +90,11 @@ def test_the_older_variables_come_after_the_file(monkeypatch):
 def test_what_equals_the_default_counts_as_given_from_wherever_it_comes(monkeypatch):
     Path("headwater.yaml").write_text("extraction: {dtype: float16, size: null}\n")
     monkeypatch.setenv("HEADWATER_TRAINING__SEED", "0")
-    settings = load_settings(None, {"backbone.name": "resnet18"})
+    settings = load_settings(None, {"backbone.name": DEFAULT_BACKBONE})
     assert given(settings) == {
         "extraction": {"dtype": "float16", "size": None},
         "training": {"seed": 0},
-        "backbone": {"name": "resnet18"},
+        "backbone": {"name": DEFAULT_BACKBONE},
     }
     assert settings == Settings()
     assert given(load_settings(Path("headwater.yaml"), {})) != {}
@@ -127,6 +128,13 @@ def test_folders_of_another_kind_replace_those_of_the_file(options, left):
         ("heads: {f2r: 3}\n", ["line 1", "heads.f2r = 3"]),
         ("a: !!python/object:b.c {}\n", ["line 1", "expected: valid YAML"]),
         ("\x00", ["expected: valid YAML"]),
+        ("home: a\nimages: b\nhome: c\n", ["lines 1 and 3", "home is there twice"]),
+        ("training:\n  seed: 1\n  seed: 1\n", ["lines 2 and 3", "training.seed is there twice"]),
+        ("heads: {f2r: {alpha: 1, alpha: 1}}", ["lines 1 and 1", "heads.f2r.alpha is there twice"]),
+        ("training: {seed: yes}\n", ["line 1", "seed = True", "a number, not yes"]),
+        ("training: {target_fpr: no, epochs: on}\n", ["a number, not no", "a number, not yes"]),
+        ("home: 3\n", ["line 1: home = 3", "expected: a path\n"]),
+        ("training: 7\n", ["line 1: training = 7", "expected: keys with values"]),
     ],
 )
 def test_a_mistake_is_reported_with_its_place_and_the_choices(text, said):
@@ -153,6 +161,50 @@ def test_all_mistakes_are_reported_together_each_with_its_source(monkeypatch):
     ):
         assert said in str(error.value)
     assert "block_mb = " not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("HEADWATER_SEED", "HEADWATER_TRAINING__SEED"),
+        ("HEADWATER_TRAINING", "HEADWATER_TRAINING__SEED"),
+        ("HEADWATER_HOMME", "HEADWATER_HOME"),
+        ("HEADWATER_XYZZY", "the name of a setting"),
+    ],
+)
+def test_a_variable_that_sets_nothing_is_told(monkeypatch, name, meant):
+    monkeypatch.setenv(name, "7")
+    with pytest.raises(ConfigError, match=f"environment variable {name}=7") as error:
+        load_settings()
+    assert meant in str(error.value)
+
+
+def test_variables_that_kubernetes_sets_are_none_of_ours(monkeypatch):
+    for name in ("SERVICE_HOST", "PORT", "PORT_8786_TCP_ADDR", "MLFLOW_SERVICE_PORT_HTTP"):
+        monkeypatch.setenv(f"HEADWATER_{name}", "tcp://10.0.0.1:8786")
+    assert load_settings() == Settings()
+
+
+def test_a_tilde_is_the_users_folder_wherever_it_comes_from(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HEADWATER_HOME", "~/state")
+    monkeypatch.setenv("HEADWATER_STORE", "~/store")
+    Path("headwater.yaml").write_text("images: ~/photos\n")
+    settings = load_settings(None, {"backbone.weights": "~/w.pth"})
+    assert settings.home == tmp_path / "state"
+    assert settings.store == str(tmp_path / "store")
+    assert settings.images == tmp_path / "photos"
+    assert settings.backbone.weights == tmp_path / "w.pth"
+    assert load_settings(None, {"store": "s3://a/~b"}).store == "s3://a/~b"
+
+
+def test_mistakes_found_later_know_their_place():
+    Path("headwater.yaml").write_text("images: nowhere\nheads:\n  patchcore:\n    ratioo: 1\n")
+    settings = load_settings(None, {"training.seed": 3})
+    assert settings.place("images").endswith("headwater.yaml, line 1")
+    assert settings.place("heads.patchcore.ratioo").endswith("headwater.yaml, line 4")
+    assert settings.place("training.seed") == ""
+    assert load_settings(None, {"images": "there"}).place("images") == ""
 
 
 def test_a_mistake_in_an_option_names_the_option():

@@ -6,12 +6,8 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
-from headwater.errors import ConfigError
 from storage.registry.client import MlflowClient
 from storage.registry.facts import process_tags
-from storage.registry.registry import Registry
 from tests.storage.registry.conftest import TAGS
 
 
@@ -51,11 +47,3 @@ def test_trainings_that_begin_at_once_share_a_data_set(registry, monkeypatch):
         runs = list(pool.map(begin, range(8)))
     for run_id in runs:
         assert len(registry.client.get_run(run_id).inputs.dataset_inputs) == 1
-
-
-def test_the_ui_is_for_this_machine_alone(registry, tmp_path):
-    command = registry.ui_command(5001)
-    assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert f"sqlite:///{tmp_path}/mlflow.db" in command
-    with pytest.raises(ConfigError, match="browser"):
-        Registry(tmp_path, "http://mlflow.example:5000").ui_command()
