@@ -284,8 +284,7 @@ def rank_pixels(
             )
         if not np.isfinite(values).all():
             raise DataError(f"map {i} holds values that are not finite", expected="finite scores")
-        seen = seen_of(maps[i])
-        mask &= seen
+        mask &= (seen := seen_of(maps[i]))
         bits = (values + np.float32(0))[seen].view(np.uint32)  # the sum turns -0 into 0
         negative = bits >> np.uint32(31) == 1
         ordered = np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
