@@ -120,7 +120,7 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
     threads = max(1, cores() // workers)
     with (
         registry.parent(result.image_set, trainings[0].snapshot) as parent_run,
-        dask_client(workers, asked.settings.dask.scheduler) as client,
+        dask_client(workers, asked.settings.dask.scheduler, asked.home.scratch) as client,
     ):
 
         def on_progress(event: tuple[float, dict[str, Any]]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from headwater.addresses import hidden
+
 
 class HeadwaterError(Exception):
     """Base of all errors a user can cause or cure.
@@ -30,8 +32,9 @@ class HeadwaterError(Exception):
     """
 
     def __init__(self, culprit: str, *, expected: str = "", remedy: str = "") -> None:
-        self.culprit, self.expected, self.remedy = culprit, expected, remedy
-        super().__init__(culprit, expected, remedy)
+        # Here, so that no message, log, run or database that keeps one shows a password.
+        self.culprit, self.expected, self.remedy = map(hidden, (culprit, expected, remedy))
+        super().__init__(self.culprit, self.expected, self.remedy)
 
     def __str__(self) -> str:
         text = self.culprit

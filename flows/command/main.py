@@ -7,12 +7,14 @@ Exit status: 0 all went well, 1 a fault of Headwater's own, 2 a mistake that the
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from flows.command import begin, job, look, pairs, store
+from flows.command.arguments import hide_in_tracebacks, hide_passwords
 from flows.command.options import UsageError, command_group, explain_usage
 from flows.runtime.console import err, out
 from flows.runtime.signals import end_now, sigterm_interrupts, was_asked
@@ -49,6 +51,9 @@ def main() -> None:
 
     Those that typer finds in the command line are printed as all others are.
     """
+    for note in hide_passwords(os.environ):
+        err.print(note, markup=False)
+    hide_in_tracebacks()
     try:
         with sigterm_interrupts():
             status = app(standalone_mode=False)

@@ -83,7 +83,8 @@ def takes(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             values = {options[k].path: said[k] for k in options if said[k] is not None}
             if "image_set" in said:
                 values["image_set"] = said["image_set"]
-            given = Given(values, tuple(said.get("tuned") or ()), said.get("config"))
+            tuned = tuple(said.get("tuned") or ())
+            given = Given(values, tuned, said.get("config"), own_process=True)
             command(given=given, **{k: v for k, v in said.items() if k in own})
 
         run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from flows.runtime.console import err, out, size, table
+from headwater.addresses import hidden
 from headwater.errors import HeadwaterError
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def show_run(result: RunResult, home: Home) -> None:
         for picture in pictures:
             out.print(f"  {shorten(picture)}", markup=False)
     for head, error in result.failures:
-        err.print(f"error: {head}: {error}", style="red", markup=False)
+        err.print(hidden(f"error: {head}: {error}"), style="red", markup=False)
         if not isinstance(error, HeadwaterError):
-            err.print("".join(traceback.format_exception(error)), markup=False)
+            err.print(hidden("".join(traceback.format_exception(error))), markup=False)
     if result.outcomes:
         out.print(f"\nopen the results in MLflow:\n  {ui_command(home)}", markup=False)
 

@@ -50,10 +50,13 @@ class OpenHome:
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking URI of this home: ``mlflow.set_tracking_uri(home.tracking_uri)``."""
+        """MLflow's tracking URI of this home: ``mlflow.set_tracking_uri(home.tracking_uri)``.
+
+        That of a database has the user and password that it was given with: not to be printed.
+        """
         from storage.registry.registry import Registry  # late: MLflow takes seconds
 
-        return Registry(self.home.root, self.home.tracking_url).uri
+        return Registry(self.home.root, self.home.tracking_url).address
 
     def sets(self) -> list[str]:
         """Return the names of the image sets that have features, or were given as pairs."""

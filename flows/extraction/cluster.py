@@ -88,6 +88,7 @@ def fill_on_cluster(
     options: ExtractionSettings,
     scheduler: str | None,
     reporter: Reporter,
+    scratch: Path,
 ) -> None:
     """Compute what is missing on Dask workers and commit it here.
 
@@ -95,7 +96,7 @@ def fill_on_cluster(
     most one group.
     """
     workers = options.workers or cores()
-    with dask_client(workers, scheduler) as client:
+    with dask_client(workers, scheduler, scratch) as client:
         for work in gap.missing.tasks:
             waiting: list[Written] = []
             for block in _computed(client, gap, ref, work, options, max(1, cores() // workers)):

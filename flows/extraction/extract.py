@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from flows.extraction.backbone import BackboneRef
     from flows.runtime.console import Reporter
     from flows.runtime.home import Home
-    from flows.runtime.settings import ExtractionSettings, Settings
+    from flows.runtime.settings import Settings
 
 #: What a side's card takes over from that of its pairs: `store verify --repair` needs it.
 CARD = ("root", "backbone", "extraction", "precision")
@@ -124,7 +124,7 @@ def bring_up_to_date(
             report.notes.append(f"{name}: {copied} image(s) copied from the other side")
         for one in extractions:
             gap = Gap.of(store, one, rows, found.root, side, regions_of(one.spec, home))
-            _fill(gap, plan.backbone, settings.extraction, settings.dask.scheduler, reporter)
+            _fill(gap, plan.backbone, settings, home, reporter)
         side.snapshot = store.snapshot
     forget()
     report.version = _version(home, image_set, found, tuple(side.snapshot for side in report.sides))
@@ -178,16 +178,17 @@ def _look(report: ExtractionReport, found: Found, heads: Sequence[HeadPlan], at_
 def _fill(
     gap: Gap,
     backbone: BackboneRef | None,
-    options: ExtractionSettings,
-    scheduler: str | None,
+    settings: Settings,
+    home: Home,
     reporter: Reporter,
 ) -> None:
     """Compute what is missing, here or on a cluster."""
+    options, scheduler = settings.extraction, settings.dask.scheduler
     began = time.perf_counter()
     if gap.missing.todo:
         assert backbone is not None
         if options.workers or scheduler:
-            fill_on_cluster(gap, backbone, options, scheduler, reporter)
+            fill_on_cluster(gap, backbone, options, scheduler, reporter, home.scratch)
         else:
             fill(gap, backbone.kept(), options, reporter)
     gap.done.seconds = time.perf_counter() - began

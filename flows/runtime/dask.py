@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -86,18 +87,27 @@ def script_unseen() -> Iterator[None]:
 
 
 @contextmanager
-def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
+def dask_client(
+    workers: int, scheduler: str | None = None, scratch: Path | None = None
+) -> Iterator[Client]:
     """Yield a client of an existing scheduler, or of local worker processes made for this.
 
     Processes, not threads: torch's seed and thread count belong to a process, and a worker that
     dies must not take the others with it.
+
+    Whoever may connect to a scheduler runs code as its owner. The local one speaks TLS with a key
+    that is made for it and stays in the memory of this process and the workers'; a scheduler of
+    yours is asked with the keys of Dask's own settings.
 
     Parameters
     ----------
     workers
         Local worker processes.
     scheduler
-        Address of an existing scheduler, ``tcp://host:8786``.
+        Address of an existing scheduler, ``tcp://host:8786`` or ``tls://host:8786``.
+    scratch
+        Folder below which local workers keep what they may keep for a while; by default the
+        system's, which all users share.
 
     Raises
     ------
@@ -105,7 +115,7 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
         Where no scheduler answers at that address.
     """
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Security
 
     # Prefect's logging shows every library's INFO; errors of tasks reach the caller anyway.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -114,6 +124,9 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
         "distributed.admin.tick.limit": "60s",
         "distributed.scheduler.allowed-failures": 2,
         "distributed.comm.timeouts.connect": "60s",
+        # Pages without a key. Dask has no switch for its web server, so it has nothing to show.
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
         # Dask's default gives memory back after every batch: a third of the time went into faults.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30,
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**25,
@@ -127,7 +140,7 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
             except (OSError, TimeoutError, ValueError) as error:
                 raise ConfigError(
                     f"no Dask scheduler answers at {scheduler}",
-                    expected="an address such as tcp://host:8786",
+                    expected="an address such as tcp://host:8786, or tls:// and keys that it knows",
                     remedy="start one with `dask scheduler`, or leave dask.scheduler out",
                 ) from error
             with client:
@@ -136,11 +149,14 @@ def dask_client(workers: int, scheduler: str | None = None) -> Iterator[Client]:
         with (
             script_unseen(),
             LocalCluster(
+                security=Security.temporary(),
+                local_directory=str(scratch) if scratch else None,
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
                 memory_limit=0,
                 dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
                 silence_logs=50,
             ) as cluster,
             Client(cluster, set_as_default=False) as client,

@@ -26,11 +26,14 @@ class Given:
         ``HEAD.KEY=VALUE``: settings of heads that will run, named or not.
     config
         Settings file; by default ``./headwater.yaml`` if there is one.
+    own_process
+        Whether all that this process writes is the home's: then its files get the home's rights.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     tuned: tuple[str, ...] = ()
     config: Path | None = None
+    own_process: bool = False
 
     def open(
         self,
@@ -69,6 +72,8 @@ class Given:
         places = (settings.store, settings.tracking, settings.artifacts)
         home = Home.at(settings.home, *places, write=write)
         home.prepare_environment()
+        if self.own_process:
+            home.narrow_umask()
         try:
             tuned = assignments(self.tuned)
         except ValueError as error:

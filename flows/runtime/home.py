@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headwater.addresses import bare, whole
 from headwater.errors import DataError
 from headwater.files import expand_user, sqlite_url, write_text
 
@@ -54,7 +55,8 @@ class Home:
     store_url
         Where feature stores live if not below `root`: a folder or ``s3://bucket/prefix``.
     tracking_url
-        MLflow tracking URI if not the SQLite database below `root`.
+        MLflow tracking URI if not the SQLite database below `root`; kept bare, see
+        `headwater.addresses`.
     artifacts_url
         Where MLflow's artifacts go if not below `root`.
     """
@@ -63,6 +65,16 @@ class Home:
     store_url: str | None = None
     tracking_url: str | None = None
     artifacts_url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tracking_url is not None:
+            object.__setattr__(self, "tracking_url", bare(self.tracking_url))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker connects, too: a pickle has the address as it was given. JSON, which Prefect
+        # keeps, never has.
+        tracking = None if self.tracking_url is None else whole(self.tracking_url)
+        return Home, (self.root, self.store_url, tracking, self.artifacts_url)
 
     @classmethod
     def at(
@@ -76,8 +88,8 @@ class Home:
     ) -> Home:
         """Return the home at `root`.
 
-        With `write` it is made where it is missing; without, it is only to be looked at and may
-        be missing or read-only.
+        With `write` it is made where it is missing, for its owner alone; a folder that is there
+        keeps its rights. Without, it is only to be looked at and may be missing or read-only.
 
         Raises
         ------
@@ -95,7 +107,8 @@ class Home:
         if not write:
             return cls(path, store, tracking, artifacts)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
         except OSError as error:
@@ -115,6 +128,20 @@ class Home:
     def checkpoints(self) -> Path:
         """Folder of training checkpoints."""
         return self.root / "checkpoints"
+
+    @property
+    def scratch(self) -> Path:
+        """Folder of what is gone when a command ends."""
+        return self.root / "tmp"
+
+    def narrow_umask(self) -> None:
+        """Have this process, and those it starts, give others no more than the home itself does.
+
+        For a command: what it writes it writes in the home. A home of mode 0700 gets files of 0600,
+        one of 0750 of 0640. It is never widened.
+        """
+        if self.root.is_dir():
+            os.umask(os.umask(0o077) | (~self.root.stat().st_mode & 0o077))
 
     @property
     def pictures(self) -> Path:

@@ -1,13 +1,16 @@
-"""Prefect's temporary server, made to end with the process that started it."""
+"""Prefect's temporary server: it ends with the process that started it, and answers no other."""
 
 from __future__ import annotations
 
+import os
+import secrets
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from typing import Any
 
+from prefect.context import refresh_global_settings_context
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
@@ -52,9 +55,22 @@ class WatchedServer(SubprocessASGIServer):
 
 
 def watch_server() -> None:
-    """Have Prefect use a `WatchedServer` where it starts one (it may use a server of yours)."""
-    if None not in SubprocessASGIServer._instances:
-        WatchedServer()
+    """Have Prefect use a `WatchedServer` where it starts one (it may use a server of yours).
+
+    Its API is on a port that all users of the machine reach: a password made for this process,
+    which goes to the server by its environment, keeps them out. Where you have set one, or use a
+    server, nothing is changed.
+    """
+    if None in SubprocessASGIServer._instances:
+        return
+    settings = get_current_settings()
+    ours = settings.api.url is None and settings.api.key is None
+    if ours and settings.api.auth_string is None and settings.server.api.auth_string is None:
+        password = f"headwater:{secrets.token_urlsafe(32)}"
+        os.environ["PREFECT_API_AUTH_STRING"] = password
+        os.environ["PREFECT_SERVER_API_AUTH_STRING"] = password
+        refresh_global_settings_context()
+    WatchedServer()
 
 
 def check_server() -> None:

@@ -16,7 +16,16 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 from pydantic.fields import FieldInfo
 
-from flows.runtime.values import MIN_PIXELS, Device, Heads, Pixels, Precision, TimmOptions
+from flows.runtime.values import (
+    MIN_PIXELS,
+    Device,
+    Heads,
+    Pixels,
+    PlainAddress,
+    Precision,
+    SecretAddress,
+    TimmOptions,
+)
 from headwater.spec import DEFAULT_BACKBONE, DEFAULT_SIZE, Fitting
 
 DEFAULT_HEADS = ("patchcore", "f2r", "cs_flow")
@@ -134,7 +143,7 @@ class TrainingSettings(_Frozen):
 class DaskSettings(_Frozen):
     """Where extraction and trainings run."""
 
-    scheduler: str | None = _set(
+    scheduler: PlainAddress | None = _set(
         None, "Address of an existing Dask scheduler, as tcp://host:8786.", _JOB,
         otherwise="processes of this machine")
 
@@ -166,12 +175,12 @@ class Settings(_Frozen):
     home: Path = _set(
         Path("headwater-home"), "Folder of all state.", _EVERY,
         otherwise="HEADWATER_HOME, then ./headwater-home")
-    store: str | None = _set(
+    store: PlainAddress | None = _set(
         None, "Feature store: a folder or s3://bucket/prefix.", (*_JOB, "store"),
         otherwise="in home")
-    tracking: str | None = _set(
+    tracking: SecretAddress | None = _set(
         None, "MLflow tracking URI.", (*_TRAIN, "models"), otherwise="SQLite in home")
-    artifacts: str | None = _set(
+    artifacts: PlainAddress | None = _set(
         None, "Where MLflow's artifacts go without an MLflow server, as s3://bucket/prefix.",
         otherwise="in home")
 # fmt: on

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from flows.runtime.documents import read_document
 from flows.runtime.settings import Setting, Settings, every_setting
 from flows.runtime.values import named_heads
 from headwater.errors import ConfigError
@@ -144,6 +145,9 @@ def _heads_over(before: Any, value: Any) -> Any:
 def _environment() -> tuple[_Layer, _Layer]:
     """Return what the environment gives: what comes after the file, and what before.
 
+    A setting's name with ``_FILE`` behind it is the file that holds its value, as secrets are
+    handed over.
+
     Raises
     ------
     ConfigError
@@ -154,7 +158,13 @@ def _environment() -> tuple[_Layer, _Layer]:
     for name, value in os.environ.items():
         if not value or not name.startswith(_PREFIX):
             continue
-        if name in paths:
+        own = name.removesuffix("_FILE")
+        if own != name and own in paths:
+            if os.environ.get(own):
+                raise ConfigError(f"environment variables {own} and {name}", expected="one of them")
+            found[paths[own]] = _first_line(name, Path(value).expanduser())
+            places[paths[own]] = f"environment variable {name}, in the file"
+        elif name in paths:
             path = paths[name]
             found[path], places[path] = value, f"environment variable {name}"
         elif "__" in name:
@@ -174,6 +184,18 @@ def _environment() -> tuple[_Layer, _Layer]:
     return _Layer(old, places, "{place}={word}"), _Layer(new, places, "{place}={word}")
 
 
+def _first_line(name: str, path: Path) -> str:
+    """Return what the file says that a variable names."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline(100_000).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"environment variable {name}={path}: {getattr(error, 'strerror', None) or 'no text'}",
+            expected="a readable file whose first line is the value",
+        ) from None
+
+
 def _variable(wrong: str, names: list[str]) -> str:
     """Return the variables that a name may have been meant for."""
     word = wrong.removeprefix(_PREFIX)
@@ -187,23 +209,8 @@ def _file(file: Path | None) -> _Layer:
     path = file or Path(_FILE)
     if file is None and not path.is_file():
         return _Layer({}, {}, "")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}",
-            expected=f"a readable {_FILE}",
-            remedy="headwater init writes one with comments",
-        ) from None
-    try:
-        loader = yaml.SafeLoader(text)
-        root = loader.get_single_node()
-        data = loader.construct_document(root) if root else None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path}{place}: {problem}", expected="valid YAML") from None
+    remedy = "headwater init writes one with comments"
+    data, root = read_document(path, f"a readable {_FILE}", remedy)
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path}, line 1", expected="keys and values, such as images: ./photos")
     values: dict[str, Any] = {}

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, WrapValidator
 
+from headwater.addresses import bare
+
 MIN_PIXELS = 16
 
 
@@ -81,6 +83,19 @@ def _device(name: str) -> str:
     return name
 
 
+def _without_secret(address: str) -> str:
+    if bare(address) != address:
+        raise ValueError(
+            "an address without user and password: S3 takes them from AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, Dask takes keys from DASK_DISTRIBUTED__COMM__TLS__*"
+        )
+    return address
+
+
+#: May have a user and password in it, of which settings stay free.
+SecretAddress = Annotated[str, AfterValidator(bare)]
+#: Has no place for any.
+PlainAddress = Annotated[str, AfterValidator(_without_secret)]
 Pixels = Annotated[int | tuple[int, int], WrapValidator(_pixels)]
 Device = Annotated[str, AfterValidator(_device)]
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -146,6 +146,9 @@ def _migrate(path: Path) -> None:
     )
 
     fresh = not path.exists()
+    if fresh:
+        # SQLite would give it the rights of any file; it may not have more than its folder.
+        path.touch(path.parent.stat().st_mode & 0o666)
     engine = create_sqlalchemy_engine_with_retry(database_uri(path))
     try:
         if fresh:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,10 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from headwater.addresses import bare
 from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
 from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow
 from storage.registry.place import open_database
 from storage.registry.runs import EPOCH
+from storage.registry.servers import ask, for_mlflow
 
 # After the import that sets MLflow's environment.
 from mlflow.entities import Run as MlflowRun  # isort: skip
@@ -33,7 +33,8 @@ class RegistryReader:
 
     def __init__(self, home: Path | str, tracking_url: str | None = None) -> None:
         self.home = Path(home).absolute()
-        #: What a user calls it: the URL that was given, or the home.
+        tracking_url = bare(tracking_url) if tracking_url else None
+        #: What a user calls it: the URL that was given, without its password, or the home.
         self.place = tracking_url or str(self.home)
         self.database = self.home / "mlflow.db"
         scheme = urlparse(tracking_url).scheme.split("+")[0] if tracking_url else "sqlite"
@@ -66,37 +67,31 @@ class RegistryReader:
             Where the database cannot be used or no server answers.
         """
         if self._cached is None:
-            if self._server:
-                self._ask_server()
             uri = self.ready()
+            if not self._local:
+                ask(self.uri)
             self._cached = MlflowClient(uri, uri)
         return self._cached
 
     @property
     def uri(self) -> str:
-        """MLflow's tracking URI; a database that is there is in order, at the home's place."""
-        return database_uri(self.database) if self._empty else self.ready()
+        """MLflow's tracking URI, bare; a database that is there is in order, for this place."""
+        return database_uri(self.database) if self._empty else self._settled()
+
+    @property
+    def address(self) -> str:
+        """The same for MLflow itself: with what `uri` hides, so never to be shown."""
+        return self.uri if self._local else for_mlflow(self._uri)
 
     def ready(self) -> str:
-        """Return MLflow's tracking URI, the database made or brought in order where needed."""
+        """Return `address`, the database made or brought in order where needed."""
+        return self._settled() if self._local else for_mlflow(self._uri)
+
+    def _settled(self) -> str:
         if not self._uri:
             home = self.home if self._own else None
             self._uri, self.writable = open_database(self.database, home)
         return self._uri
-
-    def _ask_server(self) -> None:
-        """Fail in seconds where MLflow's own client would try for minutes."""
-        try:
-            with urllib.request.urlopen(self.uri.rstrip("/") + "/health", timeout=10) as answer:
-                answer.read(64)
-        except urllib.error.HTTPError:
-            return  # Something answers; whether it is MLflow, the first call will tell.
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"no MLflow server answers at {self.uri}: {error}",
-                expected="a running `mlflow server`",
-                remedy="start it, or leave the tracking URL out to use the home's own database",
-            ) from error
 
     @property
     def on_server(self) -> bool:
@@ -278,7 +273,7 @@ class RegistryReader:
         try:
             source = self.client.get_model_version_download_uri(parts[0], parts[1])
             found = mlflow.artifacts.download_artifacts(
-                artifact_uri=source, tracking_uri=self.uri, registry_uri=self.uri
+                artifact_uri=source, tracking_uri=self.address, registry_uri=self.address
             )
         except (MlflowException, OSError) as error:
             raise ModelError(

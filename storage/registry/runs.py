@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from headwater.addresses import hidden
 from headwater.errors import ModelError, StoreError
 from storage.registry.client import MlflowClient, MlflowException
 
@@ -244,7 +245,7 @@ class Run(RunLog):
                 self._client.set_terminated(self.run_id, "FINISHED")
                 return
             text = (str(error) or type(error).__name__).strip()
-            self._client.set_tag(self.run_id, "headwater.error", text[:5000])
+            self._client.set_tag(self.run_id, "headwater.error", hidden(text)[:5000])
             stopped = not isinstance(error, Exception)
             self._client.set_terminated(self.run_id, "KILLED" if stopped else "FAILED")
             if not self.version:

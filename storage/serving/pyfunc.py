@@ -21,6 +21,7 @@ single images; ``map`` as above.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ import pandas as pd
 
 import storage.registry.client  # noqa: F401  sets MLflow's environment
 from features.images.pixels import decode_image
-from headwater.errors import ConfigError, ImageError
+from headwater.errors import ConfigError, ImageError, ModelError
 from headwater.samples import IMAGE, PAIR
 from storage.serving.detector import Detector
 from storage.serving.encoding import decode_base64, encode_map
@@ -74,9 +75,29 @@ class ServedModel(PythonModel):
     # where it has none that it can check: hence none for the input either.
     _skip_type_hint_validation = True
 
+    def __init__(self) -> None:
+        # MLflow says where the model's files are (`load_context`) and not where the model is, which
+        # its code alone knows: the file that makes this object lies in the model's folder.
+        self._code = Path(sys._getframe(1).f_globals.get("__file__") or "").absolute()
+
     # MLflow looks these methods' parameters up by name: `context` it must be.
     def load_context(self, context: Any) -> None:
-        """Open the model's files."""
+        """Open the model's files.
+
+        Raises
+        ------
+        ModelError
+            Where ``MLmodel`` names files outside the model's folder.
+        """
+        model = self._code.parent if (self._code.parent / "MLmodel").is_file() else None
+        for name, place in context.artifacts.items():
+            path = Path(place).absolute()  # not resolved: a link is its owner's choice
+            if ".." in path.parts or (model and not path.is_relative_to(model)):
+                raise ModelError(
+                    f"{model or 'a model'}: MLmodel names a file outside it as {name}: {place}",
+                    expected="artifacts/NAME, as Headwater saves it",
+                    remedy="fetch the model again from the registry",
+                )
         self.detector = Detector.load(Path(context.artifacts["manifest"]).parent)
 
     def predict(  # type: ignore[no-untyped-def]

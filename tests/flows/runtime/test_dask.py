@@ -3,15 +3,20 @@
 import mmap
 import os
 import signal
+import socket
+import ssl
+import stat
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Security
 
 from flows.runtime.dask import (
     TOPIC,
@@ -52,9 +57,63 @@ def device_of_two_gpus() -> str:
 
 
 @pytest.fixture(scope="module")
-def client():
-    with dask_client(2) as one:
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="module")
+def client(scratch):
+    with dask_client(2, scratch=scratch) as one:
         yield one
+
+
+def test_whoever_has_not_the_keys_is_not_let_in(client):
+    address = client.scheduler_info()["address"]
+    workers = list(client.scheduler_info()["workers"])
+    assert all(one.startswith("tls://127.0.0.1:") for one in [address, *workers])
+    for one in [address, *workers]:
+        host, _, port = one.removeprefix("tls://").rpartition(":")
+        for security, there in (
+            (None, f"tcp://{host}:{port}"),  # without TLS
+            (Security.temporary(), one),  # with keys of one's own
+        ):
+            with pytest.raises((OSError, TimeoutError)):
+                Client(there, timeout="4s", set_as_default=False, security=security)
+        # TLS without a certificate: the handshake may end well, but nothing is ever answered.
+        loose = ssl.create_default_context()
+        loose.check_hostname, loose.verify_mode = False, ssl.CERT_NONE
+        with (
+            pytest.raises((ssl.SSLError, ConnectionError)),
+            socket.create_connection((host, int(port)), 10) as plain,
+            loose.wrap_socket(plain) as talk,
+        ):
+            talk.sendall(b"x" * 100)
+            if not talk.recv(100):
+                raise ConnectionResetError
+    assert client.submit(lambda: 5).result(timeout=60) == 5  # and who has them is
+
+
+def test_the_keys_are_nowhere_to_be_read(client, scratch):
+    key = client.security.tls_client_key.splitlines()[1]
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        assert key not in " ".join(process.cmdline())
+    for path in scratch.rglob("*"):
+        assert path.is_dir() or key.encode() not in path.read_bytes()
+    places = set(client.run(lambda dask_worker: dask_worker.local_directory).values())
+    assert all(place.startswith(str(scratch)) for place in places)
+    assert not stat.S_IMODE(scratch.stat().st_mode) & 0o077
+
+
+def test_the_schedulers_pages_show_nothing(client):
+    link = client.scheduler_info()["services"]["dashboard"]
+    for page in (
+        "info/main/workers.html",
+        "json/identity.json",
+        "metrics",
+        "status",
+    ):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{link}/{page}", timeout=10)
 
 
 def test_a_lost_workers_task_is_done_again_by_another(client, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from flows.runtime.settings import Settings
 from flows.runtime.sources import by_keyword, load_settings
+from headwater.addresses import whole
 from headwater.errors import ConfigError
 from headwater.spec import DEFAULT_BACKBONE
 
@@ -234,3 +235,25 @@ def test_python_says_settings_by_keyword():
         by_keyword("extract", {"epochs": 2})
     with pytest.raises(ConfigError, match="epochs=0\n"):
         load_settings(None, {"training.epochs": 0}, lambda setting: f"{setting.keyword}=")
+
+
+def test_a_secret_may_stand_in_a_file_that_a_variable_names(tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text("postgresql://me:hunter22@host/db\n")
+    monkeypatch.setenv("HEADWATER_TRACKING_FILE", str(tmp_path / "secret"))
+    settings = load_settings()
+    assert settings.tracking == "postgresql://host/db"
+    assert whole(settings.tracking) == "postgresql://me:hunter22@host/db"
+    monkeypatch.setenv("HEADWATER_TRACKING", "http://host")
+    with pytest.raises(ConfigError, match=r"(?s)HEADWATER_TRACKING and HEADWATER_TRACKING_FILE"):
+        load_settings()
+    monkeypatch.setenv("HEADWATER_TRACKING", "")
+    monkeypatch.setenv("HEADWATER_TRACKING_FILE", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"HEADWATER_TRACKING_FILE=.*No such file"):
+        load_settings()
+
+
+@pytest.mark.parametrize("path", ["store", "artifacts", "dask.scheduler"])
+def test_an_address_that_takes_no_password_is_refused_without_showing_it(path):
+    with pytest.raises(ConfigError, match=r"(?s)tcp://\*\*\*@host.*AWS_ACCESS_KEY_ID") as error:
+        load_settings(None, {path: "tcp://me:hunter22@host:1"})
+    assert "hunter22" not in str(error.value)

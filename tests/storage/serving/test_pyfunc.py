@@ -188,3 +188,17 @@ def ask(place, body):
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())
+
+
+@pytest.mark.parametrize("out", ["../other/artifacts", "artifacts/../../other/artifacts", None])
+def test_files_outside_the_models_folder_are_refused(out, model, tmp_path):
+    for name in ("mine", "other"):
+        shutil.copytree(model, tmp_path / name)
+    path = tmp_path / "mine/MLmodel"
+    text = path.read_text()
+    assert "path: artifacts/manifest.json" in text
+    place = out or tmp_path / "other/artifacts"  # an absolute one is joined to itself
+    path.write_text(text.replace("path: artifacts/", f"path: {place}/"))
+    with pytest.raises(ModelError, match="MLmodel names a file outside it"):
+        mlflow.pyfunc.load_model(str(tmp_path / "mine"))
+    assert mlflow.pyfunc.load_model(str(tmp_path / "other")) is not None
