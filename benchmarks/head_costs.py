@@ -30,20 +30,6 @@ from heads.pairs.source import CURRENT, HISTORY
 from heads.parts.elementary import Permute
 from headwater.spec import LayerSpec
 
-PAPERS = {
-    "cs_flow": "275.2 M, 62.3 G (DNFAD, table 4)",
-    "csa_flow": "none given",
-    "dual_flow": "82.3 M, 45.8 G (table 4)",
-    "f2r": "80.72 M, 43.27 G with backbone (table 6)",
-    "fast_flow": "41.3 M (its own); 82.63 M, 46.25 G with backbone (F2R, table 6)",
-    "gca_flow": "532 MiB (figure 6)",
-    "ms_flow": "401 MiB (GCAFlow, figure 6)",
-    "pair_diff": "none given",
-    "pair_flow": "ours",
-    "patchcore": "24.86 M, 9.23 G (F2R, table 6)",
-    "padim": "24.86 M, 9.23 G (F2R, table 6)",
-}
-
 
 @dataclass(frozen=True)
 class Case:
@@ -74,6 +60,21 @@ class Case:
     def scales(self) -> list[float]:
         """Image scales that the backbone runs at."""
         return sorted({layer.scale for layer in self.layers}, reverse=True)
+
+
+PAPERS = {
+    "cs_flow": "275.2 M, 62.3 G (DNFAD, table 4)",
+    "csa_flow": "none given",
+    "dual_flow": "82.3 M, 45.8 G (table 4)",
+    "f2r": "80.72 M, 43.27 G with backbone (table 6)",
+    "fast_flow": "41.3 M (its own); 82.63 M, 46.25 G with backbone (F2R, table 6)",
+    "gca_flow": "532 MiB (figure 6)",
+    "ms_flow": "401 MiB (GCAFlow, figure 6)",
+    "pair_diff": "none given",
+    "pair_flow": "ours",
+    "patchcore": "24.86 M, 9.23 G (F2R, table 6)",
+    "padim": "24.86 M, 9.23 G (F2R, table 6)",
+}
 
 
 def cases() -> dict[str, Case]:

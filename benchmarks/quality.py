@@ -141,13 +141,13 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure and print one JSON line a head."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--held-out", type=float, default=0.1)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--sets", default="glassfiber_layup_512")
     parser.add_argument("--backbones", default="resnet18")
     parser.add_argument("--heads", default="patchcore,f2r,cs_flow")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--held-out", type=float, default=0.1)
     parser.add_argument("--set", action="append", default=[], metavar="HEAD.KEY=VALUE")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--home", type=Path, help="keep features between calls")

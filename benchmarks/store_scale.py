@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import machine
-from features.images.scan import scan_mvtec
+from features.images.scan import ScanOptions, scan_mvtec
 from flows.extraction.find import image_rows
 from headwater.spec import ExtractorSpec, LayerSpec
 from storage.store.feature_store import FeatureStore
@@ -101,7 +101,7 @@ def stand_ins(location: str, n: int) -> None:
     for i in range(n):
         pixels = np.random.default_rng(i).integers(0, 255, (16, 16), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:07d}.png", compress_level=0)
-    scanned = scan_mvtec(root, cache=root / "cache.sqlite")
+    scanned = scan_mvtec(root, ScanOptions(cache=root / "cache.sqlite"))
     found = image_rows(scanned.records, scanned.root)
     assert len(found) == n
     store = FeatureStore.open(location, f"files{n}-set")
@@ -117,7 +117,7 @@ def nothing_to_do_with_files(location: str, n: int) -> dict[str, float]:
     root, start = Path(location) / f"files{n}", peak()
 
     def once() -> None:
-        found = scan_mvtec(root, cache=root / "cache.sqlite")
+        found = scan_mvtec(root, ScanOptions(cache=root / "cache.sqlite"))
         rows = image_rows(found.records, found.root)
         store = FeatureStore.open(location, f"files{n}-set")
         report = store.sync(rows)

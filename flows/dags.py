@@ -152,6 +152,8 @@ def run_pipeline(
 ) -> RunResult:
     """Run the whole job; what can be checked beforehand is checked before Prefect is started.
 
+    Parameters are those of `flows.extraction.extract.extract_set`.
+
     Raises
     ------
     HeadwaterError
@@ -173,6 +175,8 @@ def train_pipeline(
     untrained_seed: int | None = None,
 ) -> RunResult:
     """Train from what is stored.
+
+    Other parameters are those of `flows.extraction.extract.extract_set`.
 
     Parameters
     ----------

@@ -26,6 +26,7 @@ from flows.runtime.home import Home
 from flows.runtime.settings import Settings
 from flows.training.train import train_head
 from flows.training.trainings import Request
+from heads.training.arithmetic import running
 from storage.registry.client import mlflow
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
@@ -51,10 +52,8 @@ def golden(tmp_path_factory):
 @pytest.fixture
 def one_thread():
     """As the numbers were made: sums of several threads differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with running(torch.device("cpu"), 1):
+        yield
 
 
 def same_machine() -> bool:

@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 #: Files looked up and read at a time: bounds the memory of a scan.
 _CHUNK = 512
 #: Raised when `_read` finds something else in a file, so that old caches are read anew.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class FileFacts:
         File size.
     reason
         Why the file is set aside, or empty.
+    blank
+        Of a mask: whether it marks nothing.
     """
 
     path: str
@@ -46,6 +48,7 @@ class FileFacts:
     height: int
     bytes: int
     reason: str = ""
+    blank: bool = False
 
 
 class FileCache:
@@ -92,7 +95,7 @@ class FileCache:
             db.execute(
                 "CREATE TABLE IF NOT EXISTS files (path TEXT, mask INTEGER, size INTEGER,"
                 " mtime_ns INTEGER, inode INTEGER, sha256 TEXT, width INTEGER, height INTEGER,"
-                " reason TEXT, PRIMARY KEY (path, mask)) WITHOUT ROWID"
+                " reason TEXT, blank INTEGER, PRIMARY KEY (path, mask)) WITHOUT ROWID"
             )
             db.commit()
         except sqlite3.DatabaseError:
@@ -136,24 +139,24 @@ class FileCache:
         """Return what is remembered of files that have not changed since."""
         marks = ",".join("?" * len(paths))
         rows = self._db.execute(
-            "SELECT path, size, mtime_ns, inode, sha256, width, height, reason FROM files"
+            "SELECT path, size, mtime_ns, inode, sha256, width, height, reason, blank FROM files"
             f" WHERE mask = ? AND path IN ({marks})",
             (int(mask), *paths),
         )
         return {
-            p: ((size, mtime, inode), FileFacts(p, sha, w, h, size, reason))
-            for p, size, mtime, inode, sha, w, h, reason in rows
+            p: ((size, mtime, inode), FileFacts(p, sha, w, h, size, reason, bool(blank)))
+            for p, size, mtime, inode, sha, w, h, reason, blank in rows
             if _same(p, (size, mtime, inode))
         }
 
     def _remember(self, fresh: dict[str, _Entry], mask: bool) -> None:
         rows = [
-            (p, int(mask), *stat, f.sha256, f.width, f.height, f.reason)
+            (p, int(mask), *stat, f.sha256, f.width, f.height, f.reason, int(f.blank))
             for p, (stat, f) in fresh.items()
             if stat is not None
         ]
         with self._db:
-            self._db.executemany("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
 
 
 _Stat = tuple[int, int, int]
@@ -180,7 +183,8 @@ def _read(path: str, mask: bool) -> _Entry:
             stat = _stat(os.fstat(file.fileno()))
             sha = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            height, width = (read_mask(Path(path)) if mask else decode_image(file, path)).shape[:2]
+            pixels = read_mask(Path(path)) if mask else decode_image(file, path)
+            height, width = pixels.shape[:2]
     except HeadwaterError as error:
         reason = error.culprit.removeprefix(f"{path}: ")
         if error.expected:
@@ -189,4 +193,4 @@ def _read(path: str, mask: bool) -> _Entry:
     except OSError as error:
         # Not remembered: permissions and shares come back without the file changing.
         return None, FileFacts(path, "", 0, 0, 0, error.strerror or str(error))
-    return stat, FileFacts(path, sha, width, height, stat[0])
+    return stat, FileFacts(path, sha, width, height, stat[0], blank=mask and not pixels.any())

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from features.images.cache import FileCache, Progress
-from features.images.folders import Walker, folder
+from features.images.folders import Links, Walker, folder
 from features.images.pixels import read_mask
-from features.images.records import BrokenImage, ImageRecord, Scan, Split
+from features.images.records import BrokenImage, ImageRecord, Scan, Split, about_links
 from headwater.errors import DataError
 from headwater.spec import SIDES
 
@@ -83,12 +83,17 @@ class PairScan(Scan):
 
 
 def scan_pairs(
-    root: Path, *, cache: Path | None = None, rehash: bool = False, progress: Progress | None = None
+    root: Path,
+    *,
+    cache: Path | None = None,
+    rehash: bool = False,
+    progress: Progress | None = None,
+    links: Links = "inside",
 ) -> PairScan:
     """Scan a folder of pairs; pairs directly in the root are for training.
 
-    Masks are read to tell changed pairs from unchanged ones. `cache`, `rehash` and
-    `progress` are those of `features.images.scan.scan_mvtec`.
+    Masks are read to tell changed pairs from unchanged ones. `cache`, `rehash`,
+    `progress` and `links` are those of `features.images.scan.ScanOptions`.
 
     Raises
     ------
@@ -102,7 +107,7 @@ def scan_pairs(
     [('train/a', False), ('train/b', True), ('train/c', False), ('test/d', False)]
     """
     root = folder(Path(root), "pairs")
-    result, walker = PairScan(root), Walker(root)
+    result, walker = PairScan(root), Walker(root, links)
     places: list[tuple[Split, Path]] = [("train", root), ("train", root / "train")]
     places.append(("test", root / "test"))
     found: list[tuple[Split, str, dict[str, str]]] = []
@@ -141,8 +146,8 @@ def scan_pairs(
         ),
         key=lambda p: (p.split == "test", p.key),
     )
-    result.problems += walker.problems
-    result.ignored = walker.ignored
+    result.problems += [*walker.problems, *about_links(walker.left_out)]
+    result.left_out = walker.left_out
     if not result.pairs:
         first = f"; the first: {result.broken[0].path}: {result.broken[0].reason}"
         raise DataError(f"{root}: no usable pair of {len(found)}{first}")
@@ -154,7 +159,8 @@ def _match(place: Path, walker: Walker, result: PairScan) -> Iterator[tuple[str,
     table: dict[str, dict[str, str]] = {}
     for name in (*SIDES, "mask"):
         base = place / name
-        for path in walker.files(base) if base.is_dir() else ():
+        listed = walker.masks if name == "mask" else walker.files
+        for path in listed(base) if base.is_dir() else ():
             key = str(Path(path).relative_to(base).with_suffix(""))
             if name == "mask":
                 key = key.removesuffix("_mask")

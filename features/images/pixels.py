@@ -100,7 +100,7 @@ def decode_image(source: BinaryIO | bytes, name: str = "image") -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a ground-truth mask: what is not black is defective.
+    """Read a ground-truth mask: what is not black is defective; of a folder, what any mask marks.
 
     In lossless files every non-zero pixel counts, whatever its value (1, 255, a label's number);
     in JPEG files, which smear edges, those above half of the range.
@@ -113,13 +113,15 @@ def read_mask(path: Path) -> np.ndarray:
     Raises
     ------
     ImageError
-        The file cannot be read.
+        The file cannot be read, or the masks of a folder are not of one size.
 
     Examples
     --------
     >>> int(read_mask(Path("leather/ground_truth/spot/000_mask.png")).sum())
     80
     """
+    if path.is_dir():
+        return _joined(path)
     with _opened(path) as file:
         image = _load(file, str(path))
     lossy = image.format in ("JPEG", "MPO")
@@ -129,6 +131,41 @@ def read_mask(path: Path) -> np.ndarray:
     if values.ndim == 3:
         values = values.max(axis=2)
     return np.ascontiguousarray(values > 127 if lossy else values != 0)
+
+
+def mask_files(folder: Path) -> list[Path]:
+    """Return the image files directly in a folder, in order of name: what `read_mask` joins."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()
+    )
+
+
+def _joined(folder: Path) -> np.ndarray:
+    """Return what any of the masks directly in a folder marks."""
+    files = mask_files(folder)
+    if not files:
+        raise ImageError(f"{folder}: no masks", expected="image files")
+    marked = read_mask(files[0])
+    for other in files[1:]:
+        mask = read_mask(other)
+        if mask.shape != marked.shape:
+            raise ImageError(f"{other}: not of the size of {files[0]}", expected="one size")
+        marked |= mask
+    return marked
+
+
+def read_colours(path: Path) -> np.ndarray:
+    """Decode an image file to its colours and their opacity, ``[H, W, 4]`` uint8, as they stand.
+
+    Raises
+    ------
+    ImageError
+        The file cannot be read.
+    """
+    with _opened(path) as file:
+        return np.asarray(_load(file, str(path)).convert("RGBA"))
 
 
 def _load(source: BinaryIO | bytes, name: str) -> Image.Image:

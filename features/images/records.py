@@ -60,6 +60,65 @@ class BrokenImage:
     reason: str
 
 
+#: Reasons why links are not followed.
+OUT = "links out of the folder"
+TO_FOLDERS = "links to folders"
+DANGLING = "links to files that are not there"
+
+
+class LeftOut:
+    """What was not read, counted by reason; of each reason the first, for messages.
+
+    Examples
+    --------
+    >>> left = LeftOut()
+    >>> left.add("thumbnails (@eaDir)", "/data/@eaDir", 12)
+    >>> left.add("files of type .heic", "/data/a.heic")
+    >>> left.line()
+    '12 thumbnails (@eaDir), 1 files of type .heic'
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.first: dict[str, str] = {}
+
+    def add(self, reason: str, path: str, count: int = 1) -> None:
+        """Count `count` more of a reason, in the plural: it follows its number."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.first.setdefault(reason, path)
+
+    def take(self, other: LeftOut) -> None:
+        """Add what another one counted."""
+        for reason, count in other.counts.items():
+            self.add(reason, other.first[reason], count)
+
+    def line(self) -> str:
+        """Return all of it in a line, or nothing."""
+        return ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+
+
+def about_links(left_out: LeftOut) -> list[str]:
+    """Return what to do about links that were not followed, a line a reason."""
+    told = []
+    if first := left_out.first.get(OUT):
+        told.append(
+            f"{left_out.counts[OUT]} link(s) out of the folder are not followed, the first: "
+            f"{first}; --links anywhere follows them, or put the files themselves there "
+            "(dvc config cache.type copy, git annex unlock)"
+        )
+    if first := left_out.first.get(TO_FOLDERS):
+        told.append(
+            f"{left_out.counts[TO_FOLDERS]} link(s) to folders are not followed, the first: "
+            f"{first}; --links anywhere follows them"
+        )
+    if first := left_out.first.get(DANGLING):
+        told.append(
+            f"{left_out.counts[DANGLING]} link(s) lead to files that are not there, the first: "
+            f"{first}; fetch them (dvc pull, git annex get)"
+        )
+    return told
+
+
 @dataclass
 class Scan:
     """What every scan tells.
@@ -72,8 +131,8 @@ class Scan:
         Images set aside.
     problems
         Sentences on what should be looked at; each names its file.
-    ignored
-        Number of files that are no images by their name.
+    left_out
+        What was not read, by reason.
     hashed
         Number of files that were really read, masks included.
     """
@@ -81,7 +140,7 @@ class Scan:
     root: Path
     broken: list[BrokenImage] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    ignored: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
     hashed: int = 0
 
     def usable_mask(self, mask: FileFacts, image: FileFacts, *, of: str = "image") -> Path | None:
@@ -112,17 +171,56 @@ class ScanResult(Scan):
         Usable images: train before test, then by kind and path.
     duplicates
         ``(kept, dropped)`` paths with the same bytes.
+    notes
+        Sentences on how the folder was understood.
+    layout
+        What it was taken for.
     """
 
     records: list[ImageRecord] = field(default_factory=list)
     duplicates: list[tuple[Path, Path]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    layout: str = ""
+
+    def why_so_few(self) -> str:
+        """Return what became of the rest: set aside, the same bytes, not read; or nothing."""
+        told = []
+        if self.duplicates:
+            kept, dropped = self.duplicates[0]
+            told.append(
+                f"{len(self.duplicates)} have the same bytes as another and count once "
+                f"({dropped} = {kept})"
+            )
+        if self.broken:
+            first = self.broken[0]
+            told.append(f"{len(self.broken)} set aside, the first: {first.path}: {first.reason}")
+        if line := self.left_out.line():
+            told.append(f"not read: {line}")
+        told += about_links(self.left_out)
+        return "; ".join(told)
 
 
 @dataclass(slots=True)
 class Candidate:
-    """A file before it is read: where it would belong, and its mask if it has one."""
+    """A file before it is read: where it would belong.
+
+    Parameters
+    ----------
+    path
+        Absolute path.
+    split
+        ``train`` or ``test``; None where nobody said: defective ones are tested, and of the normal
+        ones a share (see `features.images.scan`).
+    kind
+        ``good`` or the kind of defect; None where the mask alone says whether there is one.
+    masks
+        Absolute paths of its masks; of several, all of one folder, what any of them marks counts.
+    group
+        What must not be torn apart when normal images are shared out: a part, a batch.
+    """
 
     path: str
-    split: Split
-    kind: str
-    mask: str | None = None
+    split: Split | None
+    kind: str | None
+    masks: tuple[str, ...] = ()
+    group: str = ""

@@ -1,23 +1,54 @@
 """Images on disk: which there are, what each is, which cannot be used and why.
 
 An image's identity is the SHA-256 of its bytes: two paths with the same bytes are one image. What
-a scan cannot use it sets aside with the reason; what looks wrong it reports by name.
+a scan cannot use it sets aside with the reason; what looks wrong it reports by name; what it did
+not read it counts by reason.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from features.images.cache import FileCache, FileFacts, Progress
-from features.images.folders import Walker, check_mvtec, folder
+from features.images.folders import Links, Walker, folder
+from features.images.layouts.catalogue import AUTO, find_layout
+from features.images.layouts.plain import apart, read_plain
+from features.images.layouts.reading import Fetch, Reading
 from features.images.pixels import SUFFIXES
 from features.images.records import BrokenImage, Candidate, ImageRecord, ScanResult
 from headwater.errors import DataError
 
-#: One in this many normal images of a plain folder is kept for the test set.
+#: One in this many normal images that no split names is kept for the test set.
 _TEST_SHARE = 5
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How a scan reads, whatever it reads.
+
+    Parameters
+    ----------
+    cache
+        SQLite file that remembers what was read; files with unchanged size, mtime and inode
+        are not read again.
+    rehash
+        Read every file all the same.
+    progress
+        Called with (files done, files in all), for the images and then for the masks.
+    links
+        Whether links may lead out of the folder; see `features.images.folders.Walker`.
+    test_normal
+        Folder of normal images that are tested, besides what the layout has of them.
+    """
+
+    cache: Path | None = None
+    rehash: bool = False
+    progress: Progress | None = None
+    links: Links = "inside"
+    test_normal: Path | None = None
 
 
 def list_images(path: Path) -> list[Path]:
@@ -34,89 +65,81 @@ def list_images(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder", expected="an image, or a folder of them")
     root = folder(path, "images")
-    found = [Path(p) for p in Walker(root).files(root)]
+    walker = Walker(root)
+    found = [Path(p) for p in walker.files(root)]
     if not found:
+        left = walker.left_out.line()
         raise DataError(
-            f"{path}: no images", expected="files of type " + ", ".join(sorted(SUFFIXES))
+            f"{path}: no images" + (f"; not read: {left}" if left else ""),
+            expected="files of type " + ", ".join(sorted(SUFFIXES)),
         )
     return found
 
 
-def scan_mvtec(
-    root: Path, *, cache: Path | None = None, rehash: bool = False, progress: Progress | None = None
+def scan_images(
+    place: Path,
+    layout: str = AUTO,
+    options: ScanOptions = ScanOptions(),
+    *,
+    root: Path | None = None,
+    test: Path | None = None,
+    derived: Path | None = None,
+    fetch: Fetch | None = None,
 ) -> ScanResult:
-    """Scan a folder in MVTec layout.
+    """Scan a folder, or the images of a list, in one of the layouts of the catalogue.
 
-    ``train/good/*``, ``test/KIND/*`` (``good`` for normal ones) and
-    ``ground_truth/KIND/NAME_mask.*`` or ``ground_truth/KIND/NAME.*``. ``test`` and
-    ``ground_truth`` may be missing. Hidden files and links out of the folder are not followed.
+    Of normal images that no split names a fifth, chosen by content hash and so the same however
+    many arrive later, is for testing.
 
     Parameters
     ----------
-    root
-        The folder.
-    cache
-        SQLite file that remembers what was read; files with unchanged size, mtime and inode
-        are not read again.
-    rehash
-        Read every file all the same.
-    progress
-        Called with (files done, files in all), for the images and then for the masks.
+    place
+        The folder, or the file of a list.
+    layout
+        Its name in `features.images.layouts.catalogue`; ``auto`` takes the first that fits.
+    root, test, derived, fetch
+        Of a list; see `features.images.layouts.reading.Reading`.
 
     Raises
     ------
     DataError
-        The folder does not exist or has no normal training image.
+        Nothing is there, no layout fits, or there is no normal training image.
 
     Examples
     --------
-    >>> found = scan_mvtec(Path("leather"))
+    >>> found = scan_images(Path("leather"))
     >>> [(r.split, r.kind, r.path.name, r.mask) for r in found.records[:2]]
     [('train', 'good', '000.png', None), ('train', 'good', '001.png', None)]
-    >>> found.broken, found.problems
-    ([], [])
+    >>> found.layout, found.broken, found.problems
+    ('mvtec', [], [])
     """
-    root = folder(Path(root), "images")
-    check_mvtec(root)
-    result, walker = ScanResult(root), Walker(root)
-    found: list[Candidate] = []
-    for sub in walker.subfolders(root / "train"):
-        if sub.name == "good":
-            found += [Candidate(p, "train", "good") for p in walker.files(sub)]
-        else:
-            result.problems.append(f"{sub} is not read: only train/good is trained on")
-    masks: dict[tuple[str, str], str] = {}
-    if (root / "test").is_dir():
-        for sub in walker.subfolders(root / "test"):
-            found += [Candidate(p, "test", sub.name) for p in walker.files(sub)]
-    if (root / "ground_truth").is_dir():
-        for sub in walker.subfolders(root / "ground_truth"):
-            _add_masks(masks, sub.name, walker.files(sub), result)
-    used = set()
-    for c in found:
-        if c.split == "test" and c.kind != "good":
-            key = (c.kind, Path(c.path).stem)
-            c.mask = masks.get(key)
-            used.add(key)
-    _report_unused(masks, used, result)
-    result.problems += walker.problems
-    result.ignored = walker.ignored
-    return _finish(found, result, FileCache(cache, rehash=rehash, progress=progress))
+    place = Path(place).resolve()
+    known = find_layout(place, layout)
+    is_list = place.is_file()
+    base = (root or place.parent).resolve() if is_list else place
+    if not is_list and (root is not None or test is not None):
+        option = "--root" if root is not None else "--test-list"
+        raise DataError(f"{option} goes with a list of images; {place} is a folder")
+    result = ScanResult(base, layout=known.name)
+    reading = Reading(place, result, options.links, root, test, derived, fetch)
+    return _finish(known.read(reading), reading, options)
+
+
+def scan_mvtec(root: Path, options: ScanOptions = ScanOptions()) -> ScanResult:
+    """Scan a folder in MVTec layout; see `scan_images`."""
+    return scan_images(folder(Path(root), "images"), "mvtec", options)
 
 
 def scan_folders(
     normal: Path,
     defective: Path | None = None,
     masks: Path | None = None,
-    *,
-    cache: Path | None = None,
-    rehash: bool = False,
-    progress: Progress | None = None,
+    options: ScanOptions = ScanOptions(),
 ) -> ScanResult:
-    """Scan plain folders; the other parameters are those of `scan_mvtec`.
+    """Scan plain folders.
 
-    Without `defective` every normal image is for training. With it a fifth of the normal ones,
-    chosen by content hash and so the same however many arrive later, is for testing.
+    Without `defective` every normal image is for training. With it a fifth of the normal ones is
+    for testing, unless `ScanOptions.test_normal` names some.
 
     Parameters
     ----------
@@ -127,7 +150,7 @@ def scan_folders(
         are of kind ``defective``.
     masks
         Folder of masks named as their image or with ``_mask`` after the name, in the same
-        subfolders or in none.
+        subfolders or in none; without it, masks beside the defective images are taken.
 
     Examples
     --------
@@ -136,120 +159,110 @@ def scan_folders(
     [('test', 'defective'), ('test', 'good'), ('train', 'good')]
     """
     root = folder(Path(normal), "normal images")
-    result, walkers = ScanResult(root), [Walker(root)]
-    found = [Candidate(p, "train", "good") for p in walkers[0].files(root)]
-    if defective is not None:
-        bad_root = folder(Path(defective), "defective images")
-        if bad_root == root or bad_root.is_relative_to(root) or root.is_relative_to(bad_root):
-            raise DataError(
-                f"{root} and {bad_root}: one is inside the other",
-                expected="separate folders of normal and of defective images",
-            )
-        bad = []
-        walkers.append(Walker(bad_root))
-        for p in walkers[-1].files(bad_root):
-            parts = Path(p).relative_to(bad_root).parts
-            kind = parts[0] if len(parts) > 1 else "defective"
-            bad.append(Candidate(p, "test", "defective" if kind == "good" else kind))
-        if masks is not None:
-            walkers.append(Walker(folder(Path(masks), "masks")))
-            _match_masks(bad, bad_root, walkers[-1], result)
-        found += bad
-    elif masks is not None:
-        result.problems.append(f"{masks} is not read: masks need --defective")
-    for walker in walkers:
-        result.problems += walker.problems
-        result.ignored += walker.ignored
-    files = FileCache(cache, rehash=rehash, progress=progress)
-    return _finish(found, result, files, share_test=defective is not None)
+    reading = Reading(root, ScanResult(root, layout="plain"), options.links)
+    return _finish(read_plain(reading, root, defective, masks), reading, options)
 
 
-def _match_masks(bad: list[Candidate], root: Path, masks: Walker, result: ScanResult) -> None:
-    """Match by subfolder and stem; else by stem alone where that is unambiguous on both sides."""
-    table: dict[tuple[str, str], str] = {}
-    for p in masks.files(masks.root):
-        _add_masks(table, str(Path(p).parent.relative_to(masks.root)), [p], result)
-    by_stem: dict[str, list[tuple[str, str]]] = {}
-    for key in table:
-        by_stem.setdefault(key[1], []).append(key)
-    stems = [Path(c.path).stem for c in bad]
-    used = set()
-    for c, stem in zip(bad, stems, strict=True):
-        key = (str(Path(c.path).parent.relative_to(root)), stem)
-        if key not in table:
-            keys = by_stem.get(stem, [])
-            if len(keys) != 1 or stems.count(stem) > 1:
-                if keys:
-                    result.problems.append(f"image {c.path}: its mask is ambiguous; none is used")
-                continue
-            key = keys[0]
-        c.mask = table[key]
-        used.add(key)
-    _report_unused(table, used, result)
-
-
-def _add_masks(
-    table: dict[tuple[str, str], str], kind: str, paths: Iterable[str], result: ScanResult
-) -> None:
-    for p in paths:
-        key = (kind, Path(p).stem.removesuffix("_mask"))
-        if key in table:
-            result.problems.append(f"mask {p}: {table[key]} is for the same image and is used")
-        else:
-            table[key] = p
-
-
-def _report_unused(
-    masks: dict[tuple[str, str], str], used: set[tuple[str, str]], result: ScanResult
-) -> None:
-    for key, path in sorted(masks.items()):
-        if key not in used:
-            why = "normal images have none" if key[0] == "good" else "there is no such image"
-            result.problems.append(f"mask {path} belongs to no image: {why}")
-
-
-def _finish(
-    found: list[Candidate], result: ScanResult, files: FileCache, share_test: bool = False
-) -> ScanResult:
-    """Read what is new, drop duplicates, set broken images aside, check the masks."""
-    # In order of precedence among files with the same bytes: test before train, so that nothing
-    # tested is trained on; a defect before good, so that no defect passes for normal.
-    found.sort(key=lambda c: (c.split == "train", c.kind == "good", c.kind, c.path))
+def _finish(found: list[Candidate], reading: Reading, options: ScanOptions) -> ScanResult:
+    """Read what is new, see what masks say, drop duplicates, set broken images aside."""
+    result = reading.result
+    if options.test_normal is not None:
+        walker = reading.walker(options.test_normal, "normal test images")
+        for walked in {w.root for w in reading.walkers[:-1]} | {result.root}:
+            apart(walked, walker.root)
+        found += [Candidate(p, "test", "good") for p in walker.files(walker.root)]
+    reading.close()
+    found.sort(key=_precedence)
     kept: dict[str, tuple[Candidate, FileFacts]] = {}
-    with files:
-        facts = files.facts([c.path for c in found])
-        for c, f in zip(found, facts, strict=True):
-            if f.reason:
-                result.broken.append(BrokenImage(Path(c.path), f.reason))
-            elif f.sha256 not in kept:
-                kept[f.sha256] = (c, f)
-            else:
-                _report_duplicate(kept[f.sha256][0], c, result)
-        masked = [(c, f) for c, f in kept.values() if c.mask]
-        mask_facts = files.facts([c.mask or "" for c, _ in masked], mask=True)
-        for (c, f), m in zip(masked, mask_facts, strict=True):
-            if result.usable_mask(m, f) is None:
-                c.mask = None
+    with FileCache(options.cache, rehash=options.rehash, progress=options.progress) as files:
+        read = list(zip(found, files.facts([c.path for c in found]), strict=True))
+        names = [m for c, f in read if c.masks and not f.reason for m in c.masks]
+        masks = dict(zip(names, files.facts(names, mask=True), strict=True))
         result.hashed = files.reads
-    if share_test:
-        _share_out(kept)
+    unsaid = any(c.kind is None for c in found)
+    usable = []
+    for c, f in read:
+        if f.reason:
+            result.broken.append(BrokenImage(Path(c.path), f.reason))
+        elif (c.kind == "good" and not c.masks and c.split) or _settle(c, f, masks, result):
+            usable.append((c, f))
+    if unsaid:
+        usable.sort(key=lambda one: _precedence(one[0]))
+    for c, f in usable:
+        if f.sha256 not in kept:
+            kept[f.sha256] = (c, f)
+        else:
+            _report_duplicate(kept[f.sha256][0], c, result)
+    if options.test_normal is None:
+        _share_out([(s, c) for s, (c, _) in kept.items() if c.split is None])
     result.records = sorted(
-        (
-            ImageRecord.of(f, c.split, c.kind, Path(c.mask) if c.mask else None)
-            for c, f in kept.values()
-        ),
+        (_record(c, f) for c, f in kept.values()),
         key=lambda r: (r.split == "test", r.kind != "good", r.kind, str(r.path)),
     )
     if not any(r.split == "train" for r in result.records):
-        reason = ""
-        if result.broken:
-            reason = f"; {len(result.broken)} set aside, the first {result.broken[0].path}: "
-            reason += result.broken[0].reason
+        why = result.why_so_few()
         raise DataError(
-            f"{result.root}: no usable normal image to train on{reason}",
+            f"{reading.place}: no usable normal image to train on" + (f"; {why}" if why else ""),
             expected="files of type " + ", ".join(sorted(SUFFIXES)),
         )
     return result
+
+
+def _precedence(c: Candidate) -> tuple[bool, bool, str, str]:
+    """Order files so that of those with the same bytes the first counts.
+
+    Test before train, so that nothing tested is trained on; a defect before good, so that no defect
+    passes for normal.
+    """
+    return (c.split != "test", c.kind == "good", c.kind or "", c.path)
+
+
+def _settle(
+    c: Candidate, image: FileFacts, masks: dict[str, FileFacts], result: ScanResult
+) -> bool:
+    """See what an image's masks say of it; whether it is used."""
+    fit = [m for m in c.masks if result.usable_mask(masks[m], image) is not None]
+    if len(fit) < len(c.masks):
+        if len(c.masks) > 1:
+            place = Path(c.masks[0]).parent
+            result.problems.append(f"{place}: none of its masks is used, as one cannot be")
+        fit = []
+    blank = all(masks[m].blank for m in fit)
+    if c.kind is None:
+        if not fit:
+            why = "the mask that says what it is cannot be used"
+            result.broken.append(BrokenImage(Path(c.path), why))
+            return False
+        c.kind = "good" if blank else "defective"
+    elif c.kind == "good" and fit and not blank:
+        why = f"given as normal, but its mask {fit[0]} marks a defect"
+        result.broken.append(BrokenImage(Path(c.path), why))
+        return False
+    elif c.kind != "good" and fit and blank:
+        result.problems.append(
+            f"mask {fit[0]} is all black: nothing is marked; its image counts without mask"
+        )
+        fit = []
+    if c.kind == "good":
+        if fit:
+            result.left_out.add("black masks of normal images", fit[0], len(fit))
+        fit = []
+    elif c.split == "train":
+        result.left_out.add("defective images for training (nothing learns from them)", c.path)
+        return False
+    elif c.split is None:
+        c.split = "test"
+    c.masks = tuple(fit)
+    return True
+
+
+def _record(c: Candidate, f: FileFacts) -> ImageRecord:
+    assert c.kind is not None
+    mask = None
+    if c.masks:
+        # Of several, the folder that holds them and nothing else.
+        mask = Path(c.masks[0]) if len(c.masks) == 1 else Path(c.masks[0]).parent
+    return ImageRecord.of(f, c.split or "train", c.kind, mask)
 
 
 def _report_duplicate(kept: Candidate, dropped: Candidate, result: ScanResult) -> None:
@@ -266,16 +279,22 @@ def _report_duplicate(kept: Candidate, dropped: Candidate, result: ScanResult) -
         )
 
 
-def _share_out(kept: dict[str, tuple[Candidate, FileFacts]]) -> None:
-    """Move a fifth of the normal images to the test set; of two or more at least one."""
-    normal = {s: c for s, (c, _) in kept.items() if c.kind == "good"}
+def _share_out(undecided: Sequence[tuple[str, Candidate]]) -> None:
+    """Move a fifth of normal images to the test set; of two or more at least one.
+
+    What is of one group stays together.
+    """
+    units: dict[str, list[Candidate]] = {}
+    for sha, c in undecided:
+        units.setdefault(f"group {c.group}" if c.group else sha, []).append(c)
     # Hashed again, so that the choice says nothing about other choices made by content hash.
-    order = {s: int(hashlib.sha256(f"test {s}".encode()).hexdigest()[:12], 16) for s in normal}
-    chosen = [s for s in normal if order[s] % _TEST_SHARE == 0]
-    ranked = sorted(normal, key=lambda s: order[s])
+    order = {u: int(hashlib.sha256(f"test {u}".encode()).hexdigest()[:12], 16) for u in units}
+    chosen = [u for u in units if order[u] % _TEST_SHARE == 0]
+    ranked = sorted(units, key=lambda u: order[u])
     if len(ranked) > 1 and not chosen:
         chosen = ranked[:1]
     elif len(chosen) == len(ranked):
         chosen = ranked[:-1]
-    for s in chosen:
-        normal[s].split = "test"
+    for unit in chosen:
+        for c in units[unit]:
+            c.split = "test"

@@ -29,6 +29,9 @@ def show_extraction(report: ExtractionReport, as_json: bool = False) -> None:
             f"[bold]{report.image_set}[/]: {found.pairs} pairs ({found.train} for training, "
             f"{found.changed} changed); {report.hashed} files read"
         )
+    if report.left_out:
+        rest = ", ".join(f"{n} {what}" for what, n in report.left_out.items())
+        out.print(f"not read: {rest}", markup=False)
     for side in report.sides:
         changes = ", ".join(f"{n} {what}" for what, n in side.changes.items() if n)
         read = f"; {report.hashed} files read" if found is None else ""

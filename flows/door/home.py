@@ -136,14 +136,14 @@ class OpenHome:
     ) -> RunResult:
         """Train heads from what is stored, without touching the images' features.
 
+        Other parameters and errors as of `run`.
+
         Parameters
         ----------
         snapshot
             Id or tag to train on; the newest by default.
         known_by
             ISO 8601 date or time: only images that had arrived by then.
-
-        Other parameters and errors as of `run`.
         """
         from flows.dags import train_pipeline  # late: Prefect takes seconds
 

@@ -25,7 +25,7 @@ from flows.extraction.plan import (
 from flows.extraction.regions import keep_region, regions_of
 from flows.extraction.report import ExtractionReport, PairCounts, SideReport
 from flows.extraction.samples import usable, what_is_left_out
-from flows.runtime.resolve import FOLDERS, remember, require_set
+from flows.runtime.resolve import FOLDERS, READING, remember, require_set
 from flows.runtime.settings import changed
 from flows.runtime.values import height_width
 from heads.catalogue import get_head
@@ -54,7 +54,9 @@ def extract_set(
     rehash: bool = False,
     untrained_seed: int | None = None,
 ) -> ExtractionReport:
-    """Bring a set up to date, from settings as they were given; see `bring_up_to_date`.
+    """Bring a set up to date, from settings as they were given.
+
+    What it does, and the errors, are those of `bring_up_to_date`.
 
     Parameters
     ----------
@@ -90,10 +92,15 @@ def bring_up_to_date(
         Where the backbone cannot give a layer.
     """
     image_set, began = require_set(settings), time.perf_counter()
-    folders = {name: getattr(settings, name) for name in FOLDERS}
-    found = find(image_set, folders, home, reporter, rehash)
+    given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
+    found = find(image_set, given, home, reporter, rehash)
     report = ExtractionReport(
-        image_set, found.hashed, scanned_aside=found.set_aside, notes=found.notes
+        image_set,
+        found.hashed,
+        layout=found.layout,
+        left_out=found.left_out,
+        scanned_aside=found.set_aside,
+        notes=found.notes,
     )
     _look(report, found, plan.heads, at_least)
     settings, plan = _as_seen(settings, plan, home, found, report)
@@ -158,13 +165,11 @@ def _look(report: ExtractionReport, found: Found, heads: Sequence[HeadPlan], at_
         (rows,) = found.sides.values()
         normal = sum(r.split == "train" and r.kind == "good" for r in rows)
         if normal < at_least:
-            remedy = "put normal images there; defective ones belong in test/KIND"
-            for path, reason in found.set_aside[:1]:
-                remedy = f"all were set aside; the first: {path}: {reason}"
+            why = f"; {found.few}" if found.few else ""
             raise DataError(
-                f"{found.root}: {normal} usable normal image(s) for training",
+                f"{found.root}: {normal} usable normal image(s) for training{why}",
                 expected=f"at least {at_least} in train/good, or in the folder given with --normal",
-                remedy=remedy,
+                remedy="put more normal images there; defective ones belong in test/KIND",
             )
         return
     samples = found.pairs.samples

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from features.images.folders import Links
+from features.images.layouts.catalogue import AUTO
 from features.images.pairs import PairScan, scan_pairs
 from features.images.records import ImageRecord, ScanResult
-from features.images.scan import scan_folders, scan_mvtec
+from features.images.scan import ScanOptions, scan_folders, scan_images
+from flows.extraction.fetch import FromS3
 from flows.extraction.pair_list import PairList
+from flows.runtime.console import Reporter
+from flows.runtime.home import Home
 from headwater.spec import SIDES
 from storage.store.layout import side_name
 from storage.store.table import ImageRow
-
-if TYPE_CHECKING:
-    from flows.runtime.console import Reporter
-    from flows.runtime.home import Home
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Found:
         Sentences on what should be looked at.
     hashed
         Files that were read.
+    left_out
+        How many files were not read, by reason.
+    layout
+        What the folder or list was taken for.
+    few
+        What became of the rest, where there is less than one would think.
     """
 
     root: Path
@@ -46,11 +53,14 @@ class Found:
     set_aside: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     hashed: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    layout: str = ""
+    few: str = ""
 
 
 def find(
     image_set: str,
-    folders: Mapping[str, Path | None],
+    given: Mapping[str, Any],
     home: Home,
     reporter: Reporter,
     rehash: bool = False,
@@ -59,39 +69,60 @@ def find(
 
     Parameters
     ----------
-    folders
-        ``images``; or ``normal``, ``defective`` and ``masks``; or ``pairs``.
+    given
+        ``images``; or ``normal``, ``defective`` and ``masks``; or ``pairs``. And how to read them:
+        the rest of `flows.runtime.resolve.FOLDERS` and `READING`.
     home
-        Remembers which file holds which bytes.
+        Remembers which file holds which bytes, and keeps what is made or fetched of a list's.
     rehash
         Read every file, even those that look unchanged.
     """
-    what = "pairs" if folders["pairs"] is not None else "images"
+    what = "pairs" if given["pairs"] is not None else "images"
 
     def progress(done: int, total: int) -> None:
         reporter.update(what, done, total, "reading what is new")
 
-    common: dict[str, Any] = {"cache": home.file_cache, "rehash": rehash, "progress": progress}
+    links: Links = given["links"] or "inside"
     scan: PairScan | ScanResult
-    pairs, notes = None, []
-    if folders["pairs"] is not None:
-        scan = scan_pairs(folders["pairs"], **common)
-        pairs = PairList.of(scan)
+    if given["pairs"] is not None:
+        scan = scan_pairs(
+            given["pairs"], cache=home.file_cache, rehash=rehash, progress=progress, links=links
+        )
+        pairs, notes, layout, few = PairList.of(scan), [], "pairs", ""
         records = {side_name(image_set, side): scan.images(side) for side in SIDES}
     else:
-        scan = _scan_images(folders, common)
+        options = ScanOptions(home.file_cache, rehash, progress, links, given["test_normal"])
+        scan = _scan_images(given, options, home, reporter)
+        pairs, notes = None, [*scan.notes, *_duplicates(scan)]
+        layout, few = scan.layout, scan.why_so_few()
         records = {image_set: scan.records}
-        notes = _duplicates(scan)
-    sides = {name: image_rows(found, scan.root) for name, found in records.items()}
-    aside = [(str(b.path), b.reason) for b in scan.broken]
-    return Found(scan.root, sides, pairs, aside, [*scan.problems, *notes], scan.hashed)
+    return Found(
+        scan.root,
+        {name: image_rows(found, scan.root) for name, found in records.items()},
+        pairs,
+        [(str(b.path), b.reason) for b in scan.broken],
+        [*scan.problems, *notes],
+        scan.hashed,
+        scan.left_out.counts,
+        layout,
+        few,
+    )
 
 
-def _scan_images(folders: Mapping[str, Path | None], common: Mapping[str, Any]) -> ScanResult:
-    if folders["images"] is not None:
-        return scan_mvtec(folders["images"], **common)
-    assert folders["normal"] is not None
-    return scan_folders(folders["normal"], folders["defective"], folders["masks"], **common)
+def _scan_images(
+    given: Mapping[str, Any], options: ScanOptions, home: Home, reporter: Reporter
+) -> ScanResult:
+    if given["images"] is None:
+        return scan_folders(given["normal"], given["defective"], given["masks"], options)
+    return scan_images(
+        given["images"],
+        given["layout"] or AUTO,
+        options,
+        root=given["list_root"],
+        test=given["test_list"],
+        derived=home.root / "masks",
+        fetch=FromS3(home.root / "fetched", reporter),
+    )
 
 
 def image_rows(records: Sequence[ImageRecord], root: Path) -> list[ImageRow]:

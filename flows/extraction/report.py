@@ -95,6 +95,10 @@ class ExtractionReport:
         Files that were read to know their content; the others had not changed.
     scan_seconds
         Time until it was known what there is.
+    layout
+        What the folder or list of images was taken for (`features.images.layouts.catalogue`).
+    left_out
+        How many files were not read, by reason.
     scanned_aside
         ``[path, reason]`` of images that the scan could not use.
     notes
@@ -112,6 +116,8 @@ class ExtractionReport:
     image_set: str
     hashed: int = 0
     scan_seconds: float = 0.0
+    layout: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
     scanned_aside: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pairs: PairCounts | None = None
@@ -149,8 +155,9 @@ class ExtractionReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping: of a set of images that of its one side, completed."""
-        told = ("image_set", "hashed", "scan_seconds", "set_aside", "notes", "computed")
-        own = {name: getattr(self, name) for name in (*told, "backbone_calls")}
+        told = ("image_set", "hashed", "scan_seconds", "layout", "left_out", "set_aside")
+        told_too = ("notes", "computed", "backbone_calls")
+        own = {name: getattr(self, name) for name in (*told, *told_too)}
         sides = [side.to_json() for side in self.sides]
         if self.pairs is None:
             return sides[0] | own

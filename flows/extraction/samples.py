@@ -14,11 +14,6 @@ from headwater.errors import DataError
 from headwater.spec import digest
 from storage.store.table import ImageRow
 
-#: Samples without which nothing is trained: two to learn from, two to hold out.
-AT_LEAST = 4
-#: Kind of a pair without a mask: nobody said whether anything changed.
-UNLABELLED = "unlabelled"
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -85,6 +80,12 @@ class Sample:
         """Return what a training sees of it; that a pair is a crop decides what it is held with."""
         cut = [self.source] if self.source else []
         return [*self.contents, self.split, self.kind, self.label, *cut]
+
+
+#: Samples without which nothing is trained: two to learn from, two to hold out.
+AT_LEAST = 4
+#: Kind of a pair without a mask: nobody said whether anything changed.
+UNLABELLED = "unlabelled"
 
 
 def digest_of(samples: Sequence[Sample]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.images.folders import check_mvtec
+from features.images.layouts.catalogue import AUTO, find_layout
 from flows.runtime.settings import Settings, changed, chosen_heads
 from headwater.errors import ConfigError, DataError
 
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 #: One of these must say where the images are.
 _SOURCES = ("images", "normal", "pairs")
 #: Settings that say where images are.
-FOLDERS = (*_SOURCES, "defective", "masks")
+FOLDERS = (*_SOURCES, "defective", "masks", "test_normal", "test_list", "list_root")
+#: Settings that say how to read them; a set that remembers none was read by the defaults.
+READING = ("layout", "links")
+#: What may be a file: a list of images.
+_FILES = ("images", "test_list")
 #: The rest of what is kept, and what cards meant that lack it: the defaults before cards had it.
 #: These never change, whatever the defaults become.
 _BEFORE: dict[str, dict[str, Any]] = {
@@ -76,6 +80,7 @@ def remember(settings: Settings, home: Home, image_set: str, root: Path) -> None
     for folder in FOLDERS:
         path: Path | None = getattr(settings, folder)
         card[folder] = str(path.absolute()) if path else None
+    card |= {key: getattr(settings, key) for key in READING}
     if settings.backbone.weights is not None:
         settings = changed(settings, {"backbone.weights": settings.backbone.weights.absolute()})
     values = settings.model_dump(mode="json")
@@ -125,7 +130,8 @@ def _with_folders(settings: Settings, card: Mapping[str, Any]) -> Settings:
                 expected="--images DIR (MVTec layout), --normal DIR, or --pairs DIR",
                 remedy=f"headwater run {image_set} --images DIR",
             )
-        last = {k: Path(card[k]) for k in FOLDERS if card.get(k)}
+        last: dict[str, Any] = {k: Path(card[k]) for k in FOLDERS if card.get(k)}
+        last |= {k: card[k] for k in READING if card.get(k)}
         more = {k: v for k, v in last.items() if getattr(settings, k) is None}
         settings = changed(settings, more)
     elif len(given) > 1:
@@ -173,22 +179,27 @@ def _check_folders(settings: Settings, given: Settings) -> None:
     """
     for option in FOLDERS:
         path: Path | None = getattr(settings, option)
-        if path is None or path.is_dir():
+        if path is None or path.is_dir() or (option in _FILES and path.is_file()):
             continue
+        named = {"list_root": "root"}.get(option, option.replace("_", "-"))
+        what = "no such folder or file" if option in _FILES else "no such folder"
         if getattr(given, option) is None:
             raise DataError(
                 f"{path}, the folder of {settings.image_set}'s {option} when it was last "
                 "extracted, is not there",
-                expected=f"--{option} DIR with where it is now",
+                expected=f"--{named} DIR with where it is now",
                 remedy="give it: images are known by their contents, nothing is extracted anew",
             )
-        place = given.place(option)
+        place, remedy = given.place(option), "check the path"
+        if path.parts[0] == "s3:":
+            remedy = "copy it first, as with aws s3 cp; a list may name images on S3 itself"
         raise DataError(
-            f"{place}: {option} = {path}: no such folder"
-            if place
-            else f"--{option} {path}: no such folder",
+            f"{place}: {option} = {path}: {what}" if place else f"--{named} {path}: {what}",
             expected="an existing folder of images",
-            remedy="check the path",
+            remedy=remedy,
         )
     if settings.images is not None:
-        check_mvtec(settings.images)
+        find_layout(settings.images, settings.layout or AUTO)
+    elif settings.layout or settings.test_list or settings.list_root:
+        alone = "layout" if settings.layout else "test-list" if settings.test_list else "root"
+        raise ConfigError(f"--{alone}", expected="--images with it")

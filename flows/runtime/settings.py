@@ -20,6 +20,7 @@ from flows.runtime.values import (
     MIN_PIXELS,
     Device,
     Heads,
+    LayoutName,
     Pixels,
     PlainAddress,
     Precision,
@@ -153,14 +154,28 @@ class Settings(_Frozen):
 
     image_set: str | None = _set(None, "Name of the image set; commands are given it.")
     images: Path | None = _set(
-        None, "Folder in MVTec layout: train/good, test/KIND, ground_truth/KIND (NAME_mask.png).",
-        (*_IMAGES, "demo"), kept=True)
+        None, "Folder in a known layout, as train/good, test/KIND, ground_truth/KIND "
+        "(NAME_mask.png); or a list of images.", (*_IMAGES, "demo"), kept=True)
+    layout: LayoutName | None = _set(
+        None, "How the images are laid out (docs/images.md), where it is not seen.", _IMAGES,
+        otherwise="auto: the first that fits", kept=True)
     normal: Path | None = _set(
         None, "Instead: plain folder of normal images.", _IMAGES, kept=True)
     defective: Path | None = _set(
         None, "Plain folder of defective images, only to evaluate.", _IMAGES, kept=True)
     masks: Path | None = _set(
         None, "Folder of NAME.png or NAME_mask.png, white where defective.", _IMAGES, kept=True)
+    test_normal: Path | None = _set(
+        None, "Folder of normal images to test with, apart from those trained on.", _IMAGES,
+        kept=True)
+    test_list: Path | None = _set(
+        None, "Of a list of images: another one, of those to test with.", _IMAGES, kept=True)
+    list_root: Path | None = _set(
+        None, "Of a list of images: folder that its paths and s3:// addresses are below.", _IMAGES,
+        named="--root", otherwise="the list's folder", kept=True)
+    links: Literal["inside", "anywhere"] | None = _set(
+        None, "Where links among the images may lead: inside their folder alone, or anywhere.",
+        _IMAGES, otherwise="inside", kept=True)
     pairs: Path | None = _set(
         None, "Instead: folder of pairs, train or test / current, history, mask.", _IMAGES,
         kept=True)

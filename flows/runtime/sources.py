@@ -54,10 +54,11 @@ _NO_SETTING = re.compile(
 #: Settings whose environment variables are older than the order of sources.
 _AFTER_THE_FILE = ("home", "artifacts")
 #: One of these that is given takes away the others, where they come from a lesser source.
+_OF_LISTS = ("layout", "test_list", "list_root")
 _INSTEAD = {
-    "images": ("normal", "defective", "masks", "pairs"),
-    "normal": ("images", "pairs"),
-    "pairs": ("images", "normal", "defective", "masks"),
+    "images": ("normal", "defective", "masks", "test_normal", "pairs", *_OF_LISTS),
+    "normal": ("images", "pairs", *_OF_LISTS),
+    "pairs": ("images", "normal", "defective", "masks", "test_normal", *_OF_LISTS),
 }
 
 

@@ -99,6 +99,11 @@ PlainAddress = Annotated[str, AfterValidator(_without_secret)]
 Pixels = Annotated[int | tuple[int, int], WrapValidator(_pixels)]
 Device = Annotated[str, AfterValidator(_device)]
 Precision = Literal["auto", "float32", "bfloat16"]
+#: As in `features.images.layouts.catalogue`; a test compares.
+LayoutName = Literal[
+    "auto", "mvtec", "mvtec-ad-2", "btad", "visa", "dagm", "kolektor", "good-bad", "normal",
+    "lookout", "list",
+]  # fmt: skip
 TimmOptions = Annotated[
     dict[str, str | int | float | bool | list[float]], BeforeValidator(_mapping)
 ]

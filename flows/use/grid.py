@@ -186,7 +186,7 @@ def run_grid(
         )
         asked = set(points)
         inside = tuple(r for r in whole.table if (r["alpha"], r["beta"]) in asked)
-        result = GridResult(inside, "oracle")
+        result = GridResult(inside)
         target = home.pictures / image_set / f"f2r-grid-v{model['version']}-{coreset}.png"
         outcome = GridOutcome(result, whole, own, run.run_id, target, len(done), notes)
         title = (

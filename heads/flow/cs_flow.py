@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
-import torch
 from FrEIA.framework import InputNode, Node, OutputNode
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from heads.parts.cross_attention import ChannelGate, PublishedGate
 from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet
 from heads.parts.elementary import Permute, Standardise
 from heads.parts.invertible import OrderedGraphINN
-from heads.parts.seeds import seeded
+from heads.parts.seeds import seed_from, seeded
 from heads.training.trainer import Schedule
 from headwater.errors import ConfigError
 from headwater.spec import BackboneInfo, LayerSpec, Needs, digest
@@ -134,9 +133,7 @@ class CSFlow(DensityHead):
         self.draw_channels(self.config.channels, config.seed)
         with seeded(config.seed):
             self.couplings = self._build(self.dims)
-        # Here and not in fit: a loaded head must have the layout, too, or its scores would differ
-        # in the last digit.
-        self.couplings.to(memory_format=torch.channels_last)
+        self.settle()
 
     @classmethod
     def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
@@ -220,7 +217,7 @@ class CSFlow(DensityHead):
         elif config.attention == "as_published":
             each(PublishedGate, reduction=config.reduction)
         for block, kernel in enumerate(config.kernels):
-            each(Permute, seed=lambda k, b=block: _seed_of(config.seed, b, k))
+            each(Permute, seed=lambda k, b=block: seed_from("permutation", config.seed, b, k))
             coupling = Node(
                 [(tip.out0 if isinstance(tip, Node) else tip) for tip in tips],
                 CrossScaleCoupling,
@@ -285,7 +282,3 @@ class CSAFlow(CSFlow):
     Config = CSAFlowConfig
     paper = "CSA-Flow: cross-scale with attention normalizing flow"
     summary = "cross-scale couplings with channel attention and self-attention"
-
-
-def _seed_of(seed: int, block: int, scale: int) -> int:
-    return int(digest(["permutation", seed, block, scale]), 16) % 2**63

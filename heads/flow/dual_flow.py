@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from heads.contract import Batch, HeadConfig, Reference, Shapes, Size, register
-from heads.flow.map_head import MapFlowConfig, MapFlowHead, nodes_of
+from heads.flow.map_head import MapFlowConfig, MapFlowHead, nodes_of, through
 from heads.looking import mean_over, only, places
 from heads.parts.coupling import AffineCoupling
 from heads.parts.dsam import DynamicSubnet
@@ -171,10 +171,7 @@ class DualFlow(MapFlowHead):
 
     def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the latents of the branches and their log-determinants' sum, ``[B]``."""
-        pairs = [b(x) for b, x in zip(self.branches.values(), maps, strict=True)]
-        return [p[0] for p in pairs], torch.stack(
-            [p[1].reshape(len(p[1]), -1).sum(1) for p in pairs]
-        ).sum(0)
+        return through(self.branches.values(), maps)
 
     def invert(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the standardised map per branch."""

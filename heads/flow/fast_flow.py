@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 
 from heads.contract import HeadConfig, Reference, Shape, Shapes, Size, register
-from heads.flow.map_head import MapFlowConfig, MapFlowHead, global_affine, nodes_of
+from heads.flow.map_head import MapFlowConfig, MapFlowHead, global_affine, nodes_of, through
 from heads.parts.coupling import AffineCoupling
 from heads.parts.elementary import Permute
 from heads.parts.seeds import seeded
@@ -127,8 +126,7 @@ class FastFlow(MapFlowHead):
 
     def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the latents of all layers and the log-determinant, ``[B]``."""
-        pairs = [stack(x) for stack, x in zip(self.stacks, maps, strict=True)]
-        return [p[0] for p in pairs], torch.stack([p[1] for p in pairs]).sum(0)
+        return through(self.stacks, maps)
 
     def invert(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the standardised maps of the latents of all layers."""

@@ -155,6 +155,14 @@ class DensityHead(FlowHead):
     Config: ClassVar[type[HeadConfig]] = DensityConfig
     config: DensityConfig
 
+    def settle(self) -> None:
+        """Lay the weights out channels-last; called when a subclass is built.
+
+        It is the layout in which convolutions and norms over channels copy nothing. A head that was
+        loaded must have it too, or its scores would differ in the last digit.
+        """
+        self.to(memory_format=torch.channels_last)
+
     def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Return the latents ``[B, C, H, W]`` and ``log|det dz/dx|``, ``[B]``."""
         return self.latent_of(self.inputs(batch))

@@ -65,14 +65,6 @@ class MapFlowHead(DensityHead):
     def invert(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the standardised maps of latents."""
 
-    def settle(self) -> None:
-        """Lay the weights out channels-last; called when a subclass is built.
-
-        It is the layout in which convolutions and norms over channels copy nothing. A head that was
-        loaded must have it too, or its scores would differ in the last digit.
-        """
-        self.to(memory_format=torch.channels_last)
-
     def standardised(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the standardised maps and the log-determinant of that, ``[B]``."""
         out = [x.contiguous(memory_format=torch.channels_last) for x in maps]
@@ -135,6 +127,13 @@ class MapFlowHead(DensityHead):
     def scored(self, batch: Batch) -> Scores:
         """Score maps ``[B, C, H, W]`` per layer; see `LikelihoodScores`."""
         return self.scorer(self.log_maps(batch), self.map_size)
+
+
+def through(stacks: Iterable[nn.Module], maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Return the latents of one stack a map, and their log-determinants' sum, ``[B]``."""
+    pairs = [stack(x) for stack, x in zip(stacks, maps, strict=True)]
+    total = torch.stack([p[1].reshape(len(p[1]), -1).sum(1) for p in pairs]).sum(0)
+    return [p[0] for p in pairs], total
 
 
 def global_affine(dims: Sequence[Shape], per_position: bool = False) -> ActNorm:

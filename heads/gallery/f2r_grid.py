@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -67,25 +67,21 @@ class GridResult:
     ----------
     table
         Per point ``alpha, beta, image_auroc, pixel_auroc`` (and ``aupro``).
-    chosen_on
-        ``synthetic``: no label was looked at; ``oracle``: the test labels were, as in the paper.
-        To be shown wherever a chosen point is.
     """
 
     table: tuple[dict[str, float], ...]
-    chosen_on: Literal["synthetic", "oracle"]
+    #: The test labels, as in the paper. To be shown wherever a chosen point is.
+    chosen_on: ClassVar[str] = "oracle"
 
-    def best(self, metric: str = "mean") -> tuple[float, float]:
-        """Return the point with the largest `metric` (``mean``: of image and pixel AUROC).
+    def best(self, metric: str) -> tuple[float, float]:
+        """Return the point with the largest `metric`.
 
         Of equals the one nearest to (1, 1), where nothing is altered.
         """
 
         def rank(row: dict[str, float]) -> tuple[float, float]:
-            figures = [row[k] for k in ("image_auroc", "pixel_auroc") if k in row]
-            value = sum(figures) / len(figures) if metric == "mean" else row[metric]
             away = abs(row["alpha"] - 1) + abs(row["beta"] - 1)
-            return round(value, 6), -away
+            return round(row[metric], 6), -away
 
         row = max(self.table, key=rank)
         return row["alpha"], row["beta"]
@@ -118,7 +114,6 @@ def grid(
     labels: Sequence[bool] | NDArray[np.bool_],
     masks: Sequence[NDArray[np.bool_] | None],
     *,
-    chosen_on: Literal["synthetic", "oracle"] = "oracle",
     points: Sequence[tuple[float, float]] = POINTS,
     regallery: Callable[[float, float], Tensor] | None = None,
     progress: Progress | None = None,
@@ -134,8 +129,6 @@ def grid(
     source, labels, masks
         What is scored: real test images make the result an ``oracle``; masks have the size of the
         head's maps, None where unknown.
-    chosen_on
-        What the labels are; goes to the result.
     points
         ``(alpha, beta)`` pairs.
     regallery
@@ -173,7 +166,7 @@ def grid(
     finally:
         head.members = members
         head.prefer(*before)
-    return GridResult(tuple(table), chosen_on)
+    return GridResult(tuple(table))
 
 
 class _Latents:

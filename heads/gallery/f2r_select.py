@@ -101,10 +101,6 @@ class _Trial:
         far = self.gallery.nearest(turned[members:])[0].cpu().split(self.sizes[1:])
         return list(far[: self.normals]), list(far[self.normals :])
 
-    def figures(self, alpha: float, beta: float) -> NDArray[np.float64]:
-        """Return each kind's AUROC over images and over positions, ``[kinds, 2]``."""
-        return self._figures(*self.distances(alpha, beta), range(self.normals))
-
     def judged(self, alpha: float, beta: float) -> NDArray[np.float64]:
         """Return per kind the mean of both, of all images and with each left out in turn.
 
@@ -113,11 +109,12 @@ class _Trial:
         normal, altered = self.distances(alpha, beta)
         every = set(range(self.normals))
         groups = [every, *(every - {i} for i in range(self.normals) if self.normals > 1)]
-        return np.stack([self._figures(normal, altered, g).mean(1) for g in groups], 1)
+        return np.stack([self.figures(normal, altered, g).mean(1) for g in groups], 1)
 
-    def _figures(
+    def figures(
         self, normal: list[Tensor], altered: list[Tensor], images: Collection[int]
     ) -> NDArray[np.float64]:
+        """Return each kind's AUROC over images and over positions, ``[kinds, 2]``."""
         plain = [normal[i] for i in images]
         found = []
         for number in range(len(KINDS)):

@@ -82,35 +82,27 @@ class Gallery(Growing):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("vectors", torch.empty(0, dim))
-        self._ready: tuple[Tensor, Tensor, Tensor] | None = None
+        self._ready: tuple[Tensor, ...] = (torch.empty(0),)
 
     def set(self, vectors: Tensor) -> None:
         """Take over ``[m, dim]`` vectors as float32."""
         self.vectors = vectors.float().contiguous().to(self.vectors.device)
-        self._ready = None
+        self._ready = (torch.empty(0),)
 
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._ready = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gallery:
-        self._ready = None
-        return super()._apply(fn, recurse)
-
-    def _prepared(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _prepared(self) -> tuple[Tensor, ...]:
         """Return mean, shifted vectors and their squared norms."""
         if not len(self):
             raise NotFittedError(
                 "the gallery is empty", expected="a fitted head", remedy="call fit first"
             )
-        if self._ready is None:
+        if self._ready[0] is not self.vectors:  # set, loaded or moved since
             mean = self.vectors.double().mean(0).float()
             shifted = self.vectors - mean
-            self._ready = mean, shifted, shifted.square().sum(1)
-        return self._ready
+            self._ready = self.vectors, mean, shifted, shifted.square().sum(1)
+        return self._ready[1:]
 
     @torch.no_grad()
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from headwater.errors import DataError
 
-KINDS = ("displaced", "foreign", "unseen")
-
 
 @dataclass(frozen=True)
 class SyntheticDefects:
@@ -32,6 +30,9 @@ class SyntheticDefects:
 
     maps: Tensor
     masks: Tensor
+
+
+KINDS = ("displaced", "foreign", "unseen")
 
 
 def blob(height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -57,33 +57,15 @@ class Calibration:
     median: float = 0.0
 
     @property
-    def promised(self) -> bool:
-        """Whether enough images were held out for the target to be promised."""
-        return self.rule == "conformal"
-
-    def describe(self) -> str:
-        """Return one line for reports and logs."""
-        if self.rule == "fixed":
-            return f"threshold {self.threshold:.6g}, fixed: scores are probabilities"
-        if self.promised:
-            return (
-                f"threshold {self.threshold:.6g} from {self.n} held-out normal images: at most "
-                f"{self.target_fpr:.2%} of normal images above it"
-            )
-        return f"threshold {self.threshold:.6g} extrapolated: {self._shortfall}"
-
-    @property
     def caveats(self) -> list[str]:
         """What a user of the threshold must know: that it is looser than was asked for, if so."""
-        return [f"thresholds are extrapolated: {self._shortfall}"] if self.rule == "tail" else []
-
-    @property
-    def _shortfall(self) -> str:
+        if self.rule != "tail":
+            return []
         need = math.ceil(1 / self.target_fpr - 1e-9) - 1
-        return (
-            f"{self.n} held-out normals promise a false-positive rate of "
-            f"{self.attained_fpr:.2%}, not {self.target_fpr:.2%} (that takes {need})"
-        )
+        return [
+            f"thresholds are extrapolated: {self.n} held-out normals promise a false-positive rate "
+            f"of {self.attained_fpr:.2%}, not {self.target_fpr:.2%} (that takes {need})"
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping; `from_json` reads it back."""
@@ -186,8 +168,9 @@ def calibrate(
 
     Examples
     --------
-    >>> calibrate(range(1, 40)).describe()
-    'threshold 38 from 39 held-out normal images: at most 5.00% of normal images above it'
+    >>> found = calibrate(range(1, 40))
+    >>> found.threshold, found.n, found.rule, found.attained_fpr
+    (38.0, 39, 'conformal', 0.05)
     """
     threshold, attained, rule = threshold_for(scores, target_fpr, upper)
     values = np.asarray(scores, dtype=np.float64).ravel()

@@ -313,7 +313,6 @@ def evaluate(
     *,
     threshold: float | None = None,
     pixel_threshold: float | None = None,
-    fpr_limit: float = 0.3,
 ) -> Metrics:
     """Return all metrics of a scored test set.
 
@@ -331,8 +330,6 @@ def evaluate(
     threshold, pixel_threshold
         Where given, the figures at these thresholds are added (`at_threshold`; ``pixel_f1``,
         ``pixel_iou``).
-    fpr_limit
-        Upper end of AUPRO's integral.
 
     Returns
     -------
@@ -371,15 +368,20 @@ def evaluate(
         np.zeros(np.shape(one), bool) if mask is None and not bad else mask
         for one, mask, bad in zip(maps, given, truth, strict=True)
     ]
-    _merge(out, rank_pixels(list(maps), pixel_truth).figures(fpr_limit))
+    _merge(out, rank_pixels(list(maps), pixel_truth).figures())
     if pixel_threshold is not None:
-        _merge(out, _pixels_at(list(maps), pixel_truth, pixel_threshold))
+        tp, called, bad = pixel_counts(list(maps), pixel_truth, pixel_threshold)
+        if bad:
+            out["pixel_f1"], out["pixel_iou"] = 2 * tp / (called + bad), tp / (called + bad - tp)
+        else:
+            out.omitted |= dict.fromkeys(("pixel_f1", "pixel_iou"), "no defect pixel in any mask")
     return out
 
 
-def _pixels_at(
+def pixel_counts(
     maps: Sequence[ArrayLike], masks: Sequence[NDArray[np.bool_] | None], threshold: float
-) -> Metrics:
+) -> tuple[int, int, int]:
+    """Return how many pixels are rightly called, called, and defective, of maps with a mask."""
     tp = called = bad = 0
     for values, mask in zip(maps, masks, strict=True):
         if mask is not None:
@@ -387,12 +389,7 @@ def _pixels_at(
             verdict = (np.asarray(values, dtype=np.float32) > np.float32(threshold)) & seen
             tp, bad = tp + int((verdict & mask).sum()), bad + int((mask & seen).sum())
             called += int(verdict.sum())
-    out = Metrics()
-    if bad:
-        out["pixel_f1"], out["pixel_iou"] = 2 * tp / (called + bad), tp / (called + bad - tp)
-    else:
-        out.omitted |= dict.fromkeys(("pixel_f1", "pixel_iou"), "no defect pixel in any mask")
-    return out
+    return tp, called, bad
 
 
 def _merge(into: Metrics, more: Metrics) -> None:

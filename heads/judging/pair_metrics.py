@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from heads.judging.metrics import Metrics, PixelRanking, rank_pixels
-from heads.looking import seen_of
+from heads.judging.metrics import Metrics, PixelRanking, pixel_counts, rank_pixels
 from headwater.errors import ShapeError
 
 
@@ -77,14 +76,8 @@ def pair_metrics(
         raise ShapeError(f"{len(maps)} maps and {len(masks)} masks", expected="one each")
     truth = [np.asarray(m).astype(bool) for m in masks]
     ranking = rank_pixels(list(maps), truth)
-    tp = called = 0
-    for values, mask in zip(maps, truth, strict=True):
-        verdict = np.asarray(values, dtype=np.float32) > np.float32(threshold)
-        verdict &= seen_of(values)
-        tp += int((verdict & mask).sum())
-        called += int(verdict.sum())
+    tp, called, bad = pixel_counts(list(maps), truth, threshold)
     total, normal = len(ranking.keys), ranking.normal
-    bad = total - normal
     out = Metrics()
     shares = {
         "precision": (tp, called, "no pixel is called changed"),

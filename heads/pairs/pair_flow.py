@@ -6,7 +6,7 @@ one place when nothing is wrong (light, viewpoint, noise), and finds differences
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,16 +115,6 @@ class PairFlow(PairHead, FastFlow):
             return mean, std
         return torch.zeros_like(mean), (mean.square() + std.square()).sqrt()
 
-    def positions(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Return per layer the latents and the log-determinant per position, ``[B, H, W]``."""
-        return [stack(x) for stack, x in zip(self.stacks, maps, strict=True)]
-
-    def transform(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return the latents of all layers and the log-determinant, ``[B]``."""
-        pairs = self.positions(maps)
-        total = torch.stack([p[1].flatten(1).sum(1) for p in pairs]).sum(0)
-        return [p[0] for p in pairs], total
-
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return the negative log-likelihood per dimension, ``[B]``; of noisy maps in training."""
         maps = self.inputs(batch)
@@ -151,7 +141,8 @@ class PairFlow(PairHead, FastFlow):
         if self.config.scoring == "likelihood":
             return super().scored(batch)
         maps = []
-        for z, log_det in self.positions(self.standardised(self.inputs(batch))[0]):
+        for stack, x in zip(self.stacks, self.standardised(self.inputs(batch))[0], strict=True):
+            z, log_det = stack(x)  # the log-determinant per position, ``[B, H, W]``
             energy = 0.5 * z.float().square().mean(1)
             if self.config.scoring == "density":
                 energy = energy - log_det.float() / z.shape[1]

@@ -37,6 +37,7 @@ class DifferenceSource:
 
     def __init__(self, source: FeatureSource, root: bool = False) -> None:
         self.source, self.root = source, root
+        self.ids, self.views = source.ids, source.views
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -46,16 +47,6 @@ class DifferenceSource:
             for k, v in self.source.shapes.items()
             if k.startswith(CURRENT)
         }
-
-    @property
-    def ids(self) -> list[str]:
-        """Content identity of each pair."""
-        return self.source.ids
-
-    @property
-    def views(self) -> list[int]:
-        """View number of each row."""
-        return self.source.views
 
     def __len__(self) -> int:
         return len(self.source)

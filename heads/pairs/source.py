@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,13 @@ class PairSource:
         Bytes that may be kept in memory; what is more is read anew in every epoch. The order of
         rows is the same either way.
 
+    Attributes
+    ----------
+    keys, ids, views
+        Key and content identity of each pair; zeros, as pairs have no views.
+    layers, labelled
+        Layer names, as of either side; whether batches carry ``_mask``.
+
     Raises
     ------
     DataError
@@ -108,6 +116,7 @@ class PairSource:
             raise ShapeError(f"{len(masks)} masks for {len(pairs)} pairs", expected="one each")
         self._sources = (current, history)
         self._masks, self._memory = masks, memory
+        self.layers, self.labelled = list(current.shapes), masks is not None
         rows = [_rows_by_id(current), _rows_by_id(history)]
         found = [(n, rows[0].get(p.current), rows[1].get(p.history)) for n, p in enumerate(pairs)]
         self.missing = [pairs[n].key for n, a, b in found if a is None or b is None]
@@ -122,6 +131,8 @@ class PairSource:
         self._number = [n for n, _, _ in kept]
         self._index = np.array([(a, b) for _, a, b in kept], np.int64)
         self.pairs = [pairs[n] for n in self._number]
+        self.keys, self.ids = [p.key for p in self.pairs], [p.id for p in self.pairs]
+        self.views = [0] * len(self.pairs)
         self._all_pairs = list(pairs)
         self._resident: list[dict[str, Tensor]] | None = None
         self._place: list[dict[int, int]] = []
@@ -134,11 +145,6 @@ class PairSource:
     # --- what is here ----------------------------------------------------------------------------
 
     @property
-    def layers(self) -> list[str]:
-        """Layer names, as of either side."""
-        return list(self._sources[0].shapes)
-
-    @property
     def shapes(self) -> dict[str, Shape]:
         """``{"current:<layer>": (C, H, W), ..., "history:<layer>": (C, H, W)}``."""
         return {
@@ -146,26 +152,6 @@ class PairSource:
             for prefix, source in zip((CURRENT, HISTORY), self._sources, strict=True)
             for k, v in source.shapes.items()
         }
-
-    @property
-    def ids(self) -> list[str]:
-        """Content identity of each pair."""
-        return [p.id for p in self.pairs]
-
-    @property
-    def keys(self) -> list[str]:
-        """Key of each pair."""
-        return [p.key for p in self.pairs]
-
-    @property
-    def views(self) -> list[int]:
-        """Zeros: pairs have no views."""
-        return [0] * len(self.pairs)
-
-    @property
-    def labelled(self) -> bool:
-        """Whether batches carry ``_mask``."""
-        return self._masks is not None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -214,7 +200,7 @@ class PairSource:
         if isinstance(masks, Tensor):
             masks = masks[torch.as_tensor(chosen)]
         elif masks is not None:
-            masks = _Renumbered(masks, chosen)
+            masks = functools.partial(_mask_of, masks, chosen)
         pairs = [self._all_pairs[n] for n in chosen]
         return PairSource(*self._sources, pairs, masks, memory=self._memory)
 
@@ -334,14 +320,9 @@ class PairSource:
         return batch
 
 
-class _Renumbered:
-    """Masks of a subset, as a function that can be pickled."""
-
-    def __init__(self, masks: Callable[[int], Any], numbers: list[int]) -> None:
-        self.masks, self.numbers = masks, numbers
-
-    def __call__(self, number: int) -> Any:
-        return self.masks(self.numbers[number])
+def _mask_of(masks: Callable[[int], Any], numbers: list[int], number: int) -> Any:
+    """Return a mask of a subset, by its number there."""
+    return masks(numbers[number])
 
 
 def _rows_by_id(source: FeatureSource) -> dict[str, int]:

@@ -12,8 +12,8 @@ from headwater.errors import ConfigError
 KINDS = ("gca", "se", "eca", "none")
 
 
-def odd_kernel(channels: int, gamma: float = 2.0, b: float = 1.0) -> int:
-    """Return the odd size next to ``log2(channels) / gamma + b / gamma``.
+def odd_kernel(channels: int) -> int:
+    """Return the odd size next to ``(log2(channels) + 1) / 2``.
 
     GCAFlow, section 3.5 (after ECA-Net, eq. 12); an even value goes to the next odd one above.
 
@@ -22,7 +22,7 @@ def odd_kernel(channels: int, gamma: float = 2.0, b: float = 1.0) -> int:
     >>> [odd_kernel(c) for c in (16, 64, 128, 224, 512)]
     [3, 3, 5, 5, 5]
     """
-    value = abs(math.log2(channels) / gamma + b / gamma)
+    value = abs(math.log2(channels) / 2 + 1 / 2)
     return 2 * int(value // 2) + 1
 
 
@@ -52,8 +52,8 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(x)[:, :, None, None]
 
 
-class _BandGate(nn.Module):
-    """A 1-D convolution across the channels of a context vector, then a sigmoid."""
+class EfficientChannel(nn.Module):
+    """Gate from the channel means through a 1-D convolution over channels and a sigmoid (ECA)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ class _BandGate(nn.Module):
         self.band = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
 
     def context(self, x: Tensor) -> Tensor:
-        """Return the context vector ``[B, C]``."""
-        raise NotImplementedError
+        """Return the context vector ``[B, C]``: here the channel means."""
+        return x.mean((2, 3))
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate ``[B, C]`` in (0, 1)."""
@@ -73,15 +73,7 @@ class _BandGate(nn.Module):
         return x * self.gate(x)[:, :, None, None]
 
 
-class EfficientChannel(_BandGate):
-    """Gate from the channel means through a 1-D convolution over channels (ECA)."""
-
-    def context(self, x: Tensor) -> Tensor:
-        """Return the channel means ``[B, C]``."""
-        return x.mean((2, 3))
-
-
-class GlobalContextChannel(_BandGate):
+class GlobalContextChannel(EfficientChannel):
     """Gate from a context that attends over positions (GCA; GCAFlow, section 3.5 and figure 4).
 
     A 1x1 convolution mixes all channels to one logit per position; the softmax over positions

@@ -181,7 +181,7 @@ def channel_statistics(
 
     Over those positions that are looked at (`heads.looking`).
     """
-    sums: dict[str, list[Tensor]] = {}
+    sums: dict[str, Tensor] = {}
     counts: dict[str, int] = dict.fromkeys(layers, 0)
     ids = source.ids
     for batch in source.batches(size):
@@ -193,10 +193,8 @@ def channel_statistics(
                 where = positions(batch[LOOKED], (x.shape[2], x.shape[3]))
                 counts[layer] -= int((~where).sum())
                 x = x * where[:, None]
-            found = [x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]
-            sums[layer] = (
-                [a + b for a, b in zip(sums[layer], found, strict=True)] if layer in sums else found
-            )
+            found = torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+            sums[layer] = sums[layer] + found if layer in sums else found
     out = {}
     for layer, (first, second) in sums.items():
         count = counts[layer]

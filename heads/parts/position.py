@@ -74,11 +74,8 @@ class PositionCode(nn.Module):
         self.channels = channels
         # Built on the current default device, so that a head can be built on `meta`.
         code = position_code(channels, height, width) if channels else torch.zeros(0, height, width)
+        #: ``[1, channels, height, width]``.
         self.register_buffer("code", code[None], persistent=False)
-
-    def forward(self) -> Tensor:
-        """Return the code, ``[1, channels, height, width]``."""
-        return self.code
 
 
 class CodedConv2d(nn.Conv2d):

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headwater.spec import digest
+
 # Torch's and numpy's global generators belong to the process: two heads built in two threads
 # would otherwise draw from each other's stream.
 _LOCK = threading.RLock()
@@ -40,3 +42,8 @@ def draw_channels(channels: int, most: int, seed: int) -> Tensor:
     """Return at most `most` of a layer's channels, drawn by `seed`, in order: ``[kept]`` int64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(channels, generator=generator, device="cpu")[:most].sort().values
+
+
+def seed_from(*parts: object) -> int:
+    """Return the seed that `parts` decide: far apart for neighbouring ones."""
+    return int(digest(list(parts)), 16) % 2**63

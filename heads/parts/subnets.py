@@ -49,8 +49,8 @@ class HierarchicalSubnet(nn.Sequential):
         channels_in: int,
         channels_out: int,
         position: PositionCode,
-        kernel: int = 5,
-        expansion: int = 4,
+        kernel: int,
+        expansion: int,
     ) -> None:
         width = channels_in + position.channels
         super().__init__(
@@ -74,7 +74,7 @@ class PlainSubnet(nn.Sequential):
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, position: PositionCode, kernel: int = 3
+        self, channels_in: int, channels_out: int, position: PositionCode, kernel: int
     ) -> None:
         width = channels_in + position.channels
         super().__init__(

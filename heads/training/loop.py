@@ -61,26 +61,20 @@ class TrainResult:
         return {**kept, "epochs": float(self.epochs), "fit_seconds": self.seconds}
 
 
+@dataclass
 class Run:
     """The moving parts of one training, and their state."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loss_fn: LossFn,
-        optimizer: Optimizer,
-        schedule: LRScheduler,
-        parameters: list[nn.Parameter],
-        clip_norm: float | None,
-        device: torch.device,
-        precision: Precision,
-    ) -> None:
-        self.module, self.loss_fn = module, loss_fn
-        self.optimizer, self.schedule = optimizer, schedule
-        self.parameters, self.clip_norm = parameters, clip_norm
-        self.device, self.precision = device, precision
-        self.best: dict[str, Tensor] | None = None
-        self.first_loss: float | None = None
+    module: nn.Module
+    loss_fn: LossFn
+    optimizer: Optimizer
+    schedule: LRScheduler
+    parameters: list[nn.Parameter]
+    clip_norm: float | None
+    device: torch.device
+    precision: Precision
+    best: dict[str, Tensor] | None = None
+    first_loss: float | None = None
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss and all figures of a batch."""
@@ -185,12 +179,6 @@ class Run:
             f"training diverged {what}", expected="a finite loss that falls", remedy=remedy
         )
 
-    def patience_over(self, early_stop: int | None, result: TrainResult) -> bool:
-        """Whether the held-out figure has not bettered for `early_stop` epochs."""
-        if early_stop is None or result.best_epoch is None:
-            return False
-        return result.epochs - result.best_epoch >= early_stop
-
     def remember_best(self, early_stop: int | None, result: TrainResult) -> None:
         """Keep a copy of the weights where this epoch is the best so far."""
         if early_stop is None:
@@ -199,11 +187,6 @@ class Run:
         if values[-1] <= min(values):
             result.best_epoch = result.epochs
             self.best = {k: v.detach().cpu().clone() for k, v in self.module.state_dict().items()}
-
-    def take_best(self, result: TrainResult) -> None:
-        """Put the best epoch's weights back, where they were kept."""
-        if self.best is not None and result.best_epoch != result.epochs:
-            self.module.load_state_dict(self.best)
 
     def state(self, result: TrainResult) -> dict[str, Any]:
         """Return all that a resumed training needs."""

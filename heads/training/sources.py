@@ -51,13 +51,11 @@ class TensorSource:
             raise ShapeError(f"rows per layer {counts}", expected="the same number in each layer")
         self._maps = dict(maps)
         self._count = next(iter(counts.values()))
-        self._ids = (
-            list(ids) if ids is not None else [self._row_hash(i) for i in range(self._count)]
-        )
-        self._views = list(views) if views is not None else [0] * self._count
-        if len(self._ids) != self._count or len(self._views) != self._count:
+        self.ids = list(ids) if ids is not None else [self._row_hash(i) for i in range(len(self))]
+        self.views = list(views) if views is not None else [0] * len(self)
+        if not len(self.ids) == len(self.views) == len(self):
             raise ShapeError(
-                f"{len(self._ids)} ids and {len(self._views)} views for {self._count} rows",
+                f"{len(self.ids)} ids and {len(self.views)} views for {len(self)} rows",
                 expected="one of each per row",
             )
 
@@ -65,16 +63,6 @@ class TensorSource:
     def shapes(self) -> dict[str, Shape]:
         """``{layer name: (channels, height, width)}``."""
         return {k: (x.shape[1], x.shape[2], x.shape[3]) for k, x in self._maps.items()}
-
-    @property
-    def ids(self) -> list[str]:
-        """Identity of the image behind each row."""
-        return self._ids
-
-    @property
-    def views(self) -> list[int]:
-        """View number of each row."""
-        return self._views
 
     def __len__(self) -> int:
         return self._count
@@ -106,8 +94,8 @@ class TensorSource:
         index = torch.as_tensor(list(rows), dtype=torch.int64)
         return TensorSource(
             {k: x[index] for k, x in self._maps.items()},
-            [self._ids[i] for i in rows],
-            [self._views[i] for i in rows],
+            [self.ids[i] for i in rows],
+            [self.views[i] for i in rows],
         )
 
     def _row_hash(self, row: int) -> str:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from heads.contract import FeatureSource, HeadConfig, Progress, TrainOptions
+from heads.parts.seeds import seed_from
 from heads.training.arithmetic import choose_precision, device_of, running
 from heads.training.checkpoint import Checkpoint
 from heads.training.loop import LossFn, Run, TrainResult
@@ -166,7 +167,8 @@ def train_module(
     batch_size = min(batch_size, len(train))
     per_epoch = len(train) // batch_size if drop_last else math.ceil(len(train) / batch_size)
 
-    with running(device, options.threads), torch.random.fork_rng(_cuda_index(device)):
+    gpus = [device.index or 0] if device.type == "cuda" else []
+    with running(device, options.threads), torch.random.fork_rng(gpus):
         torch.manual_seed(seed)
         module.to(device)
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -174,20 +176,32 @@ def train_module(
         plan = schedule.build(optim, per_epoch, total_epochs)
         run = Run(module, loss_fn, optim, plan, parameters, clip_norm, device, precision)
         result = TrainResult(precision=precision)
-        keeper = _keeper(
-            options, identity, module, optim, schedule, train, held_out,
-            [total_epochs, batch_size, seed, clip_norm, drop_last, precision, device.type],
-        )  # fmt: skip
+        keeper = None
+        if options.checkpoint_dir is not None:
+            tensors = {k: list(v.shape) for k, v in module.state_dict().items()}
+            rest = [total_epochs, batch_size, seed, clip_norm, drop_last, precision, device.type]
+            # All that decides the result.
+            key = {
+                "identity": digest(identity),
+                "module": [type(module).__qualname__, tensors],
+                "optimizer": [type(optim).__name__, {k: str(v) for k, v in optim.defaults.items()}],
+                "schedule": [schedule.kind, schedule.warmup, schedule.floor],
+                "early_stop": options.early_stop,
+                "data": [source_fingerprint(train), source_fingerprint(held_out)],
+                "rest": rest,
+            }
+            keeper = Checkpoint(options.checkpoint_dir, digest(key))
         if keeper is not None and (state := keeper.load()) is not None:
             run.restore(state, result)
             for epoch in range(1, result.epochs + 1):
                 for name, values in result.history.items():
                     progress.metric(name, values[epoch - 1], epoch)
+        patience = math.inf if options.early_stop is None else options.early_stop
         saved, first_epoch = time.perf_counter(), result.epochs
         for epoch in range(first_epoch + 1, total_epochs + 1):
-            if run.patience_over(options.early_stop, result):
+            if result.best_epoch is not None and epoch - 1 - result.best_epoch >= patience:
                 break
-            order = _mix(seed, epoch)
+            order = seed_from(seed, epoch)
             batches = train.batches(batch_size, seed=order, drop_last=drop_last)
             figures = run.epoch(batches, epoch, per_epoch, total_epochs, progress, train.ids)
             figures = {f"train_{k}": v for k, v in figures.items()}
@@ -203,7 +217,8 @@ def train_module(
             ):
                 keeper.save(run.state(result))
                 saved = time.perf_counter()
-        run.take_best(result)
+        if run.best is not None and result.best_epoch != result.epochs:
+            module.load_state_dict(run.best)
         module.eval()
     # As large as what comes next, a gallery of the same features say, and of no use to it.
     module.zero_grad(set_to_none=True)
@@ -225,41 +240,3 @@ def _check(
         raise ConfigError(
             "early stopping without held-out images", remedy="hold out at least one normal image"
         )
-
-
-def _keeper(
-    options: TrainOptions,
-    identity: Any,
-    module: nn.Module,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    train: FeatureSource,
-    held_out: FeatureSource,
-    rest: list[Any],
-) -> Checkpoint | None:
-    """Return the checkpoint of this training; its key covers all that decides the result."""
-    if options.checkpoint_dir is None:
-        return None
-    rates = {k: str(v) for k, v in optimizer.defaults.items()}
-    tensors = {k: list(v.shape) for k, v in module.state_dict().items()}
-    key = digest(
-        {
-            "identity": digest(identity),
-            "module": [type(module).__qualname__, tensors],
-            "optimizer": [type(optimizer).__name__, rates],
-            "schedule": [schedule.kind, schedule.warmup, schedule.floor],
-            "early_stop": options.early_stop,
-            "data": [source_fingerprint(train), source_fingerprint(held_out)],
-            "rest": rest,
-        }
-    )
-    return Checkpoint(options.checkpoint_dir, key)
-
-
-def _mix(seed: int, epoch: int) -> int:
-    """Return the seed of an epoch's order: far apart for neighbouring seeds and epochs."""
-    return int(digest([seed, epoch]), 16) % 2**63
-
-
-def _cuda_index(device: torch.device) -> list[int]:
-    return [device.index or 0] if device.type == "cuda" else []

@@ -1,39 +1,25 @@
 """MLflow, quiet and with its database in order.
 
-Import MLflow through this module: what it reads from the environment is set first. Nothing is
-sent anywhere, nothing is printed that the user did not ask for.
+Nothing is sent anywhere, nothing is printed that the user did not ask for: what MLflow reads from
+the environment is set in `storage`.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
 import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-#: A user's own value wins.
-_QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
-    "MLFLOW_UV_AUTO_DETECT": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-for _name, _value in _QUIET.items():
-    os.environ.setdefault(_name, _value)
+import mlflow
+import mlflow.pyfunc
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
-import mlflow  # noqa: E402  the environment comes first
-import mlflow.pyfunc  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.tracking import MlflowClient  # noqa: E402
-
-from headwater.errors import StoreError  # noqa: E402
-from headwater.files import locked, replacing, sqlite_url  # noqa: E402
+from headwater.errors import StoreError
+from headwater.files import locked, replacing, sqlite_url
 
 __all__ = ["MlflowClient", "MlflowException", "database_uri", "mlflow", "prepare_database"]
 

@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from mlflow.entities import Dataset
 
 from headwater.version import __version__
-from storage.registry.client import mlflow  # noqa: F401  sets MLflow's environment
-
-# After the import that sets MLflow's environment.
-from mlflow.entities import Dataset  # isort: skip
 
 _PACKAGES = (
     "torch",

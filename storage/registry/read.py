@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from mlflow.entities import Run as MlflowRun
+from mlflow.utils import get_results_from_paginated_fn
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+
 from headwater.addresses import bare
 from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
 from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow
 from storage.registry.place import open_database
 from storage.registry.runs import EPOCH
 from storage.registry.servers import ask, for_mlflow
-
-# After the import that sets MLflow's environment.
-from mlflow.entities import Run as MlflowRun  # isort: skip
-from mlflow.utils import get_results_from_paginated_fn  # isort: skip
-from mlflow.utils.file_utils import local_file_uri_to_path  # isort: skip
-from mlflow.utils.uri import is_local_uri  # isort: skip
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 #: Figures of a run that are columns of their own, not metrics of the detector.
@@ -161,13 +160,8 @@ class RegistryReader:
                     return _row(found, run, head)
         return None
 
-    def leaderboard(self, image_set: str, *, newest_only: bool = False) -> list[dict[str, Any]]:
+    def leaderboard(self, image_set: str) -> list[dict[str, Any]]:
         """Return the set's registered models, best image AUROC first.
-
-        Parameters
-        ----------
-        newest_only
-            Only the newest version of each head.
 
         Returns
         -------
@@ -180,11 +174,11 @@ class RegistryReader:
         if self._empty:
             return []
         with told():
-            rows = []
-            for name, head in self._models(image_set):
-                found = self._versions(name)
-                for version in found[:1] if newest_only else found:
-                    rows.append(_row(version, self._run(version.run_id), head))
+            rows = [
+                _row(version, self._run(version.run_id), head)
+                for name, head in self._models(image_set)
+                for version in self._versions(name)
+            ]
         return sorted(rows, key=lambda r: -r["metrics"].get("image_auroc", -1.0))
 
     def _models(self, image_set: str = "") -> list[tuple[str, str]]:

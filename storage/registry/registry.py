@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from mlflow.entities import DatasetInput, InputTag
+
 from headwater.errors import StoreError
 from storage.registry.client import MlflowException
 from storage.registry.facts import image_set_dataset, is_alive, process_tags, user, versions
 from storage.registry.read import RegistryReader, model_name, told
 from storage.registry.runs import Run, RunLog, ask_again
-
-# After the import that sets MLflow's environment.
-from mlflow.entities import DatasetInput, InputTag  # isort: skip
 
 __all__ = ["Registry", "Run", "model_name"]
 

@@ -16,19 +16,15 @@ from types import TracebackType
 from typing import Any
 
 import yaml
+from mlflow.entities import LoggedModelOutput, Metric, Param
+from mlflow.models import Model
 
 from headwater.addresses import hidden
 from headwater.errors import ModelError, StoreError
 from storage.registry.client import MlflowClient, MlflowException
 
-# After the import that sets MLflow's environment.
-from mlflow.entities import LoggedModelOutput, Metric, Param  # isort: skip
-from mlflow.models import Model  # isort: skip
-
 #: Per-epoch figures live under this prefix, so that final ones are told from them.
 EPOCH = "epoch/"
-_FLUSH_COUNT = 250
-_FLUSH_SECONDS = 5.0
 
 
 def metric_name(name: str) -> str:
@@ -96,6 +92,11 @@ class RunLog:
     def log_file(self, path: Path, folder: str = "") -> None:
         """Log a file as an artifact below `folder`."""
         self._client.log_artifact(self.run_id, str(path), folder or None)
+
+
+#: Figures of epochs are sent when so many wait, or so many seconds after the last ones.
+_FLUSH_COUNT = 250
+_FLUSH_SECONDS = 5.0
 
 
 class Run(RunLog):

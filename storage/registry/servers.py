@@ -14,15 +14,12 @@ import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
-from headwater.addresses import user_and_password, whole
-from headwater.errors import ConfigError, StoreError
-
-# After the module that sets MLflow's environment.
-from storage.registry.client import mlflow  # isort: skip  # noqa: F401
-
 from mlflow.tracking.request_auth.abstract_request_auth_provider import RequestAuthProvider
 from mlflow.tracking.request_auth.registry import _request_auth_provider_registry
 from requests.auth import AuthBase, HTTPBasicAuth
+
+from headwater.addresses import user_and_password, whole
+from headwater.errors import ConfigError, StoreError
 
 #: Seconds in which a server must have answered. MLflow's own client would try for minutes.
 PATIENCE = 10.0

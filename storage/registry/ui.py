@@ -19,18 +19,15 @@ from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 import uvicorn
-
-from headwater.errors import ConfigError, DataError
-from storage.registry.client import mlflow  # noqa: F401  sets MLflow's environment
-from storage.registry.read import RegistryReader
-
-# After the import that sets MLflow's environment.
-from mlflow.server.constants import (  # isort: skip
+from mlflow.server.constants import (
     ARTIFACT_ROOT_ENV_VAR,
     BACKEND_STORE_URI_ENV_VAR,
     SERVE_ARTIFACTS_ENV_VAR,
 )
-from mlflow.telemetry.utils import is_telemetry_disabled  # isort: skip
+from mlflow.telemetry.utils import is_telemetry_disabled
+
+from headwater.errors import ConfigError, DataError
+from storage.registry.read import RegistryReader
 
 HOST = "127.0.0.1"
 #: The browser's memory: what is not there yet is put there before MLflow's own script runs.

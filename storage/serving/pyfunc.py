@@ -27,18 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.pyfunc import PythonModel
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-import storage.registry.client  # noqa: F401  sets MLflow's environment
+import storage.registry.client  # noqa: F401  MLflow is quiet from here on
 from features.images.pixels import decode_image
 from headwater.errors import ConfigError, ImageError, ModelError
 from headwater.samples import IMAGE, PAIR
 from storage.serving.detector import Detector
 from storage.serving.encoding import decode_base64, encode_map
-
-# After the import that sets MLflow's environment.
-from mlflow.models import ModelSignature  # isort: skip
-from mlflow.pyfunc import PythonModel  # isort: skip
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
 
 _MAPS = ("png", "npy", "none")
 OUTPUTS = Schema(

@@ -231,10 +231,13 @@ class Maps:
     async def fetch(self, store: Any, chunks: Sequence[int]) -> list[np.ndarray | None]:
         """Fetch chunks by number; None stands for one that was never written."""
         raw = await fetch_chunks(store, [self.key(c) for c in chunks])
+
+        def one(data: Any) -> np.ndarray | None:
+            return None if data is None else self.decode(data)
+
         if self.codec is None:
-            return [None if r is None else self.decode(r) for r in raw]
-        work = [_none() if r is None else asyncio.to_thread(self.decode, r) for r in raw]
-        return list(await asyncio.gather(*work))
+            return list(map(one, raw))
+        return list(await asyncio.gather(*(asyncio.to_thread(one, data) for data in raw)))
 
     def chunks(self, store: Any, chunks: Sequence[int]) -> list[np.ndarray | None]:
         """Fetch chunks by number and wait for them."""
@@ -273,7 +276,3 @@ class Maps:
                 return len(raw)
 
         return sum(await asyncio.gather(*(one(a, b) for a, b in runs(rows // self.rows))))
-
-
-async def _none() -> None:
-    return None

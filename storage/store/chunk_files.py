@@ -10,6 +10,7 @@ the engine, which remains the one way to write.
 
 from __future__ import annotations
 
+import base64
 import functools
 import itertools
 import os
@@ -28,7 +29,8 @@ from headwater.errors import StoreError
 
 _MAGIC = "ICE\N{ICE CUBE}CHUNK".encode()
 _SNAPSHOT, _MANIFEST = 1, 2
-_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+#: From the digits of base 32 to Crockford's.
+_DIGITS = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789ABCDEFGHJKMNPQRSTVWXYZ")
 #: Bytes that are read before they are converted: they stay in the processor's cache.
 _PIECE = 1 << 20
 #: Buffers that one call to the kernel may fill (IOV_MAX on Linux).
@@ -104,10 +106,7 @@ class _Table:
 
 def _name(identity: bytes) -> str:
     """Return an object's file name: Crockford's base 32 of its id."""
-    bits = len(identity) * 8
-    spare = -bits % 5
-    number = int.from_bytes(identity, "big") << spare
-    return "".join(_DIGITS[number >> at & 31] for at in range(bits + spare - 5, -1, -5))
+    return base64.b32encode(identity).decode().rstrip("=").translate(_DIGITS)
 
 
 def _load(path: Path, kind: int) -> _Table:

@@ -208,7 +208,7 @@ def commit_blocks(
     def work(session: icechunk.Session) -> str:
         report.clear()
         report.update(rows=0, maps={}, images=0, known=0, bytes=0)
-        tables = _Merge(session, store.options, known, report)
+        tables = _Merge(session, known, report)
         # Merging comes first: a session takes forks only while it has no changes of its own.
         plans = [tables.look(b) for b in blocks]
         forks = [pickle.loads(b.fork) for b, p in zip(blocks, plans, strict=True) if p]
@@ -226,18 +226,13 @@ def commit_blocks(
     return WriteReport(snapshot, retries=retries, **report)
 
 
+@dataclass(frozen=True)
 class _Merge:
     """Bringing written blocks into one session."""
 
-    def __init__(
-        self,
-        session: icechunk.Session,
-        options: StoreOptions,
-        known: Mapping[str, ImageRow],
-        report: dict[str, Any],
-    ) -> None:
-        self.session, self.options = session, options
-        self.known, self.report = known, report
+    session: icechunk.Session
+    known: Mapping[str, ImageRow]
+    report: dict[str, Any]
 
     def _open(self, spec: ExtractorSpec) -> tuple[zarr.Group, Extractor]:
         root = zarr.open_group(self.session.store)

@@ -24,7 +24,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from headwater.errors import DiskFullError, SnapshotError, StoreError
 from headwater.files import locked
-from storage.store.layout import BRANCH, check_set_name
+from storage.store.layout import check_set_name
 
 # Its warning that a local folder is unsafe for several committers is answered by `commit_lock`.
 icechunk.set_logs_filter("error")
@@ -272,8 +272,3 @@ async def fetch_chunks(store: Any, keys: Sequence[str], *, errors: bool = False)
 async def put_chunk(store: Any, key: str, data: Any) -> None:
     """Store raw bytes under a key."""
     await store.set(key, default_buffer_prototype().buffer.from_bytes(data))
-
-
-def tip(repository: icechunk.Repository) -> str:
-    """Return the id of the newest snapshot."""
-    return repository.lookup_branch(BRANCH)

@@ -37,6 +37,12 @@ def combine(images: np.ndarray, views: np.ndarray) -> np.ndarray:
     return images.astype(np.int64) * _VIEWS + views.astype(np.int64)
 
 
+def _made() -> dict[str, str]:
+    """Return what a group says of its making."""
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    return {"headwater": __version__, "created": now}
+
+
 class Extractor(Arrays):
     """The group ``features/<spec.id>`` at one snapshot; index arrays are read when first needed."""
 
@@ -57,11 +63,7 @@ class Extractor(Arrays):
         """Create the group and its empty index."""
         group = root.create_group(
             f"{FEATURES}/{spec.id}",
-            attributes={
-                "extractor": spec.to_json(),
-                "headwater": __version__,
-                "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            },
+            attributes={"extractor": spec.to_json(), **_made()},
         )
         create_column(group, "image", "int64", (), ("row",), COLUMN_ROWS, fill=-1)
         create_column(group, "view", "int16", (), ("row",), COLUMN_ROWS)
@@ -130,19 +132,9 @@ class Extractor(Arrays):
         row_bytes = int(np.prod(shape)) * dtype.itemsize
         rows = chunk_rows(row_bytes, options.chunk_bytes)
         spec = LayerSpec.parse(layer)
-        group = self.group.create_group(
-            layer,
-            attributes={
-                "layer": {
-                    "nodes": list(spec.nodes),
-                    "scale": spec.scale,
-                    "pool": spec.pool,
-                    "fuse": spec.fuse,
-                },
-                "headwater": __version__,
-                "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            },
-        )
+        about = {n: getattr(spec, n) for n in ("scale", "pool", "fuse")}
+        attributes = {"layer": {"nodes": list(spec.nodes), **about}, **_made()}
+        group = self.group.create_group(layer, attributes=attributes)
         group.create_array(
             "maps",
             shape=(len(self), *shape),

@@ -8,6 +8,7 @@ costs another try at the commit, never another pass of the backbone.
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ import icechunk
 import numpy as np
 import zarr
 
-from headwater.errors import SnapshotError
+from headwater.errors import SnapshotError, StoreError
 from headwater.spec import ExtractorSpec, LayerSpec
 from headwater.version import __version__
 from storage.store.checks import Key, prepare
@@ -29,26 +30,26 @@ from storage.store.engine import (
     guard,
     is_remote,
     open_repository,
-    tip,
 )
 from storage.store.extractors import Extractor, Plan, Shape, make_plan
 from storage.store.fetch import ExcerptRef
-from storage.store.layout import FEATURES, IMAGES, StoreOptions
+from storage.store.layout import BRANCH, FEATURES, IMAGES, StoreOptions
 from storage.store.reader import FeatureReader
 from storage.store.sync import SyncReport, compare
 from storage.store.table import ImageRow, Selection, Table
 from storage.store.writing import (
     NothingToDoError,
     WriteReport,
-    check_format,
     create_set,
     describe,
+    is_empty,
     put_block,
-    stored_format,
     subgroup,
-    transact,
     unique_keys,
 )
+
+#: Seconds during which a lost race for the commit is run again.
+RETRY_SECONDS = 600.0
 
 
 class FeatureStore:
@@ -119,11 +120,9 @@ class FeatureStore:
         repository = open_repository(where, image_set, create=create)
         store = cls(repository, where, image_set, options or StoreOptions())
         with guard(store.name):
-            found = stored_format(repository)
-        if found is None:
+            empty = is_empty(repository, store.name)
+        if empty:
             store.transact(lambda session: create_set(session, image_set))
-        else:
-            check_format(found, store.name)
         return store
 
     def __repr__(self) -> str:
@@ -144,7 +143,7 @@ class FeatureStore:
     def snapshot(self) -> str:
         """Id of the newest snapshot."""
         with guard(self.name):
-            return tip(self.repository)
+            return self.repository.lookup_branch(BRANCH)
 
     def resolve(self, snapshot: str | None) -> str:
         """Return the id of a snapshot given by id, by tag, or not at all (the newest).
@@ -222,13 +221,24 @@ class FeatureStore:
         -------
         The snapshot and the number of times the race was lost.
         """
-        with guard(self.name):
-            return transact(
-                self.repository,
-                lambda: commit_lock(self.location, self.image_set),
-                work,
-                lambda: {"headwater": __version__, **(metadata() if metadata else {})},
-            )
+        deadline, retries = time.monotonic() + RETRY_SECONDS, 0
+        while True:
+            with guard(self.name), commit_lock(self.location, self.image_set):
+                session = self.repository.writable_session(BRANCH)
+                try:
+                    message = work(session)
+                    facts = {"headwater": __version__, **(metadata() if metadata else {})}
+                    return session.commit(message, facts), retries
+                except NothingToDoError:
+                    return session.snapshot_id, retries
+                except icechunk.ConflictError as error:
+                    if time.monotonic() > deadline:
+                        raise StoreError(
+                            f"{retries + 1} commits in a row lost the race",
+                            remedy="let fewer processes write into this set at once",
+                        ) from error
+            retries += 1
+            time.sleep(random.uniform(0, min(2.0, 0.05 * 2 ** min(retries, 6))))
 
     def sync(self, images: Iterable[ImageRow]) -> SyncReport:
         """Compare scanned images with the table; commit removals, returns, renames and labels.
@@ -246,13 +256,7 @@ class FeatureStore:
             changes = compare(table, scan)
             if not changes.any:
                 raise NothingToDoError
-            table.update(changes.rows, **changes.values)
-            table.update(changes.restore, removed_at=np.zeros(len(changes.restore), np.int64))
-            now = np.full(len(changes.remove), time.time_ns(), np.int64)
-            table.update(changes.remove, removed_at=now)
-            counts = SyncReport(**changes.report).counts
-            said = [f"{v} {k}" for k, v in counts.items() if v and k not in ("unchanged", "added")]
-            return "sync: " + ", ".join(said)
+            return changes.enter(table)
 
         snapshot, _ = self.transact(work)
         return SyncReport(**changes.report, snapshot=snapshot)
@@ -322,7 +326,10 @@ class FeatureStore:
         rows = {i.sha256: i for i in images}
         keys, pick = unique_keys(keys)
         maps = {k: v[pick] if pick is not None else v for k, v in maps.items()}
-        shapes = self._known_shapes(spec, tuple(maps))
+        # Once stored they never change.
+        shapes = self._shapes.setdefault(spec.id, {})
+        if any(x not in shapes for x in maps) and (known := self.extractor(spec)):
+            shapes.update({x: known.shape(x) for x in maps if known.has(x)})
         ready = prepare(maps, keys, spec.dtype, shapes, {k: v.path for k, v in rows.items()})
         report: dict[str, Any] = {}
         parallel = PARALLEL if is_remote(self.location) else LOCAL_PARALLEL
@@ -338,16 +345,8 @@ class FeatureStore:
             return {k: report[k] for k in ("rows", "images")} | {"extractor": spec.id}
 
         snapshot, retries = self.transact(work, metadata=facts)
-        shapes = {k: v.data.shape[1:] for k, v in ready.items()}  # type: ignore[misc]
-        self._shapes.setdefault(spec.id, {}).update(shapes)
+        shapes.update({k: v.data.shape[1:] for k, v in ready.items()})  # type: ignore[misc]
         return WriteReport(snapshot, retries=retries, **report)
-
-    def _known_shapes(self, spec: ExtractorSpec, layers: Sequence[str]) -> dict[str, Shape]:
-        """Return the shapes of those layers that are stored: once stored they never change."""
-        found = self._shapes.setdefault(spec.id, {})
-        if any(x not in found for x in layers) and (known := self.extractor(spec)):
-            found.update({x: known.shape(x) for x in layers if known.has(x)})
-        return found
 
     # --- reading ---------------------------------------------------------------------------------
 

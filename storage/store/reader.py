@@ -58,6 +58,11 @@ class FeatureReader:
         Row numbers (of the excerpts put end to end) to keep, in this order; all without it.
     memory
         Bytes that may be resident.
+
+    Attributes
+    ----------
+    snapshot, layers
+        Snapshot of the first excerpt, and the layers' names.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class FeatureReader:
         memory: int | None = None,
     ) -> None:
         self.excerpts, self.keep, self.memory = tuple(excerpts), keep, memory
+        self.snapshot, self.layers = self.excerpts[0].snapshot, self.excerpts[0].layers
         self._opened: list[Excerpt] | None = None
         self._resident: dict[str, Tensor] | None = None
         self._pool = BufferPool()
@@ -99,16 +105,6 @@ class FeatureReader:
         return self._opened
 
     # --- what is here ----------------------------------------------------------------------------
-
-    @property
-    def snapshot(self) -> str:
-        """Snapshot of the first excerpt."""
-        return self.excerpts[0].snapshot
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Layer names."""
-        return self.excerpts[0].layers
 
     @property
     def shapes(self) -> Mapping[str, Shape]:

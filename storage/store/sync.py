@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,20 +48,29 @@ class SyncReport:
         return {**{n: len(getattr(self, n)) for n in names}, "unchanged": self.unchanged}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Changes:
     """A scan compared with a table: what to do and what to say."""
 
-    report: dict[str, Any] = field(default_factory=dict)
-    remove: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    restore: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    values: dict[str, np.ndarray] = field(default_factory=dict)
+    report: dict[str, Any]
+    remove: np.ndarray
+    restore: np.ndarray
+    rows: np.ndarray
+    values: dict[str, np.ndarray]
 
     @property
     def any(self) -> bool:
         """Whether the table must change."""
         return bool(len(self.remove) or len(self.restore) or len(self.rows))
+
+    def enter(self, table: Table) -> str:
+        """Change a table that may be written; return what was done, for the commit."""
+        table.update(self.rows, **self.values)
+        table.update(self.restore, removed_at=np.zeros(len(self.restore), np.int64))
+        table.update(self.remove, removed_at=np.full(len(self.remove), time.time_ns(), np.int64))
+        counts = SyncReport(**self.report).counts
+        said = [f"{v} {k}" for k, v in counts.items() if v and k not in ("unchanged", "added")]
+        return "sync: " + ", ".join(said)
 
 
 def compare(table: Table, scan: list[ImageRow]) -> Changes:
@@ -84,19 +94,18 @@ def compare(table: Table, scan: list[ImageRow]) -> Changes:
     for name in ("split", "kind", "mask"):
         labelled |= _differs(table, scan, rows, name)[0]
     change = np.flatnonzero(moved | labelled)
-    result = Changes(restore=rows[gone], rows=rows[change])
-    for name in ("path", "split", "kind", "mask"):
-        result.values[name] = _texts([scan[i] for i in change.tolist()], name)
+    changed = [scan[i] for i in change.tolist()]
+    values = {name: _texts(changed, name) for name in ("path", "split", "kind", "mask")}
     seen = np.zeros(len(table), bool)
     seen[rows[known]] = True
-    result.remove = np.flatnonzero((table.removed_at == 0) & ~seen)
-    gone_paths = table.values("path", result.remove).tolist()
+    remove = np.flatnonzero((table.removed_at == 0) & ~seen)
+    gone_paths = table.values("path", remove).tolist()
     added, returned = _paths(scan, ~known), _paths(scan, gone)
     # One path with another content is a replacement, neither an addition nor a removal.
     replaced = set(gone_paths) & {*added, *returned}
     renamed = np.flatnonzero(moved & ~gone)
     before = [old_path[i] for i in renamed.tolist()]
-    result.report = {
+    report = {
         "added": tuple(p for p in added if p not in replaced),
         "returned": tuple(p for p in returned if p not in replaced),
         "removed": tuple(p for p in gone_paths if p not in replaced),
@@ -105,7 +114,7 @@ def compare(table: Table, scan: list[ImageRow]) -> Changes:
         "relabelled": tuple(_paths(scan, labelled & ~gone)),
         "unchanged": int((known & ~(moved | labelled | gone)).sum()),
     }
-    return result
+    return Changes(report, remove, rows[gone], rows[change], values)
 
 
 def _texts(images: Sequence[ImageRow], name: str) -> np.ndarray:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +20,6 @@ from storage.store.checks import Key, Prepared
 from storage.store.extractors import Extractor
 from storage.store.layout import BRANCH, FEATURES, FORMAT, IMAGES, StoreOptions
 from storage.store.table import ImageRow, Table, create_table
-
-#: Seconds during which a lost race for the commit is run again.
-RETRY_SECONDS = 600.0
 
 
 class NothingToDoError(Exception):
@@ -58,35 +53,6 @@ class WriteReport:
     retries: int = 0
 
 
-def transact(
-    repository: icechunk.Repository,
-    lock: Callable[[], AbstractContextManager[None]],
-    work: Callable[[icechunk.Session], str],
-    metadata: Callable[[], dict[str, Any]],
-) -> tuple[str, int]:
-    """Run `work` on the newest state until its commit is the next one.
-
-    Returns the snapshot and the number of times that another commit came first.
-    """
-    deadline, retries = time.monotonic() + RETRY_SECONDS, 0
-    while True:
-        with lock():
-            session = repository.writable_session(BRANCH)
-            try:
-                message = work(session)
-                return session.commit(message, metadata()), retries
-            except NothingToDoError:
-                return session.snapshot_id, retries
-            except icechunk.ConflictError as error:
-                if time.monotonic() > deadline:
-                    raise StoreError(
-                        f"{retries + 1} commits in a row lost the race",
-                        remedy="let fewer processes write into this set at once",
-                    ) from error
-        retries += 1
-        time.sleep(random.uniform(0, min(2.0, 0.05 * 2 ** min(retries, 6))))
-
-
 def subgroup(root: zarr.Group, name: str) -> zarr.Group:
     """Return a group below `root`."""
     group = root[name]
@@ -111,18 +77,16 @@ def describe(spec: ExtractorSpec, report: Mapping[str, Any]) -> str:
     return text + (f"; {report['images']} new images" if report["images"] else "")
 
 
-def stored_format(repository: icechunk.Repository) -> Any:
-    """Return the format that a repository says it has; None where it is still empty."""
-    session = repository.readonly_session(BRANCH)
+def is_empty(repository: icechunk.Repository, name: str) -> bool:
+    """Return whether a repository is still empty.
+
+    Raises `StoreError` where it is not one that this version reads.
+    """
     try:
-        root = zarr.open_group(session.store, mode="r")
+        root = zarr.open_group(repository.readonly_session(BRANCH).store, mode="r")
     except FileNotFoundError:
-        return None
-    return root.attrs.get("headwater_format", "unknown")
-
-
-def check_format(found: Any, name: str) -> None:
-    """Raise `StoreError` where a store is not one that this version reads."""
+        return True
+    found = root.attrs.get("headwater_format", "unknown")
     if not isinstance(found, int):
         raise StoreError(
             f"{name}: not a Headwater store",
@@ -135,6 +99,7 @@ def check_format(found: Any, name: str) -> None:
             expected=f"format {FORMAT} or older",
             remedy="upgrade headwater: a newer version wrote this store",
         )
+    return False
 
 
 def create_set(session: icechunk.Session, image_set: str) -> str:

@@ -162,9 +162,9 @@ def _sides(
     return reference, new
 
 
-def _sample(count: int, rng: np.random.Generator, most: int = 20_000) -> np.ndarray:
-    """Return the numbers of at most so many of `count` rows, ascending."""
-    return np.arange(count) if count <= most else np.sort(rng.choice(count, most, replace=False))
+def _sample(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the numbers of at most 20,000 of `count` rows, ascending."""
+    return np.sort(rng.choice(count, 20_000, replace=False)) if count > 20_000 else np.arange(count)
 
 
 def pooled(reader: FeatureReader) -> np.ndarray:

@@ -10,6 +10,7 @@ last such snapshot expires. No row moves, and nothing that is kept is written an
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import icechunk
@@ -69,65 +70,48 @@ def purge(
     limit = nanoseconds(now - older_than if isinstance(older_than, dt.timedelta) else older_than)
     if dry_run:
         snapshot = store.snapshot
-        found = [(e, store.table(snapshot)) for e in store.extractors(snapshot)]
-        return _summary(True, [_gone(e, t, limit) for e, t in found], snapshot)
-    facts: list[_Gone] = []
+        _, facts = _gone(store.extractors(snapshot), store.table(snapshot), limit)
+        return PurgeReport(True, **facts, snapshot=snapshot)
+    facts = {}
 
     def work(session: icechunk.Session) -> str:
-        facts.clear()
+        nonlocal facts
         root = zarr.open_group(session.store)
-        table = Table(subgroup(root, IMAGES))
-        for _, group in sorted(subgroup(root, FEATURES).groups()):
-            extractor = Extractor(group)
-            gone = _gone(extractor, table, limit)
-            facts.append(gone)
-            for layer, rows in gone.layers.items():
-                drop_rows(extractor, session.store, layer, rows)
-        maps = sum(len(r) for g in facts for r in g.layers.values())
-        if not maps:
+        extractors = [Extractor(group) for _, group in sorted(subgroup(root, FEATURES).groups())]
+        found, facts = _gone(extractors, Table(subgroup(root, IMAGES)), limit)
+        if not found:
             raise NothingToDoError
-        return f"purge: {maps} maps of removed images"
+        for extractor, layer, rows in found:
+            drop_rows(extractor, session.store, layer, rows)
+        return f"purge: {facts['maps']} maps of removed images"
 
     snapshot, _ = store.transact(work)
-    return _summary(False, facts, snapshot)
+    return PurgeReport(False, **facts, snapshot=snapshot)
 
 
-@dataclass(frozen=True)
-class _Gone:
-    """Of one extractor: images that lose features, their filled rows by layer, and bytes."""
-
-    images: np.ndarray
-    layers: dict[str, np.ndarray]
-    bytes: int
-    shared: int
-
-
-def _gone(extractor: Extractor, table: Table, limit: int) -> _Gone:
+def _gone(
+    extractors: Sequence[Extractor], table: Table, limit: int
+) -> tuple[list[tuple[Extractor, str, np.ndarray]], dict[str, int]]:
+    """Return the filled rows of each layer that images removed before `limit` lose, and figures."""
     old = (table.removed_at != 0) & (table.removed_at < limit)
-    image = extractor.image
-    mine = (image >= 0) & old[image] if len(table) else np.zeros(len(image), bool)
-    layers: dict[str, np.ndarray] = {}
+    found, images = [], [np.zeros(0, np.int64)]
     freed = shared = 0
-    for layer in extractor.layers:
-        block, maps = extractor.block(layer), extractor.maps(layer)
-        rows = np.flatnonzero(mine & (block >= 0))
-        if not len(rows):
-            continue
-        layers[layer] = rows
-        still = np.flatnonzero(~mine & (block >= 0)) // maps.rows
-        freed += len(np.setdiff1d(rows // maps.rows, still)) * maps.rows * maps.row_bytes
-        shared += int(np.isin(rows // maps.rows, still).sum()) * maps.row_bytes
-    rows = np.unique(np.concatenate([np.zeros(0, np.int64), *layers.values()]))
-    return _Gone(np.unique(image[rows]), layers, freed, shared)
-
-
-def _summary(dry_run: bool, found: list[_Gone], snapshot: str) -> PurgeReport:
-    images = np.unique(np.concatenate([np.zeros(0, np.int64), *(g.images for g in found)]))
-    return PurgeReport(
-        dry_run=dry_run,
-        images=len(images),
-        maps=sum(len(r) for g in found for r in g.layers.values()),
-        bytes=sum(g.bytes for g in found),
-        shared_bytes=sum(g.shared for g in found),
-        snapshot=snapshot,
-    )
+    for extractor in extractors:
+        image = extractor.image
+        mine = (image >= 0) & old[image] if len(table) else np.zeros(len(image), bool)
+        for layer in extractor.layers:
+            block, maps = extractor.block(layer), extractor.maps(layer)
+            rows = np.flatnonzero(mine & (block >= 0))
+            if not len(rows):
+                continue
+            found.append((extractor, layer, rows))
+            images.append(image[rows])
+            still = np.flatnonzero(~mine & (block >= 0)) // maps.rows
+            freed += len(np.setdiff1d(rows // maps.rows, still)) * maps.rows * maps.row_bytes
+            shared += int(np.isin(rows // maps.rows, still).sum()) * maps.row_bytes
+    return found, {
+        "images": len(np.unique(np.concatenate(images))),
+        "maps": sum(len(rows) for _, _, rows in found),
+        "bytes": freed,
+        "shared_bytes": shared,
+    }

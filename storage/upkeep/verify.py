@@ -127,17 +127,17 @@ def verify(
                     f"extractor {name}, layer {layer}: {stray} filled rows belong to no image"
                 )
     total = sum(int((c.block >= 0).sum()) * e.maps(name).row_bytes for e, name, c in work)
+
+    def read(size: int) -> None:
+        report.bytes += size
+        if progress:
+            progress(report.bytes, total)
+
     for extractor, layer, columns in work:
-        block = columns.block
         bad: dict[int, tuple[str, bool]] = {}
-        for row, reason, unreadable in _verify_layer(extractor, layer, columns):
-            if row < 0:
-                report.bytes += int(reason)
-                if progress:
-                    progress(report.bytes, total)
-            else:
-                bad.setdefault(row, (reason, unreadable))
-        report.rows += int((block >= 0).sum())
+        for row, reason, unreadable in _verify_layer(extractor, layer, columns, read):
+            bad.setdefault(row, (reason, unreadable))
+        report.rows += int((columns.block >= 0).sum())
         for row, (reason, unreadable) in sorted(bad.items()):
             image, view = int(extractor.image[row]), int(extractor.view[row])
             known = 0 <= image < len(table)
@@ -195,9 +195,9 @@ class _Columns:
 
 
 def _verify_layer(
-    extractor: Extractor, layer: str, columns: _Columns
+    extractor: Extractor, layer: str, columns: _Columns, read: Callable[[int], None]
 ) -> Iterator[tuple[int, str, bool]]:
-    """Yield ``(row, reason, unreadable)``; ``(-1, bytes, False)`` tells of progress."""
+    """Yield ``(row, reason, unreadable)``; `read` is told of bytes."""
     maps, store = extractor.maps(layer), extractor.group.store
     block, crc = columns.block, columns.crc32
     statistics, count = columns.statistics, columns.count
@@ -232,7 +232,7 @@ def _verify_layer(
                     if number not in spoilt and not _same(again, statistics[number]):
                         text = f"statistics of block {number} differ"
                         yield from ((int(r), text, False) for r in members)
-            yield -1, str(part.nbytes), False
+            read(part.nbytes)
 
 
 def _decode(maps: Maps, raw: Any) -> tuple[np.ndarray | None, str]:

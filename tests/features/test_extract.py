@@ -16,6 +16,7 @@ from features.extract import Job, extract
 from features.images.pixels import read_image, sha256_of
 from features.images.preprocess import make_view, preprocess
 from features.images.scan import scan_mvtec
+from heads.training.arithmetic import running
 from headwater.errors import ConfigError
 from headwater.spec import LayerSpec, ViewSpec
 
@@ -63,10 +64,8 @@ def test_blocks_hold_what_the_backbone_gives_in_the_order_of_the_jobs(backbone, 
 @pytest.fixture
 def four_lanes():
     """Lanes of four threads, however many the machine has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(threads)
+    with running(torch.device("cpu"), 4):
+        yield
 
 
 def test_a_row_is_the_same_whatever_is_extracted_with_it(backbone, jobs, four_lanes):

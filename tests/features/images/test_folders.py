@@ -20,7 +20,10 @@ def test_nothing_outside_the_folder_is_read(tiny_set, tmp_path):
     result = scan_mvtec(tiny_set)
     assert len(result.records) == 13
     assert len(result.duplicates) == 1  # the link inside is followed
-    assert sum("not followed" in p for p in result.problems) == 3
+    (told, other) = result.problems
+    assert "2 link(s) out of the folder are not followed" in told
+    assert "--links anywhere" in told
+    assert "1 link(s) to folders" in other
     assert inside(tiny_set, "train/good/000.png") == tiny_set / "train/good/000.png"
     for path in ("../outside/secret.png", "train/good/link.png", "/etc/passwd"):
         with pytest.raises(DataError, match="leads to"):

@@ -60,7 +60,7 @@ def test_every_kind_of_broken_image_is_set_aside_with_its_reason(tiny_set):
     assert "40x7" in reasons["thin.png"]
     assert "not an image" in reasons["text.png"]
     assert str(tiny_set) not in "".join(reasons.values())
-    assert result.ignored == 1
+    assert result.left_out.counts == {"files of type .txt": 1}
     assert len(result.records) == 13
 
 
@@ -126,7 +126,7 @@ def test_plain_folders(tmp_path):
     for seed, name in enumerate(("a", "scratch/b", "hole/b", "c")):
         save(tmp_path / f"bad/{name}.png", noise(1000 + seed))
     for name in ("a_mask", "scratch/b", "hole/b_mask", "orphan"):
-        save(tmp_path / f"masks/{name}.png", np.zeros((20, 24), np.uint8))
+        save(tmp_path / f"masks/{name}.png", np.full((20, 24), 255, np.uint8))
     assert {r.split for r in scan_folders(tmp_path / "ok").records} == {"train"}
 
     result = scan_folders(tmp_path / "ok", tmp_path / "bad", tmp_path / "masks")

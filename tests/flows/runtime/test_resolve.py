@@ -7,7 +7,7 @@ import pytest
 
 import flows.runtime.settings as module
 from flows.runtime.home import Home
-from flows.runtime.resolve import _BEFORE, FOLDERS, remember, resolve, tune_heads
+from flows.runtime.resolve import _BEFORE, FOLDERS, READING, remember, resolve, tune_heads
 from flows.runtime.settings import Settings, changed, every_setting
 from flows.runtime.sources import load_settings
 from headwater.errors import ConfigError, DataError
@@ -143,14 +143,14 @@ def test_cards_written_before_mean_the_defaults_of_then(home, kept, expected):
 
 def test_the_card_holds_all_that_is_kept_and_nothing_else(home):
     kept = {s.path for s in every_setting() if s.kept}
-    known = {*FOLDERS, *(f"{s}.{key}" for s, keys in _BEFORE.items() for key in keys)}
+    known = {*FOLDERS, *READING, *(f"{s}.{key}" for s, keys in _BEFORE.items() for key in keys)}
     assert kept == known
     home.write_card("bolts", {"precision": {"net:0": "float32"}})  # of no extraction yet
     assert resolve(settings(images=home.root / "photos"), home).backbone.model_fields_set == set()
     run(home, images=home.root / "photos")
     card = home.card("bolts")
     assert card["precision"] == {"net:0": "float32"}
-    assert set(card) == {"precision", "root", "heads", *FOLDERS, *_BEFORE}
+    assert set(card) == {"precision", "root", "heads", *FOLDERS, *READING, *_BEFORE}
     assert card["extraction"] == {"size": None, "default_size": module.DEFAULT_SIZE, "crop": None,
                                   "dtype": "float16", "resize": None, "roi": None}  # fmt: skip
 

@@ -57,7 +57,8 @@ def test_best_prefers_what_alters_least_among_equals() -> None:
         {"alpha": a, "beta": b, "image_auroc": 0.9, "pixel_auroc": v}
         for a, b, v in [(0.0, 0.0, 0.8), (0.9, 1.0, 0.8), (1.2, 0.5, 0.8), (0.5, 0.5, 0.7)]
     )
-    assert GridResult(rows, "synthetic").best() == (0.9, 1.0)
+    assert GridResult(rows).best("pixel_auroc") == (0.9, 1.0)
+    assert GridResult(rows[::-1]).best("image_auroc") == (0.9, 1.0)
 
 
 def test_correlations_are_spearmans() -> None:
@@ -76,7 +77,7 @@ def test_table_5_reads_a_preference_for_local_information() -> None:
     rows = tuple(
         {"alpha": a, "beta": b, "pixel_auroc": a - 0.3 * b + 0.01 * a * b} for a, b in POINTS
     )
-    found = GridResult(rows, "oracle").correlations()
+    found = GridResult(rows).correlations()
     assert found["alpha"].rho > 0.9
     assert found["beta"].rho < -0.8
     assert found["alpha"].p_value < 1e-20

@@ -53,7 +53,7 @@ def test_the_short_way_of_picking_gives_the_scores_of_the_long_one(fitted: F2R) 
     trial = _Trial(fitted, normal, seed=3)
     made = synthetic_defects(normal, seed=3)
     for alpha, beta in ((1.0, 1.0), (0.2, 1.1)):
-        got = trial.figures(alpha, beta)
+        got = trial.figures(*trial.distances(alpha, beta), range(4))
         gallery = fitted.reversed_features(fitted.members, alpha, beta)
         vectors = made.maps.permute(0, 2, 3, 1).reshape(-1, 8)
         far = torch.cdist(fitted.reversed_features(vectors, alpha, beta), gallery).amin(1)

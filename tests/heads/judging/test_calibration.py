@@ -33,10 +33,8 @@ def test_too_few_images_say_so_and_go_beyond_the_largest() -> None:
     result = calibrate(scores, target_fpr=0.05)
     assert result.rule == "tail"
     assert result.attained_fpr == pytest.approx(1 / 6)
-    assert not result.promised
     assert result.threshold == pytest.approx(5 + 1.5 * np.log(1 / (6 * 0.05)))
     said = "5 held-out normals promise a false-positive rate of 16.67%, not 5.00% (that takes 19)"
-    assert said in result.describe()
     assert result.caveats == [f"thresholds are extrapolated: {said}"]
     assert not calibrate(np.arange(19.0), target_fpr=0.05).caveats
     shifted = calibrate(-100 + 3 * scores, target_fpr=0.05)

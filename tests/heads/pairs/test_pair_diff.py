@@ -218,7 +218,7 @@ def test_mistakes_end_in_clear_errors():
     with pytest.raises(NotFittedError):
         head.score(pairs.read(0, 2))
     unlabelled = pickle.loads(pickle.dumps(pairs))
-    unlabelled._masks = None
+    unlabelled._masks, unlabelled.labelled = None, False
     with pytest.raises(DataError, match="without change masks"):
         head.fit(unlabelled, pairs, OPTIONS, NullProgress())
     with pytest.raises(DataError, match="no changed pixel"):

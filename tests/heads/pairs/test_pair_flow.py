@@ -73,7 +73,8 @@ def test_roots_are_modelled_and_no_difference_stays_zero():
 def test_the_score_is_the_likelihood_spread_over_positions():
     head = trained()
     batch = pair_source(SHAPES, 3, 3, (8, 8)).read(0, 3)
-    parts = head.positions(head.standardised(head.inputs(batch))[0])
+    maps = head.standardised(head.inputs(batch))[0]
+    parts = [stack(x) for stack, x in zip(head.stacks, maps, strict=True)]
     nll = [0.5 * z.square().mean(1) - log_det / z.shape[1] for z, log_det in parts]
     dims = [math.prod(s) for s in SHAPES.values()]
     total = sum(m.mean((1, 2)) * d for m, d in zip(nll, dims, strict=True)) / sum(dims)

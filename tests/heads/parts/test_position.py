@@ -33,6 +33,6 @@ def test_convolution_with_code_is_that_over_the_concatenation():
     conv = CodedConv2d(3, 7, 3, position)
     x = torch.randn(2, 3, 5, 6)
     whole = F.conv2d(
-        torch.cat([x, position().expand(2, -1, -1, -1)], 1), conv.weight, conv.bias, padding=1
+        torch.cat([x, position.code.expand(2, -1, -1, -1)], 1), conv.weight, conv.bias, padding=1
     )
     assert torch.allclose(conv(x), whole, atol=1e-5)
