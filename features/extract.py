@@ -15,10 +15,12 @@ from torch import Tensor
 
 from features.backbones.backbone import Backbone
 from features.backbones.lanes import lane_count
+from features.images.depth import levels
 from features.images.pixels import decode_image
+from features.images.places.regions import read_region
 from features.images.preprocess import blanked, make_view, preprocess
-from features.images.regions import read_region
 from headwater.errors import ConfigError, HeadwaterError, ImageError
+from headwater.files import read_regular
 from headwater.spec import ExtractorSpec, LayerSpec
 
 
@@ -195,12 +197,14 @@ class _Collector:
 
 def _load(job: Job, spec: ExtractorSpec) -> Tensor:
     try:
-        data = job.path.read_bytes()
+        data = read_regular(job.path)
     except OSError as error:
         raise ImageError(f"{job.path}: {error.strerror or error}") from error
     if hashlib.sha256(data).hexdigest() != job.sha256:
         raise ImageError(f"{job.path}: its bytes changed since it was scanned")
-    image = decode_image(data, str(job.path))
+    image = decode_image(data, str(job.path), known_whole=True)
+    if spec.value_range is None:
+        image = levels(image, None)
     if job.region is not None:
         image = blanked(image, read_region(job.region, *image.shape[:2]), spec)
     if job.view and spec.views is not None:

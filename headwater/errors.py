@@ -6,9 +6,19 @@ At the command line a `HeadwaterError` is printed without a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 from headwater.addresses import hidden
+from headwater.text import shown
+
+#: Between the lines of a culprit of several: no name holds it, as no file system can.
+_NEXT = "\0\n"
+
+
+def several(lines: Iterable[str]) -> str:
+    """Return one culprit of several, which an error tells a line each."""
+    return _NEXT.join(lines)
 
 
 class HeadwaterError(Exception):
@@ -37,11 +47,13 @@ class HeadwaterError(Exception):
         super().__init__(self.culprit, self.expected, self.remedy)
 
     def __str__(self) -> str:
-        text = self.culprit
+        # A name with a line break in it must not look like a line of ours: only lines that
+        # `several` made are lines.
+        text = "\n".join(map(shown, self.culprit.split(_NEXT)))
         if self.expected:
-            text += f"\n  expected: {self.expected}"
+            text += f"\n  expected: {shown(self.expected)}"
         if self.remedy:
-            text += f"\n  remedy: {self.remedy}"
+            text += f"\n  remedy: {shown(self.remedy)}"
         return text
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -6,7 +6,10 @@ one and nothing between, and a lock goes with the process that held it.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +17,40 @@ from pathlib import Path
 from urllib.parse import quote
 
 from headwater.errors import StoreError
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a file to read its bytes; a FIFO, socket or device is refused and never waited for.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be opened, or is no regular file.
+
+    Examples
+    --------
+    >>> open_regular("/dev/null")
+    Traceback (most recent call last):
+    OSError: [Errno 22] no regular file: '/dev/null'
+    """
+    # Without O_NONBLOCK the opening itself waits for a FIFO's other end.
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        kind = os.fstat(number).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        return os.fdopen(number, "rb")
+    except OSError:
+        os.close(number)
+        raise
+
+
+def read_regular(path: str | Path, limit: int | None = None) -> bytes:
+    """Return the bytes of a regular file (`open_regular`), of `limit` at most one more."""
+    with open_regular(path) as file:
+        return file.read() if limit is None else file.read(limit + 1)
 
 
 @contextmanager

@@ -201,6 +201,9 @@ class ExtractorSpec:
     region
         SHA-256 of the mask outside of which pixels are blanked and nothing counts; none where
         empty.
+    value_range
+        Values that are black and white in images of more than 8 bits (`features.images.depth`);
+        None reads them as 8 bits.
 
     Examples
     --------
@@ -224,10 +227,11 @@ class ExtractorSpec:
     views: ViewSpec | None = None
     fitting: Fitting = "squash"
     region: str = ""
+    value_range: tuple[float, float] | None = None
 
     #: What specifications meant that lack a field: where it means that, it is not in their JSON,
     #: so that their ids stay.
-    LATER: ClassVar[dict[str, Any]] = {"fitting": "squash", "region": ""}
+    LATER: ClassVar[dict[str, Any]] = {"fitting": "squash", "region": "", "value_range": None}
 
     @property
     def id(self) -> str:

@@ -10,16 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from features.images.pixels import decode_image, read_mask
+from features.images.depth import Depth
+from features.images.masks import look_at_mask
+from features.images.pixels import look_at
 from headwater.errors import HeadwaterError
+from headwater.files import open_regular
 
 #: Called with (files done, files in all).
 Progress = Callable[[int, int], None]
 #: Files looked up and read at a time: bounds the memory of a scan.
 _CHUNK = 512
 #: Raised when `_read` finds something else in a file, so that old caches are read anew.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,14 @@ class FileFacts:
         File size.
     reason
         Why the file is set aside, or empty.
+    note
+        What is to be known of how it is read, or empty (`features.images.pixels.Decoded.notes`).
+    depth
+        The values of an image of more than 8 bits.
     blank
         Of a mask: whether it marks nothing.
+    soft
+        Of a mask: whether it has soft edges.
     """
 
     path: str
@@ -48,7 +58,10 @@ class FileFacts:
     height: int
     bytes: int
     reason: str = ""
+    note: str = ""
+    depth: Depth | None = None
     blank: bool = False
+    soft: bool = False
 
 
 class FileCache:
@@ -93,9 +106,11 @@ class FileCache:
                 db.execute("DROP TABLE IF EXISTS files")
                 db.execute(f"PRAGMA user_version={_VERSION}")
             db.execute(
-                "CREATE TABLE IF NOT EXISTS files (path TEXT, mask INTEGER, size INTEGER,"
+                # Bytes: SQLite's text takes no names that are none in UTF-8.
+                "CREATE TABLE IF NOT EXISTS files (path BLOB, mask INTEGER, size INTEGER,"
                 " mtime_ns INTEGER, inode INTEGER, sha256 TEXT, width INTEGER, height INTEGER,"
-                " reason TEXT, blank INTEGER, PRIMARY KEY (path, mask)) WITHOUT ROWID"
+                " reason TEXT, note TEXT, kind TEXT, low REAL, high REAL, blank INTEGER,"
+                " soft INTEGER, PRIMARY KEY (path, mask)) WITHOUT ROWID"
             )
             db.commit()
         except sqlite3.DatabaseError:
@@ -139,28 +154,42 @@ class FileCache:
         """Return what is remembered of files that have not changed since."""
         marks = ",".join("?" * len(paths))
         rows = self._db.execute(
-            "SELECT path, size, mtime_ns, inode, sha256, width, height, reason, blank FROM files"
-            f" WHERE mask = ? AND path IN ({marks})",
-            (int(mask), *paths),
+            f"SELECT {_COLUMNS} FROM files WHERE mask = ? AND path IN ({marks})",
+            (int(mask), *map(os.fsencode, paths)),
         )
-        return {
-            p: ((size, mtime, inode), FileFacts(p, sha, w, h, size, reason, bool(blank)))
-            for p, size, mtime, inode, sha, w, h, reason, blank in rows
-            if _same(p, (size, mtime, inode))
-        }
+        found = (_from_row(row) for row in rows)
+        return {path: entry for path, entry in found if _same(path, entry[0])}
 
     def _remember(self, fresh: dict[str, _Entry], mask: bool) -> None:
         rows = [
-            (p, int(mask), *stat, f.sha256, f.width, f.height, f.reason, int(f.blank))
+            (os.fsencode(p), int(mask), *stat, f.sha256, f.width, f.height, f.reason, f.note)
+            + ((f.depth.kind, f.depth.low, f.depth.high) if f.depth else ("", 0.0, 0.0))
+            + (f.blank, f.soft)
             for p, (stat, f) in fresh.items()
             if stat is not None
         ]
         with self._db:
-            self._db.executemany("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+            self._db.executemany(
+                f"INSERT OR REPLACE INTO files VALUES ({','.join('?' * 15)})", rows
+            )
+
+
+_COLUMNS = (
+    "path, size, mtime_ns, inode, sha256, width, height, reason, note, kind, low, high, blank, soft"
+)
 
 
 _Stat = tuple[int, int, int]
 _Entry = tuple[_Stat | None, FileFacts]
+
+
+def _from_row(row: tuple[Any, ...]) -> tuple[str, _Entry]:
+    """Return what a row of `_COLUMNS` remembers, by its path."""
+    name, size, mtime, inode, sha, width, height, reason, note, kind, low, high, blank, soft = row
+    path = os.fsdecode(name)
+    depth = Depth(kind, low, high) if kind else None
+    facts = FileFacts(path, sha, width, height, size, reason, note, depth, bool(blank), bool(soft))
+    return path, ((size, mtime, inode), facts)
 
 
 def _stat(status: os.stat_result) -> _Stat:
@@ -168,7 +197,7 @@ def _stat(status: os.stat_result) -> _Stat:
     return status.st_size, status.st_mtime_ns, status.st_ino & 0x7FFFFFFFFFFFFFFF
 
 
-def _same(path: str, stat: _Stat) -> bool:
+def _same(path: str, stat: _Stat | None) -> bool:
     with contextlib.suppress(OSError):
         return stat == _stat(os.stat(path))  # noqa: PTH116  a hundred thousand Path objects
     return False
@@ -177,14 +206,21 @@ def _same(path: str, stat: _Stat) -> bool:
 def _read(path: str, mask: bool) -> _Entry:
     """Hash and fully decode one file; what goes wrong becomes the `reason`."""
     stat, sha = None, ""
+    more: dict[str, Any] = {}
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             # Taken before the reading: a file that changes meanwhile is read again next time.
             stat = _stat(os.fstat(file.fileno()))
             sha = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            pixels = read_mask(Path(path)) if mask else decode_image(file, path)
-            height, width = pixels.shape[:2]
+            if mask:
+                found = look_at_mask(Path(path))
+                height, width = found.marked.shape
+                more = {"blank": not found.marked.any(), "soft": found.soft}
+            else:
+                decoded = look_at(file, path)
+                height, width = decoded.pixels.shape[:2]
+                more = {"note": "; ".join(decoded.notes), "depth": Depth.of(decoded.pixels)}
     except HeadwaterError as error:
         reason = error.culprit.removeprefix(f"{path}: ")
         if error.expected:
@@ -193,4 +229,4 @@ def _read(path: str, mask: bool) -> _Entry:
     except OSError as error:
         # Not remembered: permissions and shares come back without the file changing.
         return None, FileFacts(path, "", 0, 0, 0, error.strerror or str(error))
-    return stat, FileFacts(path, sha, width, height, stat[0], blank=mask and not pixels.any())
+    return stat, FileFacts(path, sha, width, height, stat[0], **more)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from features.images.masks import read_mask
 from features.images.pairs import PairRecord
-from features.images.pixels import read_image, read_mask, write_image
+from features.images.pixels import read_image, write_image
 from headwater.errors import ConfigError, DataError
 from headwater.spec import SIDES
 
@@ -49,8 +50,8 @@ def cut_normal_pairs(
         Pairs with masks and images of equal size; those without a mask, or smaller than the
         crop, give none.
     out
-        ``current/`` and ``history/`` below it receive PNG files named ``<key>@<top>_<left>``: a
-        folder that `scan_pairs` reads.
+        ``current/`` and ``history/`` below it receive PNG files (TIFF where PNG lacks
+        the depth) named ``<key>@<top>_<left>``: a folder that `scan_pairs` reads.
     edge
         Side of the square crops, pixels.
     per_pair
@@ -88,12 +89,13 @@ def cut_normal_pairs(
         if pair.mask is None or len(sizes) > 1:
             continue
         draw = int(hashlib.sha256(f"{seed}:{pair.key}".encode()).hexdigest()[:16], 16)
-        corners = _free_squares(read_mask(pair.mask), edge, per_pair, margin, draw)
+        mask = read_mask(pair.mask, (pair.current.height, pair.current.width))
+        corners = _free_squares(mask, edge, per_pair, margin, draw)
         for side in SIDES if corners else ():
             pixels = read_image(getattr(pair, side).path)
             for top, left in corners:
                 path = out / side / crop_name(pair, top, left)
-                write_image(pixels[top : top + edge, left : left + edge], path)
+                path = write_image(pixels[top : top + edge, left : left + edge], path)
                 if side == SIDES[0]:
                     written.append(path)
     if not written:
@@ -140,7 +142,7 @@ def cut_tiles(pairs: Sequence[PairRecord], out: Path, edge: int) -> tuple[list[P
         Pairs of images of equal size.
     out
         ``current/``, ``history/`` and, of pairs that have one, ``mask/`` below it receive PNG
-        files named ``<key>@<top>_<left>``.
+        or TIFF files named ``<key>@<top>_<left>``.
     edge
         Side of the tiles, pixels. What is left at the right and lower border is not cut.
 
@@ -158,11 +160,15 @@ def cut_tiles(pairs: Sequence[PairRecord], out: Path, edge: int) -> tuple[list[P
             continue
         partial += bool(height % edge or width % edge)
         if pair.mask is not None:
-            arrays["mask"] = read_mask(pair.mask).astype(np.uint8) * 255
+            arrays["mask"] = read_mask(pair.mask, (height, width)).astype(np.uint8) * 255
         for top in range(0, height - edge + 1, edge):
             for left in range(0, width - edge + 1, edge):
                 name = crop_name(pair, top, left)
-                for side, pixels in arrays.items():
-                    write_image(pixels[top : top + edge, left : left + edge], out / side / name)
-                written.append(out / "current" / name)
+                paths = {
+                    side: write_image(
+                        pixels[top : top + edge, left : left + edge], out / side / name
+                    )
+                    for side, pixels in arrays.items()
+                }
+                written.append(paths["current"])
     return written, partial

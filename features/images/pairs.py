@@ -14,7 +14,7 @@ from pathlib import Path
 
 from features.images.cache import FileCache, Progress
 from features.images.folders import Links, Walker, folder
-from features.images.pixels import read_mask
+from features.images.masks import read_mask
 from features.images.records import BrokenImage, ImageRecord, Scan, Split, about_links
 from headwater.errors import DataError
 from headwater.spec import SIDES
@@ -130,6 +130,8 @@ def scan_pairs(
         sides = [facts[side][n] for side in SIDES]
         bad = [BrokenImage(Path(f.path), f.reason) for f in sides if f.reason]
         result.broken += bad
+        for f in sides:
+            result.read(f)
         if not bad:
             label = masks.get(names.get("mask", ""))
             mask = result.usable_mask(label, sides[0], of="pair") if label else None

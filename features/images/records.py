@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from features.images.cache import FileFacts
+from features.images.depth import Depth
+from features.images.masks import same_view
 
 Split = Literal["train", "test"]
 
@@ -29,6 +31,8 @@ class ImageRecord:
         Pixels, after EXIF orientation.
     bytes
         File size.
+    depth
+        The values of an image of more than 8 bits.
     """
 
     path: Path
@@ -39,12 +43,13 @@ class ImageRecord:
     width: int
     height: int
     bytes: int
+    depth: Depth | None = None
 
     @classmethod
     def of(cls, facts: FileFacts, split: Split, kind: str, mask: Path | None) -> ImageRecord:
         """Return the record of a file that was read."""
         size = (facts.width, facts.height, facts.bytes)
-        return cls(Path(facts.path), facts.sha256, split, kind, mask, *size)
+        return cls(Path(facts.path), facts.sha256, split, kind, mask, *size, facts.depth)
 
     @property
     def is_normal(self) -> bool:
@@ -135,6 +140,8 @@ class Scan:
         What was not read, by reason.
     hashed
         Number of files that were really read, masks included.
+    readings
+        Files by what is to be known of how they are read.
     """
 
     root: Path
@@ -142,22 +149,46 @@ class Scan:
     problems: list[str] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
     hashed: int = 0
+    readings: dict[str, list[str]] = field(default_factory=dict)
+
+    def read(self, facts: FileFacts) -> None:
+        """Keep what is to be known of how an image is read."""
+        if facts.note:
+            self.readings.setdefault(facts.note, []).append(facts.path)
+
+    def told(self) -> list[str]:
+        """Return the problems, and a sentence for each reading that is to be known, counted."""
+        said = [
+            f"{paths[0]} {note}"
+            if len(paths) == 1
+            else f"{len(paths)} files, first {paths[0]}: {note}"
+            for note, paths in self.readings.items()
+        ]
+        return [*self.problems, *said]
 
     def usable_mask(self, mask: FileFacts, image: FileFacts, *, of: str = "image") -> Path | None:
         """Return a mask's path, or None and a problem where it does not fit its image.
 
         `of` is what counts without the mask then: the image, or the pair it is the current one of.
+        A mask of another size fits where the picture is the same but for its scale.
         """
         if mask.reason:
             self.problems.append(f"mask {mask.path}: {mask.reason}; its {of} counts without mask")
             return None
-        if (mask.width, mask.height) != (image.width, image.height):
+        sizes = (mask.width, mask.height), (image.width, image.height)
+        if not same_view(*sizes):
             name = "image" if of == "image" else "current image"
             self.problems.append(
                 f"mask {mask.path} is {mask.width}x{mask.height}, its {name}"
                 f" {image.width}x{image.height}; the {of} counts without mask"
             )
             return None
+        if sizes[0] != sizes[1]:
+            note = "mask(s) of another size than the image are scaled to it"
+            self.readings.setdefault(note, []).append(mask.path)
+        if mask.soft:
+            note = "mask(s) with soft edges are cut at half of their highest value"
+            self.readings.setdefault(note, []).append(mask.path)
         return Path(mask.path)
 
 

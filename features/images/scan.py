@@ -191,6 +191,7 @@ def _finish(found: list[Candidate], reading: Reading, options: ScanOptions) -> S
     for c, f in usable:
         if f.sha256 not in kept:
             kept[f.sha256] = (c, f)
+            result.read(f)
         else:
             _report_duplicate(kept[f.sha256][0], c, result)
     if options.test_normal is None:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.images.pixels import read_image, read_mask
+from features.images.masks import read_mask
+from features.images.pixels import read_image
 from features.images.records import ImageRecord
 from headwater.errors import DataError
 

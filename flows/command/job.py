@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from flows.command.options import (
     SET_ASIDE,
@@ -21,6 +22,7 @@ from flows.command.options import (
 from flows.runtime.console import Reporter, err, out, table
 from flows.runtime.given import Given
 from headwater.errors import ConfigError
+from headwater.text import shown
 
 commands = command_group("The job.")
 
@@ -131,8 +133,11 @@ def predict(
         out.print_json(data=[*rows, *({"image": str(b.path), "error": b.reason} for b in broken)])
     else:
         if rows:
-            cells = [list(r.values()) for r in rows]
+            # A name in brackets is no markup.
+            cells = [
+                [escape(shown(v)) if isinstance(v, str) else v for v in r.values()] for r in rows
+            ]
             out.print(table([c.replace("_", " ") for c in rows[0]], cells))
         for one in broken:
-            err.print(f"set aside {one.path}: {one.reason}", markup=False)
+            err.print(f"set aside {shown(one.path)}: {shown(one.reason)}", markup=False)
     raise typer.Exit(SET_ASIDE if broken else 0)

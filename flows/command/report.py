@@ -12,6 +12,7 @@ from rich.table import Table
 from flows.runtime.console import err, out, size, table
 from headwater.addresses import hidden
 from headwater.errors import HeadwaterError
+from headwater.text import shown
 
 if TYPE_CHECKING:
     from flows.extraction.report import ExtractionReport
@@ -57,13 +58,13 @@ def show_set_aside(report: ExtractionReport) -> None:
     if report.set_aside:
         err.print(f"{len(report.set_aside)} image(s) set aside; the rest went on:", style="yellow")
         for path, reason in report.set_aside[:20]:
-            err.print(f"  {path}: {reason.splitlines()[0]}", markup=False)
+            err.print(f"  {shown(path)}: {shown(reason.splitlines()[0])}", markup=False)
         if len(report.set_aside) > 20:
             err.print(
                 f"  and {len(report.set_aside) - 20} more (headwater extract --json lists all)"
             )
     for note in report.notes[:20]:
-        err.print(f"note: {note}", markup=False)
+        err.print(f"note: {shown(note)}", markup=False)
     if len(report.notes) > 20:
         err.print(f"note: and {len(report.notes) - 20} more")
 
@@ -81,12 +82,12 @@ def show_run(result: RunResult, home: Home) -> None:
     # What holds for several heads is said once.
     for note in dict.fromkeys(n for o in result.outcomes for n in o.notes):
         if note not in said:
-            err.print(f"note: {note}", markup=False)
+            err.print(f"note: {shown(note)}", markup=False)
     pictures = [p for o in result.outcomes for p in o.pictures]
     if pictures:
         out.print("\nchange maps:" if "change-maps" in pictures[0] else "\nheat maps:")
         for picture in pictures:
-            out.print(f"  {shorten(picture)}", markup=False)
+            out.print(f"  {shown(shorten(picture))}", markup=False)
     for head, error in result.failures:
         err.print(hidden(f"error: {head}: {error}"), style="red", markup=False)
         if not isinstance(error, HeadwaterError):

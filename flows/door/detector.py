@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from features.images.pixels import read_image, to_rgb
+from features.images.depth import Range, in_colour
+from features.images.pixels import from_pillow, read_image
 from flows.use.predict import draw_prediction
 from headwater.errors import ImageError
 
 if TYPE_CHECKING:
     from storage.serving.detector import Detector, Prediction
 
-#: One picture: a file, a PIL image, or an array ``[H, W, 3]`` or ``[H, W]`` uint8.
-Picture = str | Path | Image.Image | NDArray[np.uint8]
+#: One picture: a file, a PIL image, or an array ``[H, W, 3]`` or ``[H, W]``: uint8, or of more bits
+#: where the model was trained on such, in the values of its files.
+Picture = str | Path | Image.Image | NDArray[Any]
 #: What is judged: a picture, or of models over pairs ``(current, history)``.
 Sample = Picture | tuple[Picture, Picture]
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[Any]
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,7 +135,8 @@ class LoadedModel:
             For a pair where the model looks at single images, or the other way round.
         """
         samples = sample if isinstance(sample, list) else [sample]
-        given = [[pixels(p) for p in (s if isinstance(s, tuple) else (s,))] for s in samples]
+        known = self.inference.spec.value_range
+        given = [[pixels(p, known) for p in (s if isinstance(s, tuple) else (s,))] for s in samples]
         got = self.inference.predict(given, threshold=threshold)
         results = [self._result(s, p) for s, p in zip(given, got, strict=True)]
         return results if isinstance(sample, list) else results[0]
@@ -147,25 +150,33 @@ class LoadedModel:
         )
 
 
-def pixels(picture: Picture) -> Pixels:
-    """Return a picture as ``[H, W, 3]`` uint8, read as files are.
+def pixels(picture: Picture, value_range: Range | None = None) -> Pixels:
+    """Return a picture's pixels, read as files are (`features.images.pixels.read_image`).
+
+    Parameters
+    ----------
+    value_range
+        That of the model: with one, arrays of more than 8 bits are taken.
 
     Raises
     ------
     ImageError
-        For a file that cannot be read, or an array that is no 8-bit picture.
+        For a file that cannot be read, or an array that is no picture of the model's depth.
     """
     if isinstance(picture, str | Path):
         return read_image(Path(picture))
     if isinstance(picture, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(picture), "the PIL image")
+        return from_pillow(picture, "the PIL image")
     array = np.asarray(picture)
-    if array.dtype == np.uint8 and array.ndim == 2:
-        return to_rgb(Image.fromarray(array), "the array")
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ImageError(
-            f"an array {array.dtype} {array.shape}",
-            expected="uint8 [H, W, 3] or [H, W]",
-            remedy="scale it to 0...255 as the training images were",
-        )
-    return array if array.flags.writeable else array.copy()
+    colour = array.ndim == 3 and array.shape[2] == 3
+    if array.dtype == np.uint8 and (colour or array.ndim == 2):
+        array = in_colour(array)
+        return array if array.flags.writeable else array.copy()
+    if value_range is not None and array.dtype.kind in "uif" and (colour or array.ndim == 2):
+        return array.astype(np.uint16 if array.dtype == np.uint16 else np.float32)
+    raise ImageError(
+        f"an array {array.dtype} {array.shape}",
+        expected="uint8 [H, W, 3] or [H, W]"
+        + (", or numbers in the training files' values" if value_range is not None else ""),
+        remedy="scale it to 0...255 as the training images were",
+    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from features.extract import Job, extract
-from features.images.regions import Regions
+from features.images.places.regions import Regions
 from flows.extraction.backbone import BackboneRef
 from flows.runtime.dask import cores, dask_client
 from storage.store.distributed import Ticket, Written, allocate, commit_blocks, write_block

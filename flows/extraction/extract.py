@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from features.images.aspect import choose_fitting
+from features.images.depth import about_depths, find_range, written
 from features.images.pairs import CHANGED
+from features.images.places.aspect import choose_fitting
 from flows.extraction.backbone import forget
 from flows.extraction.cluster import fill_on_cluster
 from flows.extraction.fill import Gap, fill
@@ -27,7 +28,7 @@ from flows.extraction.report import ExtractionReport, PairCounts, SideReport
 from flows.extraction.samples import usable, what_is_left_out
 from flows.runtime.resolve import FOLDERS, READING, remember, require_set
 from flows.runtime.settings import changed
-from flows.runtime.values import height_width
+from flows.runtime.values import height_width, low_high
 from heads.catalogue import get_head
 from headwater.errors import DataError
 from storage.store.feature_store import FeatureStore
@@ -141,22 +142,44 @@ def bring_up_to_date(
 def _as_seen(
     settings: Settings, plan: JobPlan, home: Home, found: Found, report: ExtractionReport
 ) -> tuple[Settings, JobPlan]:
-    """Settle what only the images can say: how they are brought to one size, where they are seen.
+    """Settle what only the images can say: their shapes, and which values are black and white.
 
     The settings are as the set will remember them.
     """
-    wanted = settings.extraction
+    wanted, every = settings.extraction, [r for rows in found.sides.values() for r in rows]
     how = wanted.resize
     if how is None:
-        sizes = [(r.height, r.width) for rows in found.sides.values() for r in rows]
-        how, why = choose_fitting(sizes, height_width(wanted.size or wanted.default_size))
+        target = height_width(wanted.size or wanted.default_size)
+        how, why = choose_fitting([(r.height, r.width) for r in every], target)
         report.notes += [why] if why else []
-        settings = changed(settings, {"extraction.resize": how})
-        plan = plan.seeing(fitting=how)
-    region = keep_region(wanted.roi, home, [r for rows in found.sides.values() for r in rows])
-    settings = changed(settings, {"extraction.roi": Path(region) if region else None})
-    report.seen = {"fitting": how}
-    return settings, plan
+    region = keep_region(wanted.roi, home, every)
+    value_range, text = _range(wanted.range, found, report)
+    report.seen = {"fitting": how, "value_range": value_range}
+    kept = {"resize": how, "roi": Path(region) if region else None, "range": text}
+    settings = changed(settings, {f"extraction.{key}": value for key, value in kept.items()})
+    return settings, plan.seeing(**report.seen)
+
+
+def _range(
+    wanted: str, found: Found, report: ExtractionReport
+) -> tuple[tuple[float, float] | None, str]:
+    """Return the values that are black and white, and how the set remembers them."""
+    told = not all(d is None for d in found.depths)
+    value_range = low_high(wanted)
+    if wanted == "auto" and (value_range := find_range(found.normal_depths)) is not None:
+        deep = sum(d is not None for d in found.normal_depths)
+        report.notes.append(
+            f"values from {value_range[0]:.12g} (black) to {value_range[1]:.12g} (white) are seen, "
+            f"as found on {deep} training image(s) of more than 8 bits; --range LO:HI sets others"
+        )
+    elif value_range is not None and not told:
+        report.notes.append(f"--range {wanted} is not used: no image has more than 8 bits")
+        value_range, wanted = None, "auto"
+    if value_range is not None:
+        wanted = written(value_range)
+    if told:
+        report.notes += about_depths(found.depths, value_range)
+    return value_range, wanted
 
 
 def _look(report: ExtractionReport, found: Found, heads: Sequence[HeadPlan], at_least: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.extract import Job, extract
-from features.images.regions import Regions
+from features.images.places.regions import Regions
 from flows.extraction.report import Extracted, SideReport
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from features.images.depth import Depth
 from features.images.folders import Links
 from features.images.layouts.catalogue import AUTO
 from features.images.pairs import PairScan, scan_pairs
@@ -39,6 +40,9 @@ class Found:
         Sentences on what should be looked at.
     hashed
         Files that were read.
+    depths, normal_depths
+        Of the usable images, and of the normal ones for training: their values where they have
+        more than 8 bits.
     left_out
         How many files were not read, by reason.
     layout
@@ -53,6 +57,8 @@ class Found:
     set_aside: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     hashed: int = 0
+    depths: list[Depth | None] = field(default_factory=list)
+    normal_depths: list[Depth | None] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     layout: str = ""
     few: str = ""
@@ -96,13 +102,18 @@ def find(
         pairs, notes = None, [*scan.notes, *_duplicates(scan)]
         layout, few = scan.layout, scan.why_so_few()
         records = {image_set: scan.records}
+    every = [record for found in records.values() for record in found]
+    train = [record for record in every if record.split == "train"]
+    normal = [r.depth for r in train if r.is_normal] or [r.depth for r in train]
     return Found(
         scan.root,
         {name: image_rows(found, scan.root) for name, found in records.items()},
         pairs,
         [(str(b.path), b.reason) for b in scan.broken],
-        [*scan.problems, *notes],
+        [*scan.told(), *notes],
         scan.hashed,
+        [record.depth for record in every],
+        normal,
         scan.left_out.counts,
         layout,
         few,

@@ -14,7 +14,7 @@ from flows.extraction.backbone import BackboneRef, settle_precision
 from flows.extraction.regions import region_id
 from flows.runtime.resolve import require_set, resolve
 from flows.runtime.settings import ExtractionSettings, Settings, chosen_heads
-from flows.runtime.values import height_width
+from flows.runtime.values import height_width, low_high
 from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
 from headwater.errors import ConfigError
@@ -257,8 +257,8 @@ def plan_head(
     if crop and (crop[0] > resize[0] or crop[1] > resize[1]):
         raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")
     # Where the set's own images are to decide, they do when they have been looked at.
-    own: dict[str, Any] = {"resize": resize, "crop": crop, "fitting": wanted.resize or "squash"}
-    own["region"] = region_id(wanted.roi)
+    own: dict[str, Any] = {"resize": resize, "crop": crop, "value_range": low_high(wanted.range)}
+    own |= {"fitting": wanted.resize or "squash", "region": region_id(wanted.roi)}
     if backbone is None:
         spec = ExtractorSpec(IMAGES, "none", dtype="float32", **own)
     else:

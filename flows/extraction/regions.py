@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from features.images.pixels import SMALLEST_SIDE, read_mask, sha256_of
-from features.images.regions import Regions, region_on
+from features.images.masks import read_mask
+from features.images.pixels import SMALLEST_SIDE, sha256_of
+from features.images.places.regions import Regions, region_on
 from headwater.errors import DataError, ImageError
 from headwater.spec import ExtractorSpec
 

@@ -36,6 +36,9 @@ class Sample:
         Absolute path of what is to be found, if there is one.
     label
         What the mask is known by: SHA-256 of a pair's, path of an image's as its store has it.
+    size
+        Height and width of an image, to which its mask is scaled; of a pair a mask of another size
+        goes to the net's input as it is.
     """
 
     key: str
@@ -45,13 +48,15 @@ class Sample:
     paths: tuple[Path, ...]
     mask: Path | None = None
     label: str = ""
+    size: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, row: ImageRow, root: Path) -> Sample:
         """Return the image of a store's row; `root` is what its paths are relative to."""
         mask = root / row.mask if row.mask else None
         place = (root / row.path,)
-        return cls(row.path, row.split, row.kind, (row.sha256,), place, mask, row.mask)
+        size = (row.height, row.width)
+        return cls(row.path, row.split, row.kind, (row.sha256,), place, mask, row.mask, size)
 
     @property
     def is_pair(self) -> bool:

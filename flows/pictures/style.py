@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from headwater.files import replacing
+from headwater.text import shown
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, VERMILION, GREEN, SKY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#56B4E9"
@@ -61,7 +62,8 @@ class Board:
         self, x: float, y: float, text: str, size: float = 8.5, colour: str = INK, **how: Any
     ) -> None:
         """Write; `how` is what `matplotlib.text.Text` takes besides."""
-        self._axes.text(x, y, text, fontsize=size, color=colour, **how)
+        # A name with dollars is no formula.
+        self._axes.text(x, y, shown(text), fontsize=size, color=colour, parse_math=False, **how)
 
     def bar(self, x: float, y: float, width: float, height: float, colour: str) -> None:
         """Fill a rectangle."""

@@ -11,17 +11,37 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from headwater.text import shown
 
 #: Where there is no terminal (a pipe, a log) a row stays one line, however long its paths.
 _WIDTH = None if sys.stdout.isatty() else 10_000
 
-out = Console(highlight=False, soft_wrap=True, width=_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class SafeConsole(Console):
+    """A console that shows text that is not ours, such as file names, by `headwater.text.shown`.
+
+    Line breaks stay: what is one line is made one where it is said.
+    """
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as `Console.print` does."""
+        super().print(*(shown(o, lines=True) if isinstance(o, str) else o for o in objects), **how)
+
+    def print_json(self, json: str | None = None, **how: Any) -> None:
+        """Print as `Console.print_json` does, in ASCII: escapes are read back as what they are."""
+        super().print_json(json, **{"ensure_ascii": True, **how})
+
+
+out = SafeConsole(highlight=False, soft_wrap=True, width=_WIDTH)
+err = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 _live: list[Reporter] = []
@@ -74,7 +94,8 @@ class Reporter:
                 # Its time left is not to be reckoned from the last stage's pace.
                 self._bars.reset(task.id, total=total)
                 self._spoken[name] = now
-            self._bars.update(task.id, completed=done, total=total, text=text)
+            text = shown(text)
+            self._bars.update(task.id, completed=done, total=total, text=escape(text))
             if not self._bars.live.is_started and now - self._spoken[name] >= self._every:
                 self._spoken[name] = now
                 rest = task.time_remaining
@@ -86,7 +107,7 @@ class Reporter:
     def line(self, text: str) -> None:
         """Print a line above the bars."""
         if not self._quiet:
-            err.print(text, markup=False)
+            err.print(shown(text), markup=False)
 
 
 def table(
@@ -122,7 +143,7 @@ def _cell(value: object) -> str:
         return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value)
+    return shown(value)
 
 
 def counted(count: int, what: str) -> str:

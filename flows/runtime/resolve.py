@@ -38,7 +38,7 @@ _BEFORE: dict[str, dict[str, Any]] = {
     "backbone": {"name": "resnet18", "weights": None, "options": {}},
     "extraction": {
         "size": None, "default_size": 256, "crop": None, "dtype": "float16", "resize": "squash",
-        "roi": None,
+        "roi": None, "range": "full",
     },
 }  # fmt: skip
 

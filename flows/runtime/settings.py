@@ -26,6 +26,7 @@ from flows.runtime.values import (
     Precision,
     SecretAddress,
     TimmOptions,
+    ValueRange,
 )
 from headwater.spec import DEFAULT_BACKBONE, DEFAULT_SIZE, Fitting
 
@@ -107,6 +108,10 @@ class ExtractionSettings(_Frozen):
     roi: Path | None = _set(
         None, "Region of interest: a mask, white where to look; none takes it away.", _JOB,
         kept=True)
+    range: ValueRange = _set(
+        "auto", "Values that are black and white in images of more than 8 bits, LO:HI; auto: found "
+        "on the normal training images; full: 0:65535, in steps of 8 bits.", _JOB,
+        words="auto|full|LO:HI", otherwise="auto, once a set", kept=True)
     precision: Precision = _set(
         "auto", "Backbone arithmetic; auto: measured once a set and backbone.", _JOB)
     dtype: Literal["float16", "bfloat16", "float32"] = _set(

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from flows.runtime.documents import read_document
 from flows.runtime.settings import Setting, Settings, every_setting
 from flows.runtime.values import named_heads
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, several
 from headwater.files import expand_user
 
 _FILE = "headwater.yaml"
@@ -287,10 +287,11 @@ def _explain(error: ValidationError, merged: Mapping[str, tuple[Any, _Layer]]) -
         found.setdefault(text, []).append(hint)
     # Of what may be one thing or another, pydantic says of each that it is not that.
     texts = [(text, " or ".join(dict.fromkeys(hints))) for text, hints in found.items()]
-    several = len(texts) > 1
+    many = len(texts) > 1
+    lines = ([t, f"  expected: {h}"] if many else [t] for t, h in texts)
     return ConfigError(
-        "\n".join(f"{t}\n  expected: {h}" if several else t for t, h in texts),
-        expected="" if several else texts[0][1],
+        several(line for entry in lines for line in entry),
+        expected="" if many else texts[0][1],
         remedy="headwater settings lists what can be set; headwater init writes a file with it",
     )
 

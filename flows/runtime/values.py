@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -77,6 +78,30 @@ def _pixels(value: Any, validate: Any) -> Any:
     return size
 
 
+def _value_range(value: Any) -> str:
+    """Read a range of values: ``auto``, ``full`` or ``LO:HI``, in a file ``[LO, HI]`` too."""
+    if isinstance(value, list | tuple):
+        value = ":".join(map(str, value))
+    text = str(value).strip().lower()
+    if text in ("auto", "full"):
+        return text
+    try:
+        low, high = (float(word) for word in text.split(":"))
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError
+    except ValueError:
+        raise ValueError("auto, full or LO:HI, two numbers, the smaller first") from None
+    return f"{low:.12g}:{high:.12g}"
+
+
+def low_high(value_range: str) -> tuple[float, float] | None:
+    """Return the two values of a range given as ``LO:HI``; None for ``auto`` and ``full``."""
+    if ":" not in value_range:
+        return None
+    low, high = map(float, value_range.split(":"))
+    return low, high
+
+
 def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ValueError("auto, cpu, cuda or cuda:1")
@@ -97,6 +122,7 @@ SecretAddress = Annotated[str, AfterValidator(bare)]
 #: Has no place for any.
 PlainAddress = Annotated[str, AfterValidator(_without_secret)]
 Pixels = Annotated[int | tuple[int, int], WrapValidator(_pixels)]
+ValueRange = Annotated[str, BeforeValidator(_value_range)]
 Device = Annotated[str, AfterValidator(_device)]
 Precision = Literal["auto", "float32", "bfloat16"]
 #: As in `features.images.layouts.catalogue`; a test compares.

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from features.images.pixels import read_image, sha256_of
+from features.images.places.regions import Looked, Regions
 from features.images.preprocess import mask_to_input, preprocess
 from features.images.records import ImageRecord
-from features.images.regions import Looked, Regions
 from features.images.sources import ImageSource, PairMasks
 from flows.extraction.pair_list import PairList, Version, load_pairs
 from flows.extraction.plan import training_key

@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from features.images.pixels import read_image, read_mask
+from features.images.masks import read_mask
+from features.images.pixels import read_image
 from features.images.preprocess import mask_to_input
 from flows.extraction.samples import Sample, what_is_left_out
 from flows.training.data import TrainingData
@@ -205,7 +206,7 @@ def score_source(
     for start in range(0, len(source), batch):
         stop = min(start + batch, len(source))
         rows = source.read(start, stop)
-        if LOOKED in rows:
+        if isinstance(rows, Mapping) and LOOKED in rows:
             outside[start:stop] = ~rows[LOOKED].numpy()
         got = head.score(rows)
         scores[start:stop] = got.image.float().cpu().numpy()
@@ -218,7 +219,7 @@ def mask_of(sample: Sample, spec: ExtractorSpec, notes: list[str]) -> np.ndarray
     if sample.mask is None:
         return None
     try:
-        return mask_to_input(read_mask(sample.mask), spec)
+        return mask_to_input(read_mask(sample.mask, sample.size), spec)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         notes.append(f"{sample.mask}: {first}; counts for image metrics only")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from features.images.pixels import read_mask
+from features.images.masks import read_mask
 from flows.extraction.regions import regions_of
 from flows.runtime.dask import PeakMemory, WorkerProgress, own_device
 from flows.runtime.home import working_folder

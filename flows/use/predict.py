@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from features.images.pixels import read_image
+from features.images.depth import Depth, about_depths
+from features.images.pixels import read_decoded
 from features.images.preprocess import own_picture
 from features.images.records import BrokenImage
 from features.images.scan import list_images
@@ -17,9 +18,10 @@ from flows.pictures.maps import prediction_overlay
 from flows.pictures.panels import faded
 from heads.catalogue import get_head
 from headwater.errors import ConfigError, DataError, ImageError, ModelError
-from headwater.files import short_name
+from headwater.files import read_regular, short_name
 from headwater.samples import IMAGE, PAIR, SampleKind
 from headwater.spec import seed_of_untrained
+from headwater.text import shown
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector, Prediction
 
@@ -195,12 +197,17 @@ def predict(
         ) from error
     rows: list[dict[str, Any]] = []
     broken: list[BrokenImage] = []
+    depths: list[Depth | None] = []
     for done, paths in enumerate(samples):
         reporter.update(f"{kind.name}s", done, len(samples), paths[0].name)
         pixels = []
         for path in paths:
             try:
-                pixels.append(read_image(path))
+                decoded = read_decoded(path)
+                pixels.append(decoded.pixels)
+                depths.append(Depth.of(decoded.pixels))
+                for said in decoded.notes:
+                    reporter.line(f"note: {shown(path)} {said}")
             except ImageError as error:
                 broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
         if len(pixels) < len(paths):
@@ -211,7 +218,7 @@ def predict(
             broken.append(BrokenImage(paths[0], error.culprit))
             continue
         # The content in the name: another sample of the same name never takes its place.
-        text = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:8]
+        text = hashlib.sha256(b"".join(read_regular(path) for path in paths)).hexdigest()[:8]
         target = folder / short_name(paths[0].stem, f"-{text}.png")
         rows.append(
             {
@@ -222,6 +229,8 @@ def predict(
                 **draw_prediction(detector, pixels, got, target),
             }
         )
+    for said in about_depths(depths, detector.spec.value_range):
+        reporter.line(f"note: {said}")
     return rows, broken
 
 

@@ -21,6 +21,7 @@ from mlflow.models import Model
 
 from headwater.addresses import hidden
 from headwater.errors import ModelError, StoreError
+from headwater.text import cell
 from storage.registry.client import MlflowClient, MlflowException
 
 #: Per-epoch figures live under this prefix, so that final ones are told from them.
@@ -80,7 +81,7 @@ class RunLog:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
         self._client.log_text(self.run_id, text.getvalue(), f"tables/{name}.csv")
         whole = json.dumps([dict(r) for r in rows], indent=1, allow_nan=False, default=str)
         self._client.log_text(self.run_id, whole, f"tables/{name}.json")

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from features.backbones.backbone import Backbone, restore_backbone
 from features.images.pixels import decode_image
+from features.images.places.regions import looked, region_on
 from features.images.preprocess import blanked, own_map, preprocess
-from features.images.regions import looked, region_on
 from heads.catalogue import get_head, make_config
 from heads.contract import Head
 from heads.judging.calibration import Calibration
@@ -38,7 +38,7 @@ from storage.serving.files import HEAD_FILE, read_files, write_files
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
-Image: TypeAlias = NDArray[np.uint8]
+Image: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
 #: One image, or the two of a pair, current and history.
 Sample: TypeAlias = Image | Sequence[Image]
 
@@ -243,7 +243,9 @@ class Detector:
         Parameters
         ----------
         samples
-            Images ``[H, W, 3]`` uint8, of any size; for a pair head ``(current, history)`` each.
+            Images of any size as `features.images.pixels.read_image` gives them: ``[H, W, 3]``
+            uint8, or of more bits ``[H, W]`` or ``[H, W, 3]`` uint16 or float32, in the values of
+            the files that were trained on; for a pair head ``(current, history)`` each.
         threshold
             Instead of the model's own.
         alpha, beta
@@ -258,7 +260,7 @@ class Detector:
             For pairs where the head looks at single images, and the other way round; where factors
             are given and the head has none.
         ShapeError
-            For an array that is no 8-bit colour image.
+            For an array that is none of these, or floats where the model knows no range of values.
         """
         given = self._images(samples)
         head = self._with_factors(alpha, beta)
@@ -328,9 +330,14 @@ class Detector:
                 )
             made.append(images)
         for at, image in enumerate(image for images in made for image in images):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            deep = image.dtype == np.uint16
+            deep |= image.dtype == np.float32 and self.spec.value_range is not None
+            colour = image.ndim == 3 and image.shape[2] == 3
+            grey = image.ndim == 2
+            if not ((colour and image.dtype == np.uint8) or (deep and (colour or grey))):
                 raise ShapeError(
-                    f"image {at}: {image.dtype} {image.shape}", expected="uint8 [H, W, 3]"
+                    f"image {at}: {image.dtype} {image.shape}",
+                    expected="uint8 [H, W, 3], or uint16 [H, W] or [H, W, 3]",
                 )
         return made
 

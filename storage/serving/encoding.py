@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from features.images.pixels import tiff_bytes
 from headwater.errors import ImageError
 
 #: Longest base64 text taken for an image: files of 96 MiB.
@@ -78,11 +79,14 @@ def decode_map(row: Mapping[str, Any]) -> NDArray[np.float32]:
     return (low + part * (high - low)).astype(np.float32)
 
 
-def encode_image(image: NDArray[np.uint8] | NDArray[np.bool_]) -> str:
-    """Return an ``[H, W, 3]`` uint8 image, or a mask, as the text that the model takes: base64.
+def encode_image(image: NDArray[Any]) -> str:
+    """Return an image as the text that the model takes: a file in base64.
 
-    Of a PNG file.
+    ``[H, W, 3]`` uint8, or a mask, as a PNG, more bits (see `features.images.pixels.read_image`) as
+    a TIFF.
     """
+    if image.dtype not in (np.uint8, bool):
+        return base64.b64encode(tiff_bytes(image)).decode("ascii")
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode("ascii")

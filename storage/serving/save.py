@@ -42,8 +42,8 @@ def save_model(
     detector
         Head, backbone, what it was trained on, thresholds.
     example
-        Sample for the input example: ``[H, W, 3]`` uint8, of a pair head two of them; scaled down
-        to at most 256 pixels a side. Grey ones are made where none are given.
+        Sample for the input example: an image as the detector takes it, of a pair head two;
+        scaled down to at most 256 pixels a side. Grey ones are made where none are given.
     about
         JSON-ready facts to keep in the manifest: image set, snapshot, training key.
 
@@ -92,6 +92,9 @@ def save_model(
 
 def _example(image: Any) -> str:
     """Return an image as the model takes it, scaled down to at most 256 pixels a side."""
+    if image.dtype != np.uint8:
+        step = -(-max(image.shape[:2]) // 256)
+        return encode_image(image[::step, ::step])
     small = Image.fromarray(image)
     small.thumbnail((256, 256))
     return encode_image(np.asarray(small))

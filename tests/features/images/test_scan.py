@@ -83,6 +83,30 @@ def test_wrong_masks_are_reported_and_the_image_stays(tiny_set):
     assert "777_mask.png belongs to no image" in text
 
 
+def test_scaled_and_soft_masks_are_counted(tiny_set):
+    for name, size in (("000", (80, 64)), ("001", (20, 16))):
+        path = tiny_set / f"ground_truth/spot/{name}_mask.png"
+        mask = Image.open(path).resize(size, Image.Resampling.BILINEAR)
+        mask.save(path)
+    result = scan_mvtec(tiny_set)
+    assert sum(r.mask is not None for r in result.records) == 3
+    told = [line for line in result.told() if "mask" in line]
+    assert len(told) == 2
+    assert "2 files" in told[0]
+    assert "scaled" in told[0]
+    assert "soft" in told[1]
+
+
+def test_how_images_are_read_is_told_once_a_kind(tiny_set):
+    for i in range(2):
+        path = tiny_set / f"train/good/{i:03}.png"
+        pixels = np.asarray(Image.open(path))
+        save(path, np.dstack([pixels, np.zeros(pixels.shape[:2], np.uint8)]))
+    (said,) = scan_mvtec(tiny_set).told()
+    assert said.startswith("2 files, first ")
+    assert "alpha is 0 everywhere" in said
+
+
 def test_same_bytes_are_one_image_and_never_in_train_and_test(tiny_set):
     def copy(source: str, target: str) -> None:
         (tiny_set / target).write_bytes((tiny_set / source).read_bytes())

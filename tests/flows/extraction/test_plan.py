@@ -24,9 +24,8 @@ class PlannedBackbone:
 
     info = BackboneInfo("net", ("a", "b", "c"), (64, 128, 256), (4, 8, 16))
 
-    def default_spec(self, resize, crop, precision, dtype):
-        return ExtractorSpec("net", "0" * 64, resize=resize, crop=crop, precision=precision,
-                             dtype=dtype)  # fmt: skip
+    def default_spec(self, **fields):
+        return ExtractorSpec("net", "0" * 64, **fields)
 
 
 def plans_for(heads, **extraction):

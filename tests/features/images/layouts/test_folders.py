@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from features.images.layouts.catalogue import AUTO, LAYOUTS, find_layout
-from features.images.pixels import read_mask
+from features.images.masks import read_mask
 from features.images.scan import ScanOptions, scan_folders, scan_images
 from flows.runtime.values import LayoutName
 from headwater.errors import ConfigError, DataError

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from features.images.layouts import lookout
-from features.images.pixels import read_mask
+from features.images.masks import read_mask
 from features.images.scan import ScanOptions, scan_images
 from headwater.errors import DataError
 from tests.features.imagekit import noise, save

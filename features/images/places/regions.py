@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from features.images.pixels import read_mask
+from features.images.masks import read_mask
 from features.images.preprocess import make_view, mask_to_input
 from headwater.errors import ImageError
 from headwater.geometry import place

@@ -8,8 +8,8 @@ from PIL import Image
 
 from features.backbones.backbone import load_backbone
 from features.extract import Job, extract
+from features.images.places.regions import Looked, Regions, looked, read_region, region_on, turned
 from features.images.preprocess import blanked, make_view
-from features.images.regions import Looked, Regions, looked, read_region, region_on, turned
 from headwater.errors import ImageError
 from headwater.spec import ExtractorSpec, LayerSpec, ViewSpec
 

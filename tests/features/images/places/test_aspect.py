@@ -2,7 +2,7 @@
 
 import pytest
 
-from features.images.aspect import choose_fitting
+from features.images.places.aspect import choose_fitting
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""Text that is not ours, shown so that it can do no harm: file names, mostly.
+
+A name may hold a line break that forges a line of a log, an escape sequence that paints the
+terminal or answers for the user, marks that turn its letters round, or bytes that are no text.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import PurePath
+
+#: Marks that do not show and change how the rest reads: Unicode calls them formats. Joiners belong
+#: to words of some scripts and to pictures, and only join.
+_HARMLESS = frozenset("\u200c\u200d")
+#: What makes a program of tables take a cell for a formula.
+_FORMULA = tuple("=+-@\t\r\n")
+
+
+def shown(value: object, *, lines: bool = False) -> str:
+    r"""Return text with what could harm its reader written as escapes.
+
+    Control characters (line breaks and escape sequences among them), marks that turn the direction
+    of reading, lone surrogates (bytes that are no UTF-8) and what no font can show.
+
+    Parameters
+    ----------
+    value
+        A name, a path, or a sentence with some in it.
+    lines
+        Whether line breaks stay: a text of several lines that is not a name.
+
+    Examples
+    --------
+    >>> shown("a\nnote: all is well \x1b[31m"), shown(PurePath("gr\udcfcn.png"))
+    ('a\\nnote: all is well \\x1b[31m', 'gr\\xfcn.png')
+    >>> shown("grün.png"), shown("a\u202egnp.exe"), shown("one\ntwo", lines=True)
+    ('grün.png', 'a\\u202egnp.exe', 'one\ntwo')
+    """
+    text = str(value)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if (lines and c == "\n") or _plain(c) else _escaped(c) for c in text)
+
+
+def _plain(c: str) -> bool:
+    # Cc control, Cf format, Cs surrogate, Co private, Cn unassigned, Zl and Zp separators.
+    kind = unicodedata.category(c)
+    return (kind[0] != "C" and kind not in ("Zl", "Zp")) or c in _HARMLESS
+
+
+def _escaped(c: str) -> str:
+    if c in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[c]
+    code = ord(c)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # a byte that is no text
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
+
+
+def cell(value: object) -> object:
+    """Return a cell of a table that others open: no name is taken for a formula.
+
+    Text that begins as formulas do gets an apostrophe before it, as programs of tables write text;
+    numbers stay what they are.
+
+    Examples
+    --------
+    >>> cell("=cmd|' /C calc'!A0"), cell("good/000.png"), cell(-1.5)
+    ("'=cmd|' /C calc'!A0", 'good/000.png', -1.5)
+    """
+    if not isinstance(value, str | PurePath):
+        return value
+    text = str(value)
+    return f"'{shown(text)}" if text.startswith(_FORMULA) else shown(text)
