@@ -17,7 +17,8 @@ from features.backbones.backbone import Backbone
 from features.backbones.lanes import lane_count
 from features.images.depth import levels
 from features.images.pixels import decode_image
-from features.images.preprocess import make_view, preprocess
+from features.images.places.regions import read_region
+from features.images.preprocess import blanked, make_view, preprocess
 from headwater.errors import ConfigError, HeadwaterError, ImageError
 from headwater.files import read_regular
 from headwater.spec import ExtractorSpec, LayerSpec
@@ -25,11 +26,15 @@ from headwater.spec import ExtractorSpec, LayerSpec
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row of features to compute: an image, or an augmented view of it."""
+    """One row of features to compute: an image, or an augmented view of it.
+
+    Of an image with a region of interest, a mask's file, nothing else is looked at.
+    """
 
     sha256: str
     path: Path
     view: int = 0
+    region: Path | None = None
 
 
 @dataclass
@@ -200,6 +205,8 @@ def _load(job: Job, spec: ExtractorSpec) -> Tensor:
     image = decode_image(data, str(job.path), known_whole=True)
     if spec.value_range is None:
         image = levels(image, None)
+    if job.region is not None:
+        image = blanked(image, read_region(job.region, *image.shape[:2]), spec)
     if job.view and spec.views is not None:
         image = make_view(image, job.sha256, job.view, spec.views)
     return preprocess(image, spec)

@@ -5,9 +5,9 @@ A head is one file and a registration::
     @register
     class MyHead(Head): ...
 
-It never opens a store: it is given `FeatureSource`s. This file imports no other of `heads`, so that
-all of them, and heads of other packages, can import it; `heads.catalogue` lists what is registered
-and finds it by name (docs/adding-a-head.md).
+It never opens a store: it is given `FeatureSource`s. This file imports of `heads` only `looking`,
+so that all of them, and heads of other packages, can import it; `heads.catalogue` lists what is
+registered and finds it by name (docs/adding-a-head.md).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from heads.looking import LOOKED, looking, quiet_outside
 from headwater.errors import ConfigError, FeatureRangeError, NotFittedError, ShapeError
 from headwater.spec import BackboneInfo, Needs
 
@@ -276,13 +277,16 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Scores:
-        """Score a batch of feature maps, or raise as `check_ready` does.
+        """Score a batch of maps, each row alone, or raise as `check_ready` does.
 
-        Each row's score depends on that row alone.
+        Where an image is not looked at, its map has the lowest value that it has elsewhere.
         """
         self.check_ready(batch)
         own = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
-        return self.scored({k: batch[k].to(own.device) for k in self.batch_shapes})
+        given = {k: batch[k].to(own.device) for k in (*self.batch_shapes, LOOKED) if k in batch}
+        with looking(given):
+            found = self.scored(given)
+            return Scores(found.image, quiet_outside(found.maps))
 
     @abstractmethod
     def scored(self, batch: Batch) -> Scores:

@@ -17,6 +17,8 @@ from headwater.errors import ConfigError
 
 Precision = Literal["float32", "bfloat16"]
 StoredDtype = Literal["float16", "bfloat16", "float32"]
+#: How an image of another shape than the size is brought to it; see `headwater.geometry.place`.
+Fitting = Literal["squash", "fit", "crop"]
 
 #: Pixels a side to which images are resized where neither the user nor a head says otherwise.
 DEFAULT_SIZE = 256
@@ -194,6 +196,11 @@ class ExtractorSpec:
         Stored dtype.
     views
         None for the plain images; otherwise the rows are the views 1..count.
+    fitting
+        How images of another aspect are brought to `resize`; see `headwater.geometry.place`.
+    region
+        SHA-256 of the mask outside of which pixels are blanked and nothing counts; none where
+        empty.
     value_range
         Values that are black and white in images of more than 8 bits (`features.images.depth`);
         None reads them as 8 bits.
@@ -218,11 +225,13 @@ class ExtractorSpec:
     precision: Precision = "float32"
     dtype: StoredDtype = "float16"
     views: ViewSpec | None = None
+    fitting: Fitting = "squash"
+    region: str = ""
     value_range: tuple[float, float] | None = None
 
     #: What specifications meant that lack a field: where it means that, it is not in their JSON,
     #: so that their ids stay.
-    LATER: ClassVar[dict[str, Any]] = {"value_range": None}
+    LATER: ClassVar[dict[str, Any]] = {"fitting": "squash", "region": "", "value_range": None}
 
     @property
     def id(self) -> str:

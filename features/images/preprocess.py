@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from features.images.depth import levels
 from headwater.errors import ConfigError
+from headwater.geometry import Placement, place
 from headwater.spec import ExtractorSpec, ViewSpec
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def preprocess(image: np.ndarray, spec: ExtractorSpec) -> Tensor:
-    """Resize, crop the centre and normalise.
+    """Resize, cut or pad (see `headwater.geometry.place`) and normalise.
 
     The resize is antialiased and works on 8-bit values, of images of more bits on what
     `features.images.depth.levels` makes of them with the specification's range. torch's is used
@@ -57,35 +59,124 @@ def _scale(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Ten
 
 
 def picture(image: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
-    """Return the ``[h, w, 3]`` image that `preprocess` normalises, as uint8 to be shown."""
-    seen = _seen(image, spec)
-    return seen if seen.dtype == np.uint8 else np.rint(seen).astype(np.uint8)
+    """Return the ``[h, w, 3]`` image that `preprocess` normalises, as uint8 to be shown.
+
+    Padding has the colour that normalises to 0, as nearly as 8 bits can.
+    """
+    return _eight_bits(_seen(image, spec))
 
 
 def _seen(image: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
-    """Return the image between black and white, resized and cropped: uint8, or float32."""
+    """Return the image between black and white, resized, cut or padded: uint8, or float32."""
     if spec.interpolation not in _INTERPOLATIONS:
         raise ConfigError(
             f"interpolation {spec.interpolation!r}", expected=" or ".join(_INTERPOLATIONS)
         )
+    where = place(image.shape[0], image.shape[1], spec)
+    return _window(_scaled(image, where, spec), where, blank_colour(spec))
+
+
+def _scaled(image: np.ndarray, where: Placement, spec: ExtractorSpec) -> np.ndarray:
+    """Return the whole image between black and white, resized: uint8, or float32."""
     image = levels(image, spec.value_range)
-    if image.shape[:2] != spec.resize:
-        x = torch.from_numpy(image).permute(2, 0, 1)[None]
-        x = F.interpolate(x, size=spec.resize, mode=spec.interpolation, antialias=True)
-        image = x[0].permute(1, 2, 0).numpy()
-        if image.dtype != np.uint8:
-            image = image.clip(0, 255)  # bicubic goes beyond, which 8 bits cannot
-    top, left, height, width = _crop(spec)
-    return image[top : top + height, left : left + width]
+    if image.shape[:2] == where.scaled:
+        return image
+    x = torch.from_numpy(image).permute(2, 0, 1)[None]
+    x = F.interpolate(x, size=where.scaled, mode=spec.interpolation, antialias=True)
+    image = x[0].permute(1, 2, 0).numpy()
+    # bicubic goes beyond, which 8 bits cannot
+    return image if image.dtype == np.uint8 else image.clip(0, 255)
+
+
+def _eight_bits(seen: np.ndarray) -> np.ndarray:
+    return seen if seen.dtype == np.uint8 else np.rint(seen).astype(np.uint8)
+
+
+def own_picture(image: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
+    """Return the picture on which `own_map` lies: the whole image, but of one squashed its crop."""
+    if spec.fitting == "squash":
+        return picture(image, spec)
+    return _eight_bits(_scaled(image, place(image.shape[0], image.shape[1], spec), spec))
+
+
+def own_map(
+    heat: np.ndarray, looked: np.ndarray | None, height: int, width: int, spec: ExtractorSpec
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Bring a map of the input back to its image's own geometry.
+
+    An image that kept its aspect has a map of that aspect, without padding; where the image was
+    cut off the map has its lowest value. One that was squashed has the input's map.
+
+    Parameters
+    ----------
+    heat
+        ``[h, w]`` at the input's size.
+    looked
+        ``[h, w]`` bool, or None for all.
+    height, width
+        Of the image, pixels.
+    spec
+        How the image was placed.
+
+    Returns
+    -------
+    tuple
+        The map, and which of its pixels were looked at, None for all.
+    """
+    if spec.fitting == "squash":
+        return heat, looked
+    where = place(height, width, spec)
+    seen = np.zeros(where.scaled, bool)
+    seen[where.shown] = True if looked is None else looked[where.filled]
+    whole = np.full(where.scaled, heat.min(), heat.dtype)
+    whole[where.shown] = heat[where.filled]
+    return whole, None if seen.all() else seen
+
+
+def blank_colour(spec: ExtractorSpec) -> np.ndarray:
+    """Return the colour of what is not looked at, ``[3]`` uint8."""
+    return np.rint(np.array(spec.mean) * 255).clip(0, 255).astype(np.uint8)
+
+
+def blanked(image: np.ndarray, region: np.ndarray | None, spec: ExtractorSpec) -> np.ndarray:
+    """Return an image ``[H, W, 3]`` whose pixels outside of a region ``[H, W]`` are blank.
+
+    Before any resizing, so that nothing outside can reach what is inside.
+    """
+    if region is None or region.all():
+        return image
+    if spec.value_range is None:
+        image = levels(image, None)
+    colour: np.ndarray = blank_colour(spec)
+    if image.dtype != np.uint8 and spec.value_range is not None:
+        low, high = spec.value_range
+        colour = low + (high - low) * np.array(spec.mean)
+    if image.ndim == 2:
+        return np.where(region, image, colour.mean()).astype(image.dtype)
+    return np.where(region[..., None], image, colour).astype(image.dtype)
+
+
+def _window(pixels: np.ndarray, where: Placement, blank: Any) -> np.ndarray:
+    """Return the window of a resized image or mask; `blank` where it reaches beyond."""
+    shown = pixels[where.shown]
+    if not where.padded:
+        return shown
+    window = np.empty((*where.size, *pixels.shape[2:]), pixels.dtype)
+    window[...] = blank
+    window[where.filled] = shown
+    return window
 
 
 def mask_to_input(mask: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
-    """Bring a ``[H, W]`` bool mask to the input's ``[h, w]``: nearest pixel, the same crop."""
+    """Bring a ``[H, W]`` bool mask to the input's ``[h, w]``: nearest pixel, placed alike.
+
+    Padding is False.
+    """
+    where = place(mask.shape[0], mask.shape[1], spec)
     x = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.uint8))[None, None]
-    if x.shape[-2:] != spec.resize:
-        x = F.interpolate(x, size=spec.resize, mode="nearest-exact")
-    top, left, height, width = _crop(spec)
-    return x[0, 0, top : top + height, left : left + width].bool().numpy()
+    if x.shape[-2:] != where.scaled:
+        x = F.interpolate(x, size=where.scaled, mode="nearest-exact")
+    return _window(x[0, 0].bool().numpy(), where, False)
 
 
 def make_view(image: np.ndarray, sha256: str, k: int, views: ViewSpec) -> np.ndarray:
@@ -155,13 +246,3 @@ def _rotate(image: np.ndarray, angle: float) -> np.ndarray:
         axis=2,
     )
     return turned[dy : dy + height, dx : dx + width].reshape(image.shape)
-
-
-def _crop(spec: ExtractorSpec) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of the centre crop in the resized image."""
-    (rows, columns), (height, width) = spec.resize, spec.input_size
-    if height > rows or width > columns:
-        raise ConfigError(
-            f"crop {height}x{width}", expected=f"at most the resized image, {rows}x{columns}"
-        )
-    return (rows - height) // 2, (columns - width) // 2, height, width

@@ -40,7 +40,7 @@ class Result:
     verdict
         ``normal`` or ``anomalous``; of pairs ``unchanged`` or ``changed``.
     map
-        ``[H, W]`` float32, at the size that the net saw.
+        ``[H, W]`` float32, at the size that the net saw, or in the image's own aspect.
     threshold
         What the score was compared with.
     pixel_threshold

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from features.extract import Job, extract
+from features.images.places.regions import Regions
 from flows.extraction.backbone import BackboneRef
 from flows.runtime.dask import cores, dask_client
 from storage.store.distributed import Ticket, Written, allocate, commit_blocks, write_block
@@ -39,7 +40,12 @@ class BlockDone:
 
 
 def extract_block(
-    ref: BackboneRef, ticket: Ticket, paths: Mapping[str, str], batch: int, threads: int
+    ref: BackboneRef,
+    ticket: Ticket,
+    paths: Mapping[str, str],
+    batch: int,
+    threads: int,
+    regions: Regions = Regions(),
 ) -> BlockDone:
     """Compute one ticket's features and write them into its fork; run by a Dask worker.
 
@@ -55,11 +61,13 @@ def extract_block(
         Images a backbone call.
     threads
         Torch threads of this worker.
+    regions
+        Where images are looked at.
     """
     torch.set_num_threads(threads)
     backbone = ref.kept()
     before = backbone.calls
-    jobs = [Job(sha, Path(paths[sha]), view) for sha, view in ticket.keys]
+    jobs = [Job(sha, Path(paths[sha]), view, regions.of(sha)) for sha, view in ticket.keys]
     keys: list[tuple[str, int]] = []
     blocks: dict[str, list[Any]] = {}
     failed: list[tuple[str, str]] = []
@@ -134,6 +142,7 @@ def _computed(
             {sha: str(gap.path(sha)) for sha, _ in ticket.keys},
             options.batch,
             threads,
+            gap.regions,
             pure=False,
             key=f"extract-{spec.id}-{ticket.number}-{id(tickets)}",
         )

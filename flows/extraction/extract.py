@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.images.depth import about_depths, find_range, written
 from features.images.pairs import CHANGED
+from features.images.places.aspect import choose_fitting
 from flows.extraction.backbone import forget
 from flows.extraction.cluster import fill_on_cluster
 from flows.extraction.fill import Gap, fill
@@ -23,11 +25,12 @@ from flows.extraction.plan import (
     plan_job,
     ready,
 )
+from flows.extraction.regions import keep_region, regions_of
 from flows.extraction.report import ExtractionReport, PairCounts, SideReport
 from flows.extraction.samples import usable, what_is_left_out
 from flows.runtime.resolve import FOLDERS, READING, remember, require_set
 from flows.runtime.settings import changed
-from flows.runtime.values import low_high
+from flows.runtime.values import height_width, low_high
 from heads.catalogue import get_head
 from headwater.errors import DataError
 from storage.store.feature_store import FeatureStore
@@ -103,7 +106,7 @@ def bring_up_to_date(
         notes=found.notes,
     )
     _look(report, found, plan.heads, at_least)
-    settings, plan = as_seen(settings, plan, found, report)
+    settings, plan = as_seen(settings, plan, home, found, report)
     extractions = plan_extraction(plan.heads)
     for one in extractions:
         assert plan.backbone is not None
@@ -133,7 +136,7 @@ def bring_up_to_date(
         if copied := sum(copy_shared(*one, store, extractions, rows) for one in others):
             report.notes.append(f"{name}: {copied} image(s) copied from the other side")
         for one in extractions:
-            gap = Gap.of(store, one, rows, found.root, side)
+            gap = Gap.of(store, one, rows, found.root, side, regions_of(one.spec, home))
             _fill(gap, plan.backbone, settings, home, reporter)
         side.snapshot = store.snapshot
     forget()
@@ -142,13 +145,31 @@ def bring_up_to_date(
 
 
 def as_seen(
-    settings: Settings, plan: JobPlan, found: Found, report: ExtractionReport
+    settings: Settings, plan: JobPlan, home: Home, found: Found, report: ExtractionReport
 ) -> tuple[Settings, JobPlan]:
-    """Settle what only the images can say: which of their values are black and white.
+    """Settle what only the images can say: their shapes, and which values are black and white.
 
     The settings are as the set will remember them.
     """
-    wanted, told = settings.extraction.range, not all(d is None for d in found.depths)
+    wanted, every = settings.extraction, [r for rows in found.sides.values() for r in rows]
+    how = wanted.resize
+    if how is None:
+        target = height_width(wanted.size or wanted.default_size)
+        how, why = choose_fitting([(r.height, r.width) for r in every], target)
+        report.notes += [why] if why else []
+    region = keep_region(wanted.roi, home, every)
+    value_range, text = _range(wanted.range, found, report)
+    report.seen = {"fitting": how, "value_range": value_range}
+    kept = {"resize": how, "roi": Path(region) if region else None, "range": text}
+    settings = changed(settings, {f"extraction.{key}": value for key, value in kept.items()})
+    return settings, plan.seeing(**report.seen)
+
+
+def _range(
+    wanted: str, found: Found, report: ExtractionReport
+) -> tuple[tuple[float, float] | None, str]:
+    """Return the values that are black and white, and how the set remembers them."""
+    told = not all(d is None for d in found.depths)
     value_range = low_high(wanted)
     if wanted == "auto" and (value_range := find_range(found.normal_depths)) is not None:
         deep = sum(d is not None for d in found.normal_depths)
@@ -163,8 +184,7 @@ def as_seen(
         wanted = written(value_range)
     if told:
         report.notes += about_depths(found.depths, value_range)
-    report.seen = {"value_range": value_range}
-    return changed(settings, {"extraction.range": wanted}), plan.seeing(**report.seen)
+    return value_range, wanted
 
 
 def _look(report: ExtractionReport, found: Found, heads: Sequence[HeadPlan], at_least: int) -> None:

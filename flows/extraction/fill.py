@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.extract import Job, extract
+from features.images.places.regions import Regions
 from flows.extraction.report import Extracted, SideReport
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Gap:
         The store's images by content; their paths are relative to `root`.
     side, done
         The report on the store, and its entry for this extractor.
+    regions
+        Where images are looked at.
     """
 
     store: FeatureStore
@@ -42,6 +45,7 @@ class Gap:
     root: Path
     side: SideReport
     done: Extracted
+    regions: Regions
 
     @classmethod
     def of(
@@ -51,6 +55,7 @@ class Gap:
         rows: Iterable[ImageRow],
         root: Path,
         side: SideReport,
+        regions: Regions,
     ) -> Gap:
         """Look what is missing, and begin an entry of the report."""
         known = {row.sha256: row for row in rows}
@@ -61,7 +66,7 @@ class Gap:
         done = Extracted(plan.spec.id, plan.spec.backbone, names, views, len(wanted))
         done.missing = dict(missing.missing)
         side.extracted.append(done)
-        return cls(store, plan, missing, known, root, side, done)
+        return cls(store, plan, missing, known, root, side, done, regions)
 
     def path(self, sha256: str) -> Path:
         """Return the file of an image."""
@@ -82,7 +87,7 @@ def fill(gap: Gap, backbone: Backbone, options: ExtractionSettings, reporter: Re
     spec, done = gap.plan.spec, gap.done
     began, calls = time.perf_counter(), backbone.calls
     for work in gap.missing.tasks:
-        jobs = [Job(sha, gap.path(sha), view) for sha, view in work.keys]
+        jobs = [Job(sha, gap.path(sha), view, gap.regions.of(sha)) for sha, view in work.keys]
         size = options.block_mb * 2**20
         for block in extract(
             jobs, backbone, spec, work.layers, batch=options.batch, block_bytes=size

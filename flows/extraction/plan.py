@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flows.extraction.backbone import BackboneRef, settle_precision
+from flows.extraction.regions import region_id
 from flows.runtime.resolve import require_set, resolve
 from flows.runtime.settings import ExtractionSettings, Settings, chosen_heads
 from flows.runtime.values import height_width, low_high
@@ -257,6 +258,7 @@ def plan_head(
         raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")
     # Where the set's own images are to decide, they do when they have been looked at.
     own: dict[str, Any] = {"resize": resize, "crop": crop, "value_range": low_high(wanted.range)}
+    own |= {"fitting": wanted.resize or "squash", "region": region_id(wanted.roi)}
     if backbone is None:
         spec = ExtractorSpec(IMAGES, "none", dtype="float32", **own)
     else:

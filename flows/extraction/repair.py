@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from features.extract import Job, extract
 from features.images.records import BrokenImage
 from flows.extraction.backbone import BackboneRef
+from flows.extraction.regions import regions_of
 from flows.runtime.resolve import resolve
 from flows.runtime.settings import Settings
 from headwater.errors import WeightsError
@@ -69,8 +70,11 @@ def repair(
     total = sum(len(keys) for layers in work.values() for keys in layers.values())
     done, broken = 0, []
     for spec, layers in work.items():
+        regions = regions_of(spec, home)
         for names, keys in _together(layers):
-            jobs = [Job(sha, paths[sha], view) for sha, view in keys if sha in paths]
+            jobs = [
+                Job(sha, paths[sha], view, regions.of(sha)) for sha, view in keys if sha in paths
+            ]
             gone = dict.fromkeys(sha for sha, _ in keys if sha not in paths)
             broken += [BrokenImage(Path(sha[:12]), "the image was removed") for sha in gone]
             for block in extract(jobs, backbone, spec, [LayerSpec.parse(n) for n in names]):

@@ -119,7 +119,8 @@ def map_sheet(
     columns, size = next(x[1:] for x in layout.columns if len(cells) <= x[0])
     scale = (0.0, 1.0) if probabilities else heat_scale([c.heat for c in cells], cut)
     strips = [side_by_side(_panels(kind, c, scale, size, cut), framed=kind.paired) for c in cells]
-    tall, wide = max(s.shape[0] for s in strips), max(s.shape[1] for s in strips)
+    # Strips of narrow images still need room for what is said above them.
+    tall, wide = max(s.shape[0] for s in strips), max(260, *(s.shape[1] for s in strips))
     caption, margin, head = 40, 16, 52
     lines, pitch = math.ceil(len(cells) / columns), tall + caption + layout.below
     legend = _legend(kind, threshold, cut)
@@ -131,13 +132,13 @@ def map_sheet(
         colour = layout.unknown
         if cell.mistaken is not None:
             colour = VERMILION if cell.mistaken else GREEN
-        right = x + strip.shape[1]
-        board.text(x, y + 6, _short(cell.caption, int(strip.shape[1] / 5.6 - 26)), va="top")
+        right = x + wide
+        board.text(x, y + 6, _short(cell.caption, int(wide / 5.6 - 26)), va="top")
         weight = "bold" if cell.mistaken and not kind.paired else "normal"
         board.text(right, y + 6, cell.said, colour=colour, va="top", ha="right", weight=weight)
         top = y + caption - 14
         board.pixels(strip, x, top)
-        board.bar(x, top - 4, strip.shape[1], 2.5, colour)
+        board.bar(x, top - 4, wide, 2.5, colour)
     board.text(margin, board.height - 12, legend, colour=MUTED)
     return board.save(path)
 

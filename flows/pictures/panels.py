@@ -85,6 +85,14 @@ def contour_over(image: Pixels, mask: NDArray[np.bool_], width: int = 2) -> Pixe
     return made
 
 
+def faded(image: Pixels, looked: NDArray[np.bool_] | None) -> Pixels:
+    """Return the image, pale where it was not looked at (``[H, W]`` bool, None for everywhere)."""
+    if looked is None or looked.all():
+        return image
+    pale = (image * 0.25 + 255 * 0.72).astype(np.uint8)
+    return np.where(looked[..., None], image, pale)
+
+
 def fit(image: Pixels, size: int, how: Image.Resampling = Image.Resampling.LANCZOS) -> Pixels:
     """Return the image scaled so that its longer side is `size` pixels."""
     factor = size / max(image.shape[:2])

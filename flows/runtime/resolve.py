@@ -37,7 +37,8 @@ _FILES = ("images", "test_list")
 _BEFORE: dict[str, dict[str, Any]] = {
     "backbone": {"name": "resnet18", "weights": None, "options": {}},
     "extraction": {
-        "size": None, "default_size": 256, "crop": None, "dtype": "float16", "range": "full",
+        "size": None, "default_size": 256, "crop": None, "dtype": "float16", "resize": "squash",
+        "roi": None, "range": "full",
     },
 }  # fmt: skip
 

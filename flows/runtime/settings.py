@@ -28,7 +28,7 @@ from flows.runtime.values import (
     TimmOptions,
     ValueRange,
 )
-from headwater.spec import DEFAULT_BACKBONE, DEFAULT_SIZE
+from headwater.spec import DEFAULT_BACKBONE, DEFAULT_SIZE, Fitting
 
 DEFAULT_HEADS = ("patchcore", "f2r", "cs_flow")
 DEFAULT_PAIR_HEADS = ("pair_diff",)
@@ -42,7 +42,7 @@ _TRAIN = ("run", "train")
 _BACKBONE = (*_JOB, "repair")
 _EVERY = (*_JOB, "store", "models", "demo")
 _LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-_PIXELS = f"pixels >= {MIN_PIXELS}"
+_PIXELS = f"pixels >= {MIN_PIXELS}, or HxW"
 
 
 def _set(default: Any, text: str, groups: tuple[str, ...] = (), **more: Any) -> Any:
@@ -94,14 +94,20 @@ class ExtractionSettings(_Frozen):
     """How images become features."""
 
     size: Pixels | None = _set(
-        None, "Pixels a side, or [height, width], to which images are resized.", _JOB,
+        None, "Pixels to which images are resized: a side, or height x width.", _JOB,
         words=_PIXELS, otherwise="the head's own, or default_size", kept=True)
     default_size: Pixels = _set(
         DEFAULT_SIZE, "The same for heads that choose no size of their own.", words=_PIXELS,
         kept=True)
     crop: Pixels | None = _set(
-        None, "Centre crop after that, of one side or [height, width].", _JOB, words=_PIXELS,
+        None, "Centre crop after that: a side, or height x width.", _JOB, words=_PIXELS,
         otherwise="none", kept=True)
+    resize: Fitting | None = _set(
+        None, "Other aspects than the size's: squash them, fit and pad, or crop the middle.", _JOB,
+        otherwise="by the set's own images", kept=True)
+    roi: Path | None = _set(
+        None, "Region of interest: a mask, white where to look; none takes it away.", _JOB,
+        kept=True)
     range: ValueRange = _set(
         "auto", "Values that are black and white in images of more than 8 bits, LO:HI; auto: found "
         "on the normal training images; full: 0:65535, in steps of 8 bits.", _JOB,

@@ -64,12 +64,17 @@ def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _pixels(value: Any, validate: Any) -> Any:
+    if isinstance(value, str):
+        sides = re.fullmatch(r"(\d+) *[xX×] *(\d+)", value.strip())
+        value = [int(side) for side in sides.groups()] if sides else from_text(value)
     try:
-        size = validate(from_text(value) if isinstance(value, str) else value)
+        size = validate(value)
     except ValueError:
         size = 0
     if min(height_width(size)) < MIN_PIXELS:
-        raise ValueError(f"pixels, greater than or equal to {MIN_PIXELS}, or [height, width]")
+        raise ValueError(
+            f"pixels, greater than or equal to {MIN_PIXELS}, or height and width as 256x512"
+        )
     return size
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from features.images.pixels import read_image
 from features.images.preprocess import picture
 from flows.pictures.charts import curves, score_histogram
 from flows.pictures.maps import Cell, map_sheet, outcome
+from flows.pictures.panels import faded
 from flows.runtime.home import working_folder
+from heads.looking import seen_of
+from headwater.geometry import place
 from headwater.samples import IMAGE, PAIR
 
 if TYPE_CHECKING:
@@ -56,11 +61,16 @@ def write_artifacts(data: TrainingData, run: Run, judged: Judgement) -> None:
 def _cell(data: TrainingData, judged: Judgement, row: dict[str, Any]) -> Cell | None:
     """Return one sample of the sheet, or None where its files are not at hand any more."""
     at, correct = row["index"], row["correct"]
-    sample, heat = judged.samples[at], judged.maps[at]
+    sample, heat, mask = judged.samples[at], judged.maps[at], judged.masks[at]
+    looked = seen_of(heat)
     try:
-        images = tuple(picture(read_image(path), data.spec) for path in sample.paths)
+        given = [read_image(path) for path in sample.paths]
+        images = tuple(faded(picture(image, data.spec), looked) for image in given)
     except (OSError, ValueError):
         return None
+    # Padding is nobody's image.
+    filled = place(given[0].shape[0], given[0].shape[1], data.spec).filled
+    heat, mask = np.asarray(heat)[filled], mask if mask is None else mask[filled]
     if sample.is_pair:
         caption, said = sample.key, f"{row['verdict']}, score {row['score']:.3g}"
         if row["wrong_pixels"] is not None:
@@ -70,4 +80,4 @@ def _cell(data: TrainingData, judged: Judgement, row: dict[str, Any]) -> Cell | 
         flagged = row["verdict"] == IMAGE.verdicts[1]
         said = f"{outcome(flagged, sample.defective)}, score {row['score']:.4g}"
     mistaken = None if correct is None else not correct
-    return Cell(images, heat, caption, said, judged.masks[at], mistaken)
+    return Cell(tuple(x[filled] for x in images), heat, caption, said, mask, mistaken)

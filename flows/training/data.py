@@ -8,24 +8,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from features.images.pixels import sha256_of
+from features.images.pixels import read_image, sha256_of
+from features.images.places.regions import Looked, Regions
 from features.images.preprocess import mask_to_input, preprocess
 from features.images.records import ImageRecord
 from features.images.sources import ImageSource, PairMasks
 from flows.extraction.pair_list import PairList, Version, load_pairs
+from flows.extraction.regions import regions_of
 from flows.extraction.samples import Sample, digest_of, usable
 from flows.runtime.home import Home
 from flows.training.trainings import Training
 from heads.catalogue import get_head
 from heads.contract import FeatureSource
 from heads.pairs.source import PairSource
+from heads.training.sources import LookedSource
 from heads.training.splits import split_held_out
 from headwater.errors import ConfigError, DataError, LayerError
 from headwater.spec import SIDES, ExtractorSpec, LayerSpec, digest
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
-from storage.store.reader import FeatureReader
-from storage.store.table import Selection
+from storage.store.table import Selection, sha_names
 from storage.upkeep.history import tag
 
 
@@ -56,7 +58,7 @@ class StoredSamples:
         root: Path,
         known_by: int | None = None,
     ) -> None:
-        self.at, self.spec, self.layers = at, spec, layers
+        self.home, self.at, self.spec, self.layers = home, at, spec, layers
         self.kind = at.kind
         self.select = Selection(known_by=known_by)
         self.pairs: PairList | None = load_pairs(home, image_set, at.pairs) if at.pairs else None
@@ -81,15 +83,41 @@ class StoredSamples:
             prepare = functools.partial(preprocess, spec=self.spec)
             # One source for all: an image of several pairs is one row.
             source = ImageSource(_records(self.all), prepare, self.spec.input_size)
-            return [source] * len(self.at.snapshots)
+            return [self._looked(source, self.spec)] * len(self.at.snapshots)
         return self.readers(self.spec)
 
-    def readers(self, spec: ExtractorSpec) -> list[FeatureReader]:
+    def readers(self, spec: ExtractorSpec) -> list[Any]:
         """Return the features of each side as made by `spec`."""
         return [
-            store.reader(spec, self.layers, self.select, at, missing="skip")
+            self._looked(store.reader(spec, self.layers, self.select, at, missing="skip"), spec)
             for store, at in zip(self.stores, self.at.snapshots, strict=True)
         ]
+
+    def _looked(self, source: Any, spec: ExtractorSpec) -> Any:
+        """Return a source that also says what of each image is looked at, where that is not all."""
+        where = Looked(spec, self._size_of, self.regions)
+        return LookedSource(source, where) if where.partly else source
+
+    @functools.cached_property
+    def regions(self) -> Regions:
+        """The regions of interest that the features were made with."""
+        return regions_of(self.spec, self.home)
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        tables = [s.table(at) for s, at in zip(self.stores, self.at.snapshots, strict=True)]
+        found: dict[str, tuple[int, int]] = {}
+        for table in tables:
+            sides = zip(table.height.tolist(), table.width.tolist(), strict=True)
+            found |= dict(zip(sha_names(table.sha), sides, strict=True))
+        return found
+
+    def _size_of(self, sha256: str) -> tuple[int, int]:
+        """Return height and width of an image, pixels."""
+        if not self.stores and sha256 not in self._sizes:
+            paths = {r.sha256: r.path for r in _records(self.all)}
+            self._sizes[sha256] = read_image(paths[sha256]).shape[:2]  # type: ignore[assignment]
+        return self._sizes[sha256]
 
     @functools.cached_property
     def readable(self) -> list[Sample]:

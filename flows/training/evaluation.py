@@ -6,8 +6,9 @@ Images and pairs are judged by the same steps. What differs is small and named: 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from heads.contract import FeatureSource, Head
 from heads.judging.calibration import Calibration, calibrate, fixed
 from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
+from heads.looking import LOOKED, seen_of
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec
 
@@ -40,6 +42,7 @@ class Judgement:
         ``N`` test samples.
     scores, maps, masks
         What the head gave, ``[N]`` and ``[N, H, W]`` float32, and ``N`` of ``[H, W]`` bool or None.
+        The maps are a masked array where not all of every image is looked at.
     calibration
         Thresholds.
     held_scores
@@ -120,6 +123,7 @@ def judge(data: TrainingData, head: Head, held_out: FeatureSource) -> Judgement:
     seconds = time.perf_counter() - began
     notes = what_is_left_out(data.head, data.readable)
     masks = [mask_of(s, data.spec, notes) for s in samples]
+    samples, masks = _as_looked_at(data, samples, maps, masks, notes)
     judged = Judgement(
         samples, scores, maps, masks, calibration, held_scores, seconds, Metrics(), notes, []
     )
@@ -134,6 +138,33 @@ def judge(data: TrainingData, head: Head, held_out: FeatureSource) -> Judgement:
             images = tuple(read_image(path) for path in sample.paths)
             judged.example = images if sample.is_pair else images[0]
     return judged
+
+
+def _as_looked_at(
+    data: TrainingData,
+    samples: Sequence[Sample],
+    maps: np.ndarray,
+    masks: Sequence[np.ndarray | None],
+    notes: list[str],
+) -> tuple[list[Sample], list[np.ndarray | None]]:
+    """Return samples and masks as far as they are looked at.
+
+    What has its defect outside of the region of interest alone is normal inside.
+    """
+    inside = [m if m is None else m & seen_of(heat) for m, heat in zip(masks, maps, strict=True)]
+    if not data.spec.region:
+        return list(samples), inside
+    told, gone = list(samples), []
+    for i, (mask, seen) in enumerate(zip(masks, inside, strict=True)):
+        if mask is not None and seen is not None and mask.any() and not seen.any():
+            told[i] = dataclasses.replace(samples[i], kind="good")
+            gone.append(samples[i].key)
+    if gone:
+        notes.append(
+            f"{len(gone)} test {data.kind.name}(s) with nothing to be found inside the region of "
+            f"interest count as {data.kind.verdicts[0]}, such as {gone[0]}"
+        )
+    return told, inside
 
 
 def ties(head: str, kind: str, scores: np.ndarray) -> list[str]:
@@ -165,15 +196,22 @@ def ties(head: str, kind: str, scores: np.ndarray) -> list[str]:
 def score_source(
     head: Head, source: FeatureSource, batch: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(scores [N], maps [N, H, W])`` of a source, float32, in its order."""
+    """Return ``(scores [N], maps [N, H, W])`` of a source, float32, in its order.
+
+    The maps are a masked array where the source says what is looked at.
+    """
     scores = np.empty(len(source), np.float32)
     maps = np.empty((len(source), *head.map_size), np.float32)
+    outside = np.zeros(maps.shape, bool)
     for start in range(0, len(source), batch):
         stop = min(start + batch, len(source))
-        got = head.score(source.read(start, stop))
+        rows = source.read(start, stop)
+        if isinstance(rows, Mapping) and LOOKED in rows:
+            outside[start:stop] = ~rows[LOOKED].numpy()
+        got = head.score(rows)
         scores[start:stop] = got.image.float().cpu().numpy()
         maps[start:stop] = got.maps.float().cpu().numpy()
-    return scores, maps
+    return scores, np.ma.masked_array(maps, outside) if outside.any() else maps
 
 
 def mask_of(sample: Sample, spec: ExtractorSpec, notes: list[str]) -> np.ndarray | None:

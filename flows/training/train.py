@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from features.images.masks import read_mask
+from flows.extraction.regions import regions_of
 from flows.runtime.dask import PeakMemory, WorkerProgress, own_device
 from flows.runtime.home import working_folder
 from flows.training.artifacts import write_artifacts
@@ -164,10 +166,18 @@ def register(training: Training, run: Run, head: Head, judged: Judgement, key: s
                 expected=f"SHA-256 {plan.spec.weights}",
                 remedy="put the file back, or extract with the new one",
             )
+    whole = regions_of(plan.spec, training.home).whole
     with working_folder(training.home.root / "tmp", "model-") as folder:
         save_model(
             folder / "model",
-            Detector(backbone, head.to("cpu"), plan.spec, plan.layers, judged.calibration),
+            Detector(
+                backbone,
+                head.to("cpu"),
+                plan.spec,
+                plan.layers,
+                judged.calibration,
+                region=None if whole is None else read_mask(whole),
+            ),
             example=judged.example,
             about={"image_set": training.image_set, "snapshot": training.snapshot, "key": key},
         )

@@ -200,7 +200,7 @@ def forecast(
     given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
     found = find(require_set(settings), given, beside or home, reporter)
     looked = ExtractionReport(require_set(settings), notes=list(found.notes))
-    settings, plan = as_seen(settings, plan, found, looked)
+    settings, plan = as_seen(settings, plan, beside or home, found, looked)
     ahead = extraction_ahead(home, plan, found, settings.extraction, measure_from)
     samples = _samples(found)
     normal = sum(s.split == "train" and not s.defective for s in samples)

@@ -31,7 +31,6 @@ from headwater.spec import digest
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
 from storage.store.feature_store import FeatureStore
-from storage.store.table import Selection
 
 if TYPE_CHECKING:
     from flows.runtime.console import Reporter
@@ -180,7 +179,7 @@ def run_grid(
             [sample.kind != "good" for sample in samples],
             masks,
             points=every,
-            regallery=_regallery(store, detector, head, snapshot) if coreset != "once" else None,
+            regallery=_regallery(stored, head) if coreset != "once" else None,
             progress=Shown(),
             done=done,
             told=told,
@@ -229,13 +228,10 @@ def _read(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _regallery(
-    store: FeatureStore, detector: Detector, head: F2R, snapshot: str
-) -> Callable[[float, float], Tensor]:
+def _regallery(stored: StoredSamples, head: F2R) -> Callable[[float, float], Tensor]:
     """Return what chooses a coreset of the gallery's size anew at a point."""
-    select = Selection(split="train", kind="good")
-    normals = store.reader(detector.spec, detector.layers, select, snapshot, missing="skip")
-    vectors, count = collect_vectors(normals, head.layer), len(head.members)
+    normals = [s for s in stored.readable if s.split == "train" and not s.defective]
+    vectors, count = collect_vectors(stored.source(normals), head.layer), len(head.members)
 
     def choose(alpha: float, beta: float) -> Tensor:
         turned = head.reversed_features(vectors, alpha, beta)

@@ -11,10 +11,11 @@ import numpy as np
 
 from features.images.depth import Depth, about_depths
 from features.images.pixels import read_decoded
-from features.images.preprocess import picture
+from features.images.preprocess import own_picture
 from features.images.records import BrokenImage
 from features.images.scan import list_images
 from flows.pictures.maps import prediction_overlay
+from flows.pictures.panels import faded
 from heads.catalogue import get_head
 from headwater.errors import ConfigError, DataError, ImageError, ModelError
 from headwater.files import read_regular, short_name
@@ -245,7 +246,11 @@ def predict(
                 broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
         if len(pixels) < len(paths):
             continue
-        (got,) = detector.predict([pixels], threshold=threshold)
+        try:
+            (got,) = detector.predict([pixels], threshold=threshold)
+        except ImageError as error:  # the model's region of interest does not fit it
+            broken.append(BrokenImage(paths[0], error.culprit))
+            continue
         # The content in the name: another sample of the same name never takes its place.
         text = hashlib.sha256(b"".join(read_regular(path) for path in paths)).hexdigest()[:8]
         target = folder / short_name(paths[0].stem, f"-{text}.png")
@@ -284,12 +289,13 @@ def draw_prediction(
     note, cut = "", got.pixel_threshold
     if detector.kind.paired:
         cut = detector.cut
-        share = float((got.map > cut).mean())
+        seen = np.ones(got.map.shape, bool) if got.looked is None else got.looked
+        share = float((got.map > cut)[seen].mean())
         told = {"changed_share": share, "change_map": str(path)}
         note = f", {share:.2%} of pixels changed"
     prediction_overlay(
         detector.kind,
-        [picture(image, detector.spec) for image in images],
+        [faded(own_picture(image, detector.spec), got.looked) for image in images],
         got.map,
         got.verdict,
         f"score {got.score:.4g}, threshold {got.threshold:.4g}{note}",

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
-import torch
 from FrEIA.framework import InputNode, Node, OutputNode
 from torch import Tensor
 
 from heads.contract import Batch, HeadConfig, Reference, Scores, Shape, Shapes, Size, register
-from heads.flow.flow_head import DensityConfig, DensityHead
+from heads.flow.flow_head import DensityConfig, DensityHead, energy
 from heads.judging.scores import upsample
 from heads.parts.cross_attention import ChannelGate, PublishedGate
 from heads.parts.cross_scale import CrossScaleCoupling, CrossScaleSubnet
@@ -265,8 +264,7 @@ class CSFlow(DensityHead):
         Section 4.3; the image score is the likelihood's quadratic term.
         """
         z, _ = self.latent(batch)
-        dims = sum(part[0].numel() for part in z)
-        square = torch.stack([part.square().flatten(1).sum(1) for part in z]).sum(0)
+        square, dims = energy(z)
         maps = upsample(z[0].square().mean(1), self.map_size)
         return Scores(image=(0.5 * square / dims).float(), maps=maps.float())
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from heads.contract import Batch, HeadConfig, Reference, Shapes, Size, register
 from heads.flow.map_head import MapFlowConfig, MapFlowHead, nodes_of, through
+from heads.looking import mean_over, only, places
 from heads.parts.coupling import AffineCoupling
 from heads.parts.dsam import DynamicSubnet
 from heads.parts.elementary import Permute
@@ -182,13 +183,13 @@ class DualFlow(MapFlowHead):
         fixed = fixed / len(maps)
         figures = {}
         for (name, branch), x in zip(self.branches.items(), maps, strict=True):
-            channels, positions = x.shape[1], x.shape[2] * x.shape[3]
+            channels, positions = x.shape[1], places((x.shape[2], x.shape[3]))
             z, log_det = branch(x)
             if name == "global":  # eq. 9
-                value = 0.5 * z.square().flatten(1).sum(1) - log_det - fixed
+                value = 0.5 * only(z.square()).flatten(1).sum(1) - log_det - fixed
                 figures[f"nll_{name}"] = value / (channels * positions)
             else:  # eq. 12 and 13
                 each = 0.5 * z.square().sum(1) - log_det - (fixed / positions)[:, None, None]
-                figures[f"nll_{name}"] = each.mean((1, 2)) / channels
+                figures[f"nll_{name}"] = mean_over(each) / channels
         loss = torch.stack(list(figures.values())).sum(0)
         return {"loss": loss, "nll": loss / len(figures), **figures}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from heads.contract import Batch, Head, HeadConfig, Shapes, Size, Training
+from heads.looking import only, places
 from heads.parts.elementary import Standardise, channel_statistics
 from heads.parts.seeds import draw_channels
 from heads.training.trainer import Schedule, adam, train_module
@@ -26,10 +27,21 @@ def check_channels(channels: int) -> None:
 
 
 def nll_per_dimension(z: Sequence[Tensor], logdet: Tensor) -> Tensor:
-    """Return ``(½‖z‖² − log|det J|) / dim`` per sample, ``[B]``, without the constant."""
-    dims = sum(part[0].numel() for part in z)
-    square = torch.stack([part.square().flatten(1).sum(1) for part in z]).sum(0)
+    """Return ``(½‖z‖² − log|det J|) / dim`` per sample, ``[B]``, without the constant.
+
+    Of the positions that are looked at (`heads.looking`).
+    """
+    square, dims = energy(z)
     return (0.5 * square - logdet) / dims
+
+
+def energy(z: Sequence[Tensor]) -> tuple[Tensor, Tensor | int]:
+    """Return ‖z‖² per sample, ``[B]``, and its number of dimensions, where it is looked at."""
+    dims = sum(
+        part.shape[1] * (places((part.shape[2], part.shape[3])) if part.ndim == 4 else 1)
+        for part in z
+    )
+    return torch.stack([only(part.square()).flatten(1).sum(1) for part in z]).sum(0), dims
 
 
 class FlowHead(Head):
@@ -65,8 +77,11 @@ class FlowHead(Head):
         return x if name is None else x.index_select(dim, self.get_buffer(name).to(x.device))
 
     def inputs(self, batch: Batch) -> list[Tensor]:
-        """Return the maps that the flow head is a bijection of, in the layers' order."""
-        return [self.of_drawn(i, batch[layer], 1) for i, layer in enumerate(self.shapes)]
+        """Return the maps that the flow head is a bijection of, in the layers' order.
+
+        They are 0 where the images are not looked at, whatever the backbone made of that.
+        """
+        return [only(self.of_drawn(i, batch[layer], 1)) for i, layer in enumerate(self.shapes)]
 
     @abstractmethod
     def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from heads.contract import Batch, HeadConfig, Scores, Shape, Shapes, Size, Training
 from heads.flow.flow_head import DensityConfig, DensityHead
 from heads.judging.scores import Fusion, LikelihoodScores, Normaliser, log_likelihood
+from heads.looking import looking
 from heads.parts.elementary import ActNorm, Standardise
 from heads.training.sources import to_device
 from heads.training.trainer import Schedule
@@ -109,8 +110,14 @@ class MapFlowHead(DensityHead):
         source = training.held_out if len(training.held_out) else training.train
         batches = (to_device(b, self.fitted.device) for b in source.batches(self.config.batch_size))
         with torch.no_grad():
-            self.scorer.fit(map(self.log_maps, batches), self.map_size)
+            self.scorer.fit(self._each(batches), self.map_size)
         return figures
+
+    def _each(self, batches: Iterable[Batch]) -> Iterator[list[Tensor]]:
+        """Yield the log-likelihood maps of batches; while one is used, what of it is looked at."""
+        for batch in batches:
+            with looking(batch):
+                yield self.log_maps(batch)
 
     @property
     def score_limit(self) -> float | None:

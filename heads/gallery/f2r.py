@@ -17,6 +17,7 @@ from heads.flow.flow_head import FlowHead
 from heads.gallery.f2r_select import select_synthetic
 from heads.gallery.gallery_head import GalleryConfig, GalleryHead, fused_layer
 from heads.gallery.neighbours import Growing, collect_vectors
+from heads.looking import looked_at
 from heads.parts.seeds import seeded
 from heads.parts.vector import perceptron, vector_glow
 from heads.training.arithmetic import device_of, running
@@ -143,12 +144,20 @@ class _Factorization(nn.Module):
         config, channels = self.config, maps.shape[1]
         vectors = maps.flatten(2).transpose(1, 2)
         places = torch.arange(vectors.shape[1], device=maps.device).expand(len(maps), -1)
+        seen = looked_at((maps.shape[2], maps.shape[3]))
+        seen = None if seen is None else seen.flatten(1)
         if self.training and 0 < config.positions < vectors.shape[1]:
             # drawn on the CPU, whose generator a resumed training restores
-            drawn = torch.rand(places.shape).argsort(1)[:, : config.positions].to(maps.device)
+            order = torch.rand(places.shape)
+            if seen is not None:  # what is not looked at comes last
+                order += (~seen).to(order)
+            drawn = order.argsort(1)[:, : config.positions].to(maps.device)
             places = drawn
             vectors = vectors.gather(1, drawn[..., None].expand(-1, -1, channels))
+            seen = None if seen is None else seen.gather(1, drawn)
         f, label = vectors.reshape(-1, channels), places.reshape(-1)
+        if seen is not None:
+            f, label = f[seen.flatten()], label[seen.flatten()]
         z, logdet = self.glow(f)
         nll = 0.5 * z.square().sum(1) - logdet
         z_local, z_global = z[:, : self.local_half], z[:, self.local_half :]

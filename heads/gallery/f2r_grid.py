@@ -13,11 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from torch import Tensor
 
-from heads.contract import FeatureSource, Progress
+from heads.contract import Batch, FeatureSource, Progress
 from heads.gallery.f2r import F2R
 from heads.gallery.f2r_select import VALUES
 from heads.gallery.gallery_head import vectors_of
 from heads.judging import metrics
+from heads.looking import LOOKED, looking
+from heads.training.sources import to_device
 from headwater.errors import DataError
 
 POINTS = tuple((a, b) for a in VALUES for b in VALUES)
@@ -177,20 +179,22 @@ class _Latents:
         self.head, self.source = head, source
         channels, height, width = source.shapes[head.layer]
         self.keep = 4 * len(source) * channels * height * width <= KEPT_BYTES
-        self.kept: list[Tensor] = []
+        self.kept: list[tuple[Tensor, Batch]] = []
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield each image's latents, and what of it is looked at as a batch of one."""
         if self.kept:
             yield from self.kept
             return
-        known: list[Tensor] = []
+        known: list[tuple[Tensor, Batch]] = []
         for batch in self.source.batches(16):
             self.head.check_ready(batch)
-            for one in batch[self.head.layer]:
-                z = self.head.latents(vectors_of(one))
+            for i, one in enumerate(batch[self.head.layer]):
+                where = {LOOKED: batch[LOOKED][i : i + 1]} if LOOKED in batch else {}
+                found = self.head.latents(vectors_of(one)), where
                 if self.keep:
-                    known.append(z)
-                yield z
+                    known.append(found)
+                yield found
         self.kept = known
 
 
@@ -203,9 +207,12 @@ def _figures(
     images, maps = [], []
     alpha, beta = head.preference.tolist()
     with torch.no_grad():
-        for z in latents:
-            score, heat = head.compared(head.reversed_latents(z, alpha, beta))
+        for z, where in latents:
+            with looking(to_device(where, z.device)):
+                score, heat = head.compared(head.reversed_latents(z, alpha, beta))
             images.append(score.cpu())
             maps.append(heat.cpu().numpy())
+            if LOOKED in where:
+                maps[-1] = np.ma.masked_array(maps[-1], ~where[LOOKED][0].numpy())
     found = metrics.evaluate(torch.stack(images).numpy(), maps, labels, masks)
     return {k: found[k] for k in ("image_auroc", "pixel_auroc", "aupro") if k in found}

@@ -25,6 +25,7 @@ from heads.contract import FeatureSource, Progress
 from heads.gallery.neighbours import Gallery
 from heads.gallery.synthetic import KINDS, synthetic_defects
 from heads.judging import metrics
+from heads.looking import LOOKED, positions
 
 Point = tuple[float, float]
 #: What alpha and beta are tried at (section IV.B).
@@ -62,22 +63,31 @@ class _Trial:
         ``[N, C, H, W]`` held-out normal maps.
     seed
         Decides defects and draws.
+    where
+        ``[N, H, W]`` bool, which positions are looked at; all where None.
     """
 
-    def __init__(self, head: Factorizing, normal: Tensor, seed: int) -> None:
+    def __init__(
+        self, head: Factorizing, normal: Tensor, seed: int, where: Tensor | None = None
+    ) -> None:
         self.head, self.normals = head, len(normal)
         made = synthetic_defects(normal, seed)
         generator = torch.Generator().manual_seed(seed)
         vectors = made.maps.flatten(2).transpose(1, 2)
         places = vectors.shape[1]
-        drawn = [torch.randperm(places, generator=generator)[:PICK_POSITIONS] for _ in normal]
+        seen = normal.new_ones(len(normal), places, dtype=torch.bool)
+        seen = seen if where is None else where.flatten(1)
+        orders = [torch.randperm(places, generator=generator) for _ in normal]
+        drawn = [o[own[o]][:PICK_POSITIONS] for o, own in zip(orders, seen, strict=True)]
         looked_at = [head.members[:PICK_GALLERY].cpu()]
         looked_at += [vectors[i, rows] for i, rows in enumerate(drawn)]
         #: Per defect: its normal, its kind, and which drawn positions it leaves alone.
         self.defects: list[tuple[int, int, Tensor]] = []
         for k, mask in enumerate(made.masks[self.normals :].flatten(1)):
-            looked_at.append(vectors[self.normals + k, mask])
             image, kind = divmod(k, len(KINDS))
+            if (mask & seen[image]).any():
+                mask = mask & seen[image]
+            looked_at.append(vectors[self.normals + k, mask])
             self.defects.append((image, kind, ~mask[drawn[image]]))
         self.sizes = [len(p) for p in looked_at]
         self.latents = head.latents(torch.cat(looked_at))
@@ -205,8 +215,13 @@ def select_synthetic(
     alphas, betas = (VALUES[::3] if v is None else (float(v),) for v in asked)
     # At (0, 0) all features are one, and nothing is ever found.
     coarse = [(a, b) for a in alphas for b in betas if a or b] + [plain]
-    normal = torch.cat([held_out.read(i, i + 1)[head.layer] for i in images]).cpu()
-    trial = _Trial(head, normal, seed)
+    read = [held_out.read(i, i + 1) for i in images]
+    normal = torch.cat([one[head.layer] for one in read]).cpu()
+    where = None
+    if LOOKED in read[0]:
+        size = (normal.shape[2], normal.shape[3])
+        where = torch.cat([positions(one[LOOKED], size) for one in read]).cpu()
+    trial = _Trial(head, normal, seed, where)
     table: dict[Point, NDArray[np.float64]] = {}
 
     def tried(points: Iterable[Point]) -> dict[Point, NDArray[np.float64]]:

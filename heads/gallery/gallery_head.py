@@ -14,6 +14,7 @@ from torch import Tensor
 from heads.contract import Batch, Head, HeadConfig, Progress, Scores, Shapes, Size
 from heads.gallery.coreset import coreset_size, k_center, project
 from heads.gallery.neighbours import Gallery, MapMaker
+from heads.looking import LOOKED, looked_at, looking
 from headwater.errors import ConfigError, DataError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
 
@@ -101,13 +102,19 @@ class OneMapHead(Head):
 
     def scored(self, batch: Batch) -> Scores:
         """Score one image at a time, so that its company cannot change a bit of it."""
-        found = [self.scored_alone(one.float()) for one in batch[self.layer]]
+        found = []
+        for i, one in enumerate(batch[self.layer]):
+            with looking({LOOKED: batch[LOOKED][i : i + 1]} if LOOKED in batch else {}):
+                found.append(self.scored_alone(one.float()))
         images, maps = (torch.stack(part) for part in zip(*found, strict=True))
         return Scores(image=images, maps=maps)
 
     @abstractmethod
     def scored_alone(self, one: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the score and the map ``[H, W]`` of one image's features ``[C, h, w]``."""
+        """Return the score and the map ``[H, W]`` of one image's features ``[C, h, w]``.
+
+        `heads.looking` says of what of it alone, as a batch of one.
+        """
 
 
 @dataclass(frozen=True)
@@ -212,9 +219,10 @@ class GalleryHead(OneMapHead):
     def compared(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the score and the map ``[H, W]`` of one image's `features`."""
         distances, rows = self.gallery.nearest(vectors)
-        return self.image_score(vectors, distances, rows), self.maps(
-            distances.reshape(self.feature_size)
-        )
+        heat = self.maps(distances.reshape(self.feature_size))
+        if (where := looked_at(self.feature_size)) is not None:
+            vectors, distances, rows = (x[where.flatten()] for x in (vectors, distances, rows))
+        return self.image_score(vectors, distances, rows), heat
 
 
 def vectors_of(one: Tensor) -> Tensor:

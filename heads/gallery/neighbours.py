@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.contract import FeatureSource, Size, check_finite
+from heads.looking import LOOKED, looked_at, positions
 from headwater.errors import NotFittedError
 
 _CHUNK = 4096
@@ -20,29 +21,33 @@ def collect_vectors(
 ) -> Tensor:
     """Return the vectors of all positions of all plain images, ``[n * H * W, C]``.
 
-    Rows that are views are left out. The result is float16 where that loses nothing (features
-    stored in float16), else float32; it is the one large thing that is held.
+    Positions that are not looked at and rows that are views are left out. The result is float16
+    where that loses nothing (features stored in float16), else float32; it is the one large thing
+    that is held.
     """
     channels, height, width = source.shapes[layer]
     plain = [i for i, view in enumerate(source.views) if view == 0]
     places = height * width
     out = torch.empty(len(plain) * places, channels, dtype=torch.float16)
-    done = 0
+    done = filled = 0
     for low in range(0, len(source), 16):
         keep = [i - low for i in plain[done:] if i < low + 16]
         if not keep:
             continue
-        maps = source.read(low, min(low + 16, len(source)))[layer].cpu()[keep]
+        batch = source.read(low, min(low + 16, len(source)))
+        maps = batch[layer].cpu()[keep]
         rows = torch.tensor([low + k for k in keep])
         check_finite({layer: maps, "_rows": rows}, "reading features", source.ids)
         vectors = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+        if LOOKED in batch:
+            vectors = vectors[positions(batch[LOOKED][keep], (height, width)).flatten()]
         if out.dtype == torch.float16 and not torch.equal(vectors.half().float(), vectors):
             out = out.float()
-        out[done * places : done * places + len(vectors)] = vectors.to(out.dtype)
-        done += len(keep)
+        out[filled : filled + len(vectors)] = vectors.to(out.dtype)
+        filled, done = filled + len(vectors), done + len(keep)
         if progress is not None:
             progress(done, len(plain))
-    return out
+    return out[:filled]
 
 
 class Growing(nn.Module):
@@ -143,8 +148,9 @@ def _resampling(source: int, target: int, positions: float) -> Tensor:
 class MapMaker(nn.Module):
     """Distance per position to map at image size: bilinear, then Gaussian smoothing.
 
-    Both are linear and separable, so they are one matrix per axis. Beyond the border the Gaussian
-    is cut off and its weights are rescaled, so that a constant map stays constant.
+    Both are linear and separable, so they are one matrix per axis. Beyond the border, and beyond
+    what is looked at, the Gaussian is cut off and its weights are rescaled, so that a constant map
+    stays constant.
 
     Parameters
     ----------
@@ -165,4 +171,9 @@ class MapMaker(nn.Module):
     def forward(self, distances: Tensor) -> Tensor:
         """Map one image's ``[h, w]`` to ``[H, W]``."""
         with torch.autocast(distances.device.type, enabled=False):
-            return self.rows @ distances.float() @ self.columns.T
+            where = looked_at((distances.shape[0], distances.shape[1]))
+            if where is None:
+                return self.rows @ distances.float() @ self.columns.T
+            seen = where[0].float()
+            weight = self.rows @ seen @ self.columns.T
+            return self.rows @ (distances.float() * seen) @ self.columns.T / weight.clamp_min(1e-6)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from heads.contract import (
@@ -20,6 +21,7 @@ from heads.contract import (
     register,
 )
 from heads.gallery.gallery_head import OneMapConfig, OneMapHead, nearest_stages
+from heads.looking import LOOKED, largest, positions
 from heads.parts.seeds import draw_channels
 from heads.training.arithmetic import device_of, running
 from headwater.errors import ConfigError, DataError
@@ -117,7 +119,7 @@ class PaDiM(OneMapHead):
         device = device_of(training.options.device)
         with running(device, training.options.threads), torch.no_grad():
             self.to(device)
-            rows = self._collect(training)
+            rows, seen = self._collect(training)
             count, places, kept = rows.shape
             threads = torch.get_num_threads() if device.type == "cpu" else 1
             # the covariance, its factor and the inverse: three float64 matrices a position
@@ -127,19 +129,31 @@ class PaDiM(OneMapHead):
             blocks = [slice(low, min(low + step, places)) for low in range(0, places, step)]
             # Plain threads, each alone with a block: sharing out small matrices costs more.
             with running(torch.device("cpu"), 1), ThreadPoolExecutor(threads) as pool:
-                for block in pool.map(lambda b: self._settle(rows, b), blocks):
+                for block in pool.map(lambda b: self._settle(rows, b, seen), blocks):
                     training.progress.step(block.stop, places, "Gaussians")
+            if seen is not None:
+                self._lend(seen.sum(0))
         return {"images": float(count)}
 
     @torch.no_grad()
-    def _settle(self, rows: Tensor, block: slice) -> slice:
-        """Set mean and factor of a block of positions; return the block."""
+    def _settle(self, rows: Tensor, block: slice, seen: Tensor | None = None) -> slice:
+        """Set mean and factor of a block of positions; return the block.
+
+        From the images that are looked at there, `seen` ``[N, H * W]``, from all without it.
+        """
         x = rows[:, block].transpose(0, 1).contiguous().to(self.mean.device).double()
-        mean = x.mean(1, keepdim=True)
-        x -= mean
         eye = torch.eye(x.shape[2], dtype=torch.float64, device=x.device)
-        share = 1 / max(1, x.shape[1] - 1)
-        covariance = torch.baddbmm(eye, x.mT, x, beta=self.config.ridge, alpha=share)
+        if seen is None:
+            mean = x.mean(1, keepdim=True)
+            x -= mean
+            share = 1 / max(1, x.shape[1] - 1)
+            covariance = torch.baddbmm(eye, x.mT, x, beta=self.config.ridge, alpha=share)
+        else:
+            own = seen[:, block].T[..., None].to(x)
+            count = own.sum(1, keepdim=True)
+            mean = (x * own).sum(1, keepdim=True) / count.clamp_min(1)
+            x = (x - mean) * own
+            covariance = self.config.ridge * eye + x.mT @ x / (count - 1).clamp_min(1)
         lower = torch.linalg.cholesky(covariance)
         self.mean[block] = mean[:, 0].float()
         self.factor[block] = torch.linalg.solve_triangular(
@@ -147,26 +161,47 @@ class PaDiM(OneMapHead):
         ).float()
         return block
 
-    def _collect(self, training: Training) -> Tensor:
-        """Return the drawn channels of all plain images, ``[N, H * W, kept]``."""
+    def _lend(self, counts: Tensor) -> None:
+        """Give positions at which too few images are looked at the Gaussian of the nearest others.
+
+        Images of other shapes may be looked at there, and of ten images a covariance is a guess.
+        """
+        grid = counts.reshape(self.feature_size).cpu().numpy()
+        few = grid < min(10, grid.max())
+        rows, columns = ndimage.distance_transform_edt(
+            few, return_distances=False, return_indices=True
+        )
+        source = torch.from_numpy(rows * self.feature_size[1] + columns).flatten()
+        for buffer in (self.mean, self.factor):
+            buffer.copy_(buffer[source.to(buffer.device)])
+
+    def _collect(self, training: Training) -> tuple[Tensor, Tensor | None]:
+        """Return the drawn channels of all plain images, ``[N, H * W, kept]``.
+
+        And which of their positions are looked at, ``[N, H * W]`` bool; None where all are.
+        """
         train = training.train
         plain = [i for i, view in enumerate(train.views) if view == 0]
         if not plain:
             raise DataError("padim: no normal images to learn from", remedy="add normal images")
         out = torch.empty(len(plain), *self.mean.shape, dtype=torch.float16)
+        seen = torch.ones(out.shape[:2], dtype=torch.bool)
         for number, row in enumerate(plain):
-            maps = train.read(row, row + 1)[self.layer]
+            batch = train.read(row, row + 1)
+            maps = batch[self.layer]
+            if LOOKED in batch:
+                seen[number] = positions(batch[LOOKED], self.feature_size).flatten()
             check_finite({self.layer: maps, "_rows": torch.tensor([row])}, self.name, train.ids)
             vectors = self._vectors(maps.to(self.drawn.device)).cpu()[0]
             if out.dtype == torch.float16 and not torch.equal(vectors.half().float(), vectors):
                 out = out.float()
             out[number] = vectors
             training.progress.step(number + 1, len(plain), "reading features")
-        return out
+        return out, None if bool(seen.all()) else seen
 
     def scored_alone(self, one: Tensor) -> tuple[Tensor, Tensor]:
         """Return the map of Mahalanobis distances, smoothed, and its maximum."""
         x = self._vectors(one[None])[0] - self.mean
         far = torch.bmm(self.factor, x[:, :, None])[:, :, 0].square().sum(1).sqrt()
         heat = self.maps(far.reshape(self.feature_size))
-        return heat.amax(), heat
+        return largest(heat[None])[0], heat

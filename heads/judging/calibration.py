@@ -158,7 +158,7 @@ def calibrate(
     scores
         ``[N]`` image scores of normal images that were not trained on.
     maps
-        Their score maps, for the pixel threshold.
+        Their score maps, for the pixel threshold; of a masked array what is masked does not count.
     target_fpr
         Share of normal images that may be called anomalous.
     pixel_fpr
@@ -176,7 +176,7 @@ def calibrate(
     values = np.asarray(scores, dtype=np.float64).ravel()
     pixel, pixels = None, 0
     if maps is not None and len(maps):
-        flat = np.concatenate([np.asarray(m, dtype=np.float32).ravel() for m in maps])
+        flat = np.concatenate([np.ma.compressed(m) for m in maps]).astype(np.float32)
         pixel, _, _ = threshold_for(flat, pixel_fpr)
         pixels = flat.size
     return Calibration(

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from heads.looking import seen_of
 from headwater.errors import DataError, ShapeError
 
 Floats = NDArray[np.float64]
@@ -110,8 +111,7 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
 
     Examples
     --------
-    >>> scores, labels = [0.1, 0.4, 0.8, 0.9], [False, True, False, True]
-    >>> round(average_precision(scores, labels), 4)
+    >>> round(average_precision([0.1, 0.4, 0.8, 0.9], [False, True, False, True]), 4)
     0.8333
     """
     precision, recall, _ = precision_recall_curve(scores, labels)
@@ -261,7 +261,7 @@ def rank_pixels(
     Parameters
     ----------
     maps
-        Score maps ``[H, W]``, taken as float32; sizes may differ.
+        Score maps ``[H, W]``, taken as float32, of any sizes; what is masked does not count.
     masks
         Per map a bool mask of its size, or None where the pixel truth is unknown.
 
@@ -277,14 +277,15 @@ def rank_pixels(
     weights: list[Floats] = [np.zeros(1)]
     used = normal = components = 0
     for i in known:
-        values, mask = np.asarray(maps[i], dtype=np.float32), np.asarray(masks[i], dtype=bool)
+        values, mask = np.asarray(maps[i], dtype=np.float32), np.array(masks[i], dtype=bool)
         if values.shape != mask.shape:
             raise ShapeError(
                 f"map {i} has shape {values.shape}, its mask {mask.shape}", expected="equal shapes"
             )
         if not np.isfinite(values).all():
             raise DataError(f"map {i} holds values that are not finite", expected="finite scores")
-        bits = (values + np.float32(0)).ravel().view(np.uint32)  # the sum turns -0 into 0
+        mask &= (seen := seen_of(maps[i]))
+        bits = (values + np.float32(0))[seen].view(np.uint32)  # the sum turns -0 into 0
         negative = bits >> np.uint32(31) == 1
         ordered = np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
         ordered <<= np.uint64(32)
@@ -292,15 +293,14 @@ def rank_pixels(
             labelled, found = ndimage.label(mask, _EIGHT)
             sizes = np.bincount(labelled.ravel(), minlength=found + 1)
             weights.append(1.0 / sizes[1:])
-            number = labelled.ravel().astype(np.uint64)
+            number = labelled[seen].astype(np.uint64)
             number[number > 0] += np.uint64(components)
             ordered |= number
             components += found
-            normal += int(sizes[0])
-        else:
-            normal += mask.size
+        normal += ordered.size - int(mask.sum())
         keys[used : used + ordered.size] = ordered
         used += ordered.size
+    keys = keys[:used]
     keys.sort()
     return PixelRanking(keys, np.concatenate(weights), normal)
 
@@ -321,7 +321,7 @@ def evaluate(
     scores
         ``[N]`` image scores.
     maps
-        N score maps ``[H, W]``, or None for image metrics alone.
+        N score maps ``[H, W]`` as of `rank_pixels`, or None for image metrics alone.
     labels
         ``[N]``, true where the image is anomalous.
     masks
@@ -385,9 +385,10 @@ def pixel_counts(
     tp = called = bad = 0
     for values, mask in zip(maps, masks, strict=True):
         if mask is not None:
-            verdict = np.asarray(values, dtype=np.float32) > np.float32(threshold)
-            tp += int((verdict & mask).sum())
-            called, bad = called + int(verdict.sum()), bad + int(np.asarray(mask).sum())
+            seen = seen_of(values)
+            verdict = (np.asarray(values, dtype=np.float32) > np.float32(threshold)) & seen
+            tp, bad = tp + int((verdict & mask).sum()), bad + int((mask & seen).sum())
+            called += int(verdict.sum())
     return tp, called, bad
 
 

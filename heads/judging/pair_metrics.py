@@ -51,7 +51,8 @@ def pair_metrics(
     Parameters
     ----------
     maps
-        ``[N, H, W]`` scores; sizes may differ from pair to pair.
+        ``[N, H, W]`` scores; sizes may differ from pair to pair. Of a masked array what is masked
+        does not count.
     masks
         Truth of the same sizes.
     threshold

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.contract import Scores, Size
+from heads.looking import largest, resized, values_of
 from headwater.errors import ConfigError
 
 Fusion = Literal["sum", "product", "mean"]
@@ -40,14 +40,14 @@ def log_likelihood(z: Tensor) -> Tensor:
 
 
 def upsample(maps: Tensor, size: Size) -> Tensor:
-    """Resize ``[B, h, w]`` bilinearly to ``[B, *size]``."""
-    if tuple(maps.shape[1:]) == tuple(size):
-        return maps
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    """Resize ``[B, h, w]`` bilinearly to ``[B, *size]``, of what is looked at alone."""
+    return maps if tuple(maps.shape[1:]) == tuple(size) else resized(maps, size)
 
 
 def top_k_mean(maps: Tensor, fraction: float) -> Tensor:
     """Return the mean of the largest ``fraction`` of each map's values, at least one value.
+
+    Of the values that are looked at (`heads.looking`).
 
     Parameters
     ----------
@@ -66,7 +66,11 @@ def top_k_mean(maps: Tensor, fraction: float) -> Tensor:
     >>> top_k_mean(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), 0.5)
     tensor([3.5000])
     """
-    values = maps.flatten(1)
+    return torch.cat([_top(values, fraction) for values in values_of(maps)])
+
+
+def _top(values: Tensor, fraction: float) -> Tensor:
+    """Return the mean of the largest share of each row of ``[n, values]``."""
     k = min(values.shape[1], max(1, round(fraction * values.shape[1])))
     if k == 1:
         return values.amax(1)
@@ -145,7 +149,7 @@ class LikelihoodScores(nn.Module):
 
     def fit(self, batches: Iterable[Sequence[Tensor]], size: Size) -> None:
         """Fix the stored maxima on the log-likelihood maps of held-out normal images."""
-        tops = [[p.max() for p in self.fused(maps, size)] for maps in batches]
+        tops = [[largest(p).max() for p in self.fused(maps, size)] for maps in batches]
         if tops:
             self.map_top.copy_(torch.stack([t[0] for t in tops]).max())
             self.image_top.copy_(torch.stack([t[1] for t in tops]).max())
@@ -154,8 +158,8 @@ class LikelihoodScores(nn.Module):
         """Return maps and image scores of log-likelihood maps ``[B, h_i, w_i]``."""
         for_map, for_image = self.fused(log_maps, size)
         if self.normaliser == "image":
-            maps = for_map.amax((1, 2), keepdim=True) - for_map
-            image_maps = for_image.amax((1, 2), keepdim=True) - for_image
+            maps = largest(for_map)[:, None, None] - for_map
+            image_maps = largest(for_image)[:, None, None] - for_image
         else:
             maps, image_maps = self.map_top - for_map, self.image_top - for_image
         return Scores(image=top_k_mean(image_maps, self.top_k), maps=maps)

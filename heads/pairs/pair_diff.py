@@ -26,6 +26,7 @@ from heads.contract import (
     register,
 )
 from heads.judging.scores import top_k_mean
+from heads.looking import LOOKED, looking, mean_over, only
 from heads.pairs.pair_head import DifferenceSource, PairHead, differences
 from heads.pairs.source import CURRENT, HISTORY, PairSource
 from heads.pairs.transformer import MapTransformer
@@ -234,7 +235,7 @@ class PairDiff(PairHead):
             found = differences({k: v for k, v in batch.items() if not k.startswith("_")})
             scales = self.scale.split([s[0] for s in self.shapes.values()])
             levels = [
-                found[layer] / scale[None, :, None, None]
+                only(found[layer]) / scale[None, :, None, None]
                 for layer, scale in zip(self.shapes, scales, strict=True)
             ]
             return [x.log1p() for x in levels] if self.config.compress else levels
@@ -254,10 +255,11 @@ class PairDiff(PairHead):
         """Return the binary cross-entropy per pair, ``[B]`` (eq. 6); augments in training."""
         if self.training and self.config.augment:
             batch = flip_alike(batch)
-        logits = self.logits(batch).float()
-        mask = batch["_mask"].to(logits.device)
-        losses = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
-        return {"loss": losses.mean((1, 2, 3))}
+        with looking(batch):  # what is looked at was flipped with the maps
+            logits = self.logits(batch).float()
+            mask = batch["_mask"].to(logits.device)
+            losses = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+            return {"loss": mean_over(losses[:, 0])}
 
     def learn(self, training: Training) -> dict[str, float]:
         """Learn from labelled pairs: the sources are `PairSource`s with masks.
@@ -279,7 +281,9 @@ class PairDiff(PairHead):
             self.scale.copy_(rms.clamp_min(max(1e-6, 0.05 * float(rms.median()))))
         if config.base_rate:
             assert isinstance(train, PairSource)
-            shares = [train.mask(row).float().mean() for row in range(len(train))]
+            shares = [
+                train.mask(row)[train.looked(row)].float().mean() for row in range(len(train))
+            ]
             self.decoder.start_at(float(torch.stack(shares).mean()))
         result = train_module(
             self,
@@ -335,6 +339,8 @@ class PairDiff(PairHead):
         tp = called = bad = 0
         for batch in held_out.batches(self.config.batch_size):
             verdict, truth = self.score(batch).maps.cpu() > 0.5, batch["_mask"][:, 0] > 0.5
+            with looking(batch):
+                verdict, truth = only(verdict, False), only(truth, False)
             tp, called = tp + int((verdict & truth).sum()), called + int(verdict.sum())
             bad += int(truth.sum())
         if not called + bad:
@@ -356,10 +362,10 @@ def flip_alike(batch: Batch) -> Batch:
     draws = torch.rand(2, rows) < 0.5
     out = dict(batch)
     for name, x in batch.items():
-        if name.startswith("_") and name != "_mask":
+        if name.startswith("_") and name not in ("_mask", LOOKED):
             continue
-        for axis, drawn in ((3, draws[0]), (2, draws[1])):
-            chosen = drawn.to(x.device)[:, None, None, None]
+        for axis, drawn in ((-1, draws[0]), (-2, draws[1])):
+            chosen = drawn.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
             x = torch.where(chosen, x.flip(axis), x)
         out[name] = x
     return out

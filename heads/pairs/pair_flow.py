@@ -18,6 +18,7 @@ from heads.flow.fast_flow import FastFlow, FastFlowConfig
 from heads.flow.flow_head import nll_per_dimension
 from heads.flow.map_head import nodes_of
 from heads.judging.scores import top_k_mean, upsample
+from heads.looking import only
 from heads.pairs.pair_head import DifferenceSource, PairHead, differences
 from heads.pairs.source import CURRENT
 from headwater.errors import ConfigError
@@ -122,7 +123,7 @@ class PairFlow(PairHead, FastFlow):
                 std = part.std[None, :, None, None]  # type: ignore[index]
                 # Drawn on the CPU, whose generator a checkpoint keeps on every device.
                 noise = torch.randn(x.shape).to(x.device)
-                maps[i] = x + self.config.noise * std * noise
+                maps[i] = x + only(self.config.noise * std * noise)
         return {"nll": nll_per_dimension(*self.latent_of(maps))}
 
     def learn(self, training: Training) -> dict[str, float]:

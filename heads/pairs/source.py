@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from heads.contract import Batch, FeatureSource, Shape
+from heads.looking import LOOKED
+from heads.training.sources import LookedSource
 from heads.training.splits import split_held_out
 from headwater.errors import DataError, ShapeError
 
@@ -171,6 +173,18 @@ class PairSource:
             self._known_masks[number] = mask
         return self._known_masks[number]
 
+    def looked(self, row: int) -> Tensor:
+        """Return what of both images of a row is looked at, ``[H, W]`` bool; one True for all."""
+        if not self._partly:
+            return torch.tensor(True)
+        sides = zip(self._sources, self._index[row].tolist(), strict=True)
+        current, history = (source.looked(at) for source, at in sides)  # type: ignore[attr-defined]
+        return current & history
+
+    @property
+    def _partly(self) -> bool:
+        return all(isinstance(source, LookedSource) for source in self._sources)
+
     def labels_digest(self) -> str:
         """Return a hash of all masks: the part of a training's data that features do not show."""
         text = hashlib.sha256()
@@ -300,6 +314,8 @@ class PairSource:
                 batch[prefix + layer] = maps[side][layer][at].float()
         if self._masks is not None:
             batch["_mask"] = torch.stack([self.mask(int(r)) for r in rows])[:, None].float()
+        if self._partly:
+            batch[LOOKED] = torch.stack([self.looked(int(r)) for r in rows])
         batch["_rows"] = torch.from_numpy(np.array(rows, np.int64))
         return batch
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from heads.looking import only
 from heads.parts.elementary import Elementary, soft_clamp
 from headwater.errors import ConfigError
 
@@ -25,7 +26,9 @@ def affine(x: Tensor, raw: Tensor, alpha: float, rev: bool) -> tuple[Tensor, Ten
     s
         The clamped log-scale, like `x`, as it was applied: its sum is the forward log-determinant.
     """
-    s, t = raw.to(x.dtype).chunk(2, dim=1)
+    # Where nothing is looked at nothing is changed: it stays constant, and adds nothing to the
+    # log-determinant.
+    s, t = only(raw.to(x.dtype)).chunk(2, dim=1)
     s = soft_clamp(s, alpha)
     return ((x - t) * torch.exp(-s) if rev else x * torch.exp(s) + t), s
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heads.looking import only, places
 from heads.parts.attention import SqueezeExcite
 from heads.parts.elementary import Elementary, soft_clamp
 from headwater.errors import ConfigError
@@ -44,7 +45,7 @@ class ChannelGate(Elementary):
         self.gate2 = _excite(self.first, hidden, second)
 
     def _log_gate(self, net: nn.Module, seen: Tensor) -> Tensor:
-        logit = net(seen.mean((2, 3))).to(seen.dtype)
+        logit = net(_channel_means(seen)).to(seen.dtype)
         return F.logsigmoid(soft_clamp(logit, self.clamp)) + torch.log(
             torch.tensor(2.0, dtype=seen.dtype, device=seen.device)
         )
@@ -61,8 +62,16 @@ class ChannelGate(Elementary):
         if not rev:
             log_b = self._log_gate(self.gate2, a)
             b = b * torch.exp(log_b)[:, :, None, None]
-        places = x.shape[2] * x.shape[3]
-        return torch.cat([a, b], 1), sign * places * (log_a.sum(1) + log_b.sum(1))
+        log_det = places((x.shape[2], x.shape[3])) * (log_a.sum(1) + log_b.sum(1))
+        return torch.cat([a, b], 1), sign * log_det
+
+
+def _channel_means(x: Tensor) -> Tensor:
+    """Return the mean of each channel over what is looked at, ``[B, C]``."""
+    count = places((x.shape[2], x.shape[3]))
+    if isinstance(count, int):
+        return x.mean((2, 3))
+    return only(x).sum((2, 3)) / count[:, None]
 
 
 def _excite(channels_in: int, hidden: int, channels_out: int) -> nn.Sequential:

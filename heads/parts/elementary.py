@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.contract import FeatureSource, check_finite
+from heads.looking import LOOKED, only, places, positions
 from heads.parts.invertible import Invertible
 
 
@@ -57,12 +58,14 @@ class Elementary(Invertible):
 
     def spread(self, position: Tensor | float, x: Tensor, rev: bool) -> Tensor:
         """Return one position's log-determinant as that of each sample (or position) of `x`."""
-        places = x.shape[2:]
+        size = x.shape[2:]
         value = torch.as_tensor(position, dtype=x.dtype, device=x.device)
         if self.per_position:
-            out = value.expand(x.shape[0], *places)
+            out = only(value.expand(x.shape[0], *size))
+        elif len(size) == 2:
+            out = (value * places((size[0], size[1]))).expand(x.shape[0])
         else:
-            out = (value * places.numel()).expand(x.shape[0])
+            out = (value * size.numel()).expand(x.shape[0])
         return -out if rev else out
 
     def column(self, vector: Tensor, x: Tensor) -> Tensor:
@@ -166,26 +169,35 @@ class Standardise(Elementary):
     def transform(self, x: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
         """Standardise, or undo it where `rev`."""
         mean, std = self.column(self.mean, x), self.column(self.std, x)
-        y = x * std + mean if rev else (x - mean) / std
+        # What is not looked at is a constant, on which what is may depend.
+        y = x * std + mean if rev else only((x - mean) / std)
         return y, self.spread(-self.std.to(x.dtype).log().sum(), x, rev)
 
 
 def channel_statistics(
     source: FeatureSource, layers: Sequence[str], size: int = 32
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return ``{layer: (mean [C], std [C])}`` over rows and positions, in one pass, float64."""
+    """Return ``{layer: (mean [C], std [C])}`` over rows and positions, in one pass, float64.
+
+    Over those positions that are looked at (`heads.looking`).
+    """
     sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = dict.fromkeys(layers, 0)
     ids = source.ids
     for batch in source.batches(size):
         check_finite({k: v for k, v in batch.items() if k in (*layers, "_rows")}, "training", ids)
         for layer in layers:
             x = batch[layer].double()
+            counts[layer] += len(x) * x.shape[2] * x.shape[3]
+            if LOOKED in batch:
+                where = positions(batch[LOOKED], (x.shape[2], x.shape[3]))
+                counts[layer] -= int((~where).sum())
+                x = x * where[:, None]
             found = torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
             sums[layer] = sums[layer] + found if layer in sums else found
     out = {}
     for layer, (first, second) in sums.items():
-        _, height, width = source.shapes[layer]
-        count = len(source) * height * width
+        count = counts[layer]
         mean = first / count
         out[layer] = (mean, (second / count - mean.square()).clamp_min(0).sqrt())
     return out

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from heads.contract import Batch, FeatureSource, Progress, check_finite
+from heads.looking import looking
 from heads.training.arithmetic import autocast
 from heads.training.sources import to_device
 from headwater.errors import TrainingError
@@ -77,8 +78,9 @@ class Run:
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss and all figures of a batch."""
-        with autocast(self.device, self.precision):
-            got = self.loss_fn(to_device(batch, self.device))
+        given = to_device(batch, self.device)
+        with autocast(self.device, self.precision), looking(given):
+            got = self.loss_fn(given)
         figures = dict(got) if isinstance(got, Mapping) else {"nll": got}
         figures = {k: v.float().mean() for k, v in figures.items()}
         return figures["loss" if "loss" in figures else "nll"], figures

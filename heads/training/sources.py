@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from heads.contract import Batch, FeatureSource, Shape
+from heads.looking import LOOKED
 from headwater.errors import ShapeError
 
 
@@ -101,12 +103,66 @@ class TensorSource:
         return hashlib.sha256(b"".join(held)).hexdigest()
 
 
+class LookedSource:
+    """A `FeatureSource` whose batches say what of each image is looked at (`heads.looking`).
+
+    Parameters
+    ----------
+    source
+        Where the maps are; what else it has (`subset`, say) is had from it.
+    where
+        From an image's id and a view's number to ``[H, W]`` bool, at the input's size; the same
+        array again for what looks alike.
+    """
+
+    def __init__(self, source: FeatureSource, where: Callable[[str, int], np.ndarray]) -> None:
+        self.source, self.where = source, where
+        self.shapes, self.ids, self.views = source.shapes, source.ids, source.views
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def looked(self, row: int) -> Tensor:
+        """Return what of a row's image is looked at, ``[H, W]`` bool."""
+        return torch.from_numpy(self.where(self.ids[row], self.views[row]))
+
+    def _with(self, batch: Batch, rows: Iterable[int]) -> Batch:
+        return {**batch, LOOKED: torch.stack([self.looked(row) for row in rows])}
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Return rows ``start:stop`` in order."""
+        rows = range(len(self))[start:stop]
+        batch = self.source.read(start, stop)
+        return self._with(batch, rows) if rows else batch
+
+    def batches(
+        self, size: int, *, seed: int | None = None, drop_last: bool = False
+    ) -> Iterator[Batch]:
+        """Yield the source's batches."""
+        for batch in self.source.batches(size, seed=seed, drop_last=drop_last):
+            yield self._with(batch, batch["_rows"].tolist())
+
+    def release(self) -> None:
+        """Let go of what the source holds."""
+        self.source.release()
+
+    def subset(self, rows: Sequence[int]) -> LookedSource:
+        """Return a source of these rows, in this order."""
+        return LookedSource(self.source.subset(rows), self.where)  # type: ignore[attr-defined]
+
+    def concat(self, sources: Sequence[LookedSource]) -> LookedSource:
+        """Return the rows of several sources one after the other."""
+        joined = self.source.concat([s.source for s in sources])  # type: ignore[attr-defined]
+        return LookedSource(joined, self.where)
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch with its maps on `device`; row numbers stay where they are."""
     # Only towards a GPU: a copy from one to the processor would be read before it is whole.
     later = device.type == "cuda"
     return {
-        k: x if k.startswith("_") else x.to(device, non_blocking=later) for k, x in batch.items()
+        k: x if k.startswith("_") and k != LOOKED else x.to(device, non_blocking=later)
+        for k, x in batch.items()
     }
 
 

@@ -22,15 +22,19 @@ import torch
 from numpy.typing import NDArray
 
 from features.backbones.backbone import Backbone, restore_backbone
-from features.images.preprocess import preprocess
+from features.images.pixels import decode_image
+from features.images.places.regions import looked, region_on
+from features.images.preprocess import blanked, own_map, preprocess
 from heads.catalogue import get_head, make_config
 from heads.contract import Head
 from heads.judging.calibration import Calibration
+from heads.looking import LOOKED
 from heads.training.arithmetic import device_of
 from headwater.errors import ModelError, ShapeError
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec, LayerSpec
 from storage.serving.bundle import read_bundle
+from storage.serving.encoding import decode_base64, encode_image
 from storage.serving.files import HEAD_FILE, read_files, write_files
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -59,11 +63,15 @@ class Prediction:
         ``"anomalous"`` where the score is above the threshold, else ``"normal"``; of a pair
         ``"changed"`` or ``"unchanged"``.
     map
-        ``[H, W]`` float32 map of anomalies, or of changes, at the extractor's input size.
+        ``[H, W]`` float32 map of anomalies, or of changes, over the whole image: at the extractor's
+        input size, or in the image's own aspect where that was kept (`own_map`).
     threshold
         What the score was compared with.
     pixel_threshold
         Map value that few normal pixels exceed, None where the model has none.
+    looked
+        ``[H, W]`` bool, which pixels of the map were looked at: not what a crop cut off, nor what
+        lies outside of the region of interest, which have the map's lowest value. None for all.
     """
 
     score: float
@@ -71,6 +79,7 @@ class Prediction:
     map: NDArray[np.float32]
     threshold: float
     pixel_threshold: float | None = None
+    looked: NDArray[np.bool_] | None = None
 
 
 class Detector:
@@ -88,6 +97,8 @@ class Detector:
         Thresholds.
     manifest
         The model's manifest, for those who ask.
+    region
+        ``[H, W]`` bool: the region of interest of every image, which has its aspect; or None.
 
     Attributes
     ----------
@@ -103,10 +114,12 @@ class Detector:
         layers: Sequence[LayerSpec],
         calibration: Calibration,
         manifest: Mapping[str, Any] | None = None,
+        *,
+        region: NDArray[np.bool_] | None = None,
     ) -> None:
         self.backbone, self.head, self.spec = backbone, head.eval(), spec
         self.layers, self.calibration = tuple(layers), calibration
-        self.manifest = dict(manifest or {})
+        self.manifest, self.region = dict(manifest or {}), region
         self.kind = PAIR if head.pairs else IMAGE
         self._factored: dict[tuple[float, float], Any] = {}
         self._lock = threading.Lock()
@@ -182,7 +195,10 @@ class Detector:
             ) from error
         head.requires_grad_(False)
         calibration = Calibration.from_json(manifest["calibration"])
-        return cls(backbone, head.to(where), spec, layers, calibration, manifest)
+        region = None
+        if manifest.get("region"):
+            region = decode_image(decode_base64(manifest["region"], "region"))[..., 0] > 0
+        return cls(backbone, head.to(where), spec, layers, calibration, manifest, region=region)
 
     def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
         """Write the three files that `load` opens; `storage.serving.save` makes a served model.
@@ -208,6 +224,8 @@ class Detector:
             "calibration": self.calibration.to_json(),
             "about": dict(about or {}),
         }
+        if self.region is not None:
+            manifest["region"] = encode_image(self.region)
         weights = self.backbone.export_state(self.layers) if self.backbone else {}
         write_files(folder, manifest, head.state_dict(), weights)
 
@@ -250,11 +268,17 @@ class Detector:
         limit = self.threshold if threshold is None else float(threshold)
         found: list[Prediction] = []
         for start in range(0, len(given), batch):
-            got = head.score(self.features(given[start : start + batch]))
-            for score, heat in zip(got.image.float().tolist(), got.maps.float().cpu(), strict=True):
+            part = given[start : start + batch]
+            maps = self.features(part)
+            got, seen = head.score(maps), maps.get(LOOKED)
+            for i, score in enumerate(got.image.float().tolist()):
                 verdict = self.kind.verdicts[score > limit]
                 pixel = self.calibration.pixel_threshold
-                found.append(Prediction(score, verdict, heat.numpy(), limit, pixel))
+                where = None if seen is None or seen[i].all() else seen[i].cpu().numpy()
+                height, width = part[i][0].shape[:2]
+                raw = got.maps[i].float().cpu().numpy()
+                heat, where = own_map(raw, where, height, width, self.spec)
+                found.append(Prediction(score, verdict, heat, limit, pixel, where))
         return found
 
     @torch.inference_mode()
@@ -262,13 +286,25 @@ class Detector:
         """Return what the store would hold of these samples, as the head's `score` takes it.
 
         Float32 ``[B, C, H, W]`` by layer, of pairs by ``current:LAYER`` and ``history:LAYER``.
-        Without a backbone: the preprocessed images themselves, under the one layer's name.
+        Without a backbone: the preprocessed images themselves, under the one layer's name. Where
+        not all of an image may be looked at, `heads.looking.LOOKED` says of what.
         """
         made: dict[str, torch.Tensor] = {}
         tensors = *self.head.buffers(), *self.head.parameters(), torch.empty(0)
         sides = zip(*self._images(samples), strict=True)
         for name, images in zip(self.kind.images, sides, strict=True):
-            pixels = torch.stack([preprocess(x, self.spec) for x in images]).to(tensors[0].device)
+            regions = [self._region_on(x) for x in images]
+            inputs = [
+                preprocess(blanked(x, r, self.spec), self.spec)
+                for x, r in zip(images, regions, strict=True)
+            ]
+            pixels = torch.stack(inputs).to(tensors[0].device)
+            if self.spec.fitting == "fit" or self.region is not None:
+                seen = torch.stack([
+                    torch.from_numpy(looked(x.shape[0], x.shape[1], self.spec, r))
+                    for x, r in zip(images, regions, strict=True)
+                ]).to(pixels.device)  # fmt: skip
+                made[LOOKED] = seen & made[LOOKED] if LOOKED in made else seen
             if self.backbone is None:
                 maps = {self.layers[0].name: pixels}
             else:
@@ -277,6 +313,10 @@ class Detector:
                 maps = {k: v.to(dtype).float() for k, v in maps.items()}
             made |= {self.kind.key(name, layer): x for layer, x in maps.items()}
         return made
+
+    def _region_on(self, image: Image) -> NDArray[np.bool_] | None:
+        """Return the region of interest at an image's size, None where there is none."""
+        return None if self.region is None else region_on(self.region, *image.shape[:2])
 
     def _images(self, samples: Sequence[Sample]) -> list[Sequence[Image]]:
         """Return each sample's images, checked."""

@@ -82,9 +82,10 @@ def decode_map(row: Mapping[str, Any]) -> NDArray[np.float32]:
 def encode_image(image: NDArray[Any]) -> str:
     """Return an image as the text that the model takes: a file in base64.
 
-    ``[H, W, 3]`` uint8 as a PNG, more bits (see `features.images.pixels.read_image`) as a TIFF.
+    ``[H, W, 3]`` uint8, or a mask, as a PNG, more bits (see `features.images.pixels.read_image`) as
+    a TIFF.
     """
-    if image.dtype != np.uint8:
+    if image.dtype not in (np.uint8, bool):
         return base64.b64encode(tiff_bytes(image)).decode("ascii")
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")

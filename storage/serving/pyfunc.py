@@ -8,7 +8,8 @@ Output, a row a sample:
 
 - ``score``, ``verdict`` (``normal`` or ``anomalous``, of pairs ``unchanged`` or ``changed``: score
   above threshold) and ``threshold``;
-- ``map``: the map of anomalies or changes at the extractor's input size, as base64. By default a
+- ``map``: the map of anomalies or changes over the whole image, as base64: at the extractor's
+  input size, or, of models that keep an image's aspect, in that aspect. By default a
   16-bit grey PNG whose pixel v stands for ``map_low + v / 65535 * (map_high - map_low)``; with the
   parameter ``map="npy"`` NumPy's file format, float32, exact; with ``map="none"`` empty.
   `storage.serving.encoding.decode_map` reads all of them;
@@ -140,9 +141,9 @@ class ServedModel(PythonModel):
                 decode_image(decode_base64(value, f"{name} {at}"), f"{name} {at}")
                 for name, value in zip(self.detector.kind.images, sample, strict=True)
             ]
+            (got,) = self.detector.predict([images], **given)
         except ImageError as error:
             return {**row, "map_low": None, "map_high": None, "error": str(error)}
-        (got,) = self.detector.predict([images], **given)
         return {
             **row,
             "score": got.score,

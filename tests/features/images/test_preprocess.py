@@ -7,7 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from features.images.preprocess import make_view, mask_to_input, picture, preprocess
+from features.images.preprocess import (
+    blank_colour,
+    make_view,
+    mask_to_input,
+    own_map,
+    own_picture,
+    picture,
+    preprocess,
+)
 from headwater.errors import ConfigError
 from headwater.spec import ExtractorSpec, ViewSpec
 
@@ -99,3 +107,48 @@ def test_flips_come_on_top_of_the_same_angles():
     assert any(
         np.array_equal(both, t) for t in (turned, turned[::-1], turned[:, ::-1], turned[::-1, ::-1])
     )
+
+
+@pytest.mark.parametrize("fitting", ["fit", "crop"])
+def test_an_image_of_the_sizes_aspect_is_what_squashing_gives(fitting):
+    image = noise(60, 90, 3)
+    for more in ({}, {"crop": (30, 50)}):
+        one, other = spec(resize=(40, 60), **more), spec(resize=(40, 60), fitting=fitting, **more)
+        assert torch.equal(preprocess(image, one), preprocess(image, other))
+
+
+def test_fit_shows_the_whole_image_and_pads_with_what_normalises_to_nothing():
+    image = noise(30, 90, 3)
+    image[:, -1] = 255  # the last column is seen
+    s = spec(resize=(48, 48), fitting="fit")
+    seen = picture(image, s)
+    want = Image.fromarray(image).resize((48, 16), Image.Resampling.BILINEAR)
+    assert abs(seen[16:32].astype(int) - np.asarray(want, int)).max() <= 1
+    assert (seen[:16] == blank_colour(s)).all()
+    assert (seen[32:] == blank_colour(s)).all()
+    assert preprocess(image, s)[:, :16].abs().max() < 0.01
+    covered = picture(image, spec(resize=(48, 48), fitting="crop"))
+    want = Image.fromarray(image).resize((144, 48), Image.Resampling.BILINEAR)
+    assert abs(covered.astype(int) - np.asarray(want, int)[:, 48:96]).max() <= 1
+
+
+@pytest.mark.parametrize("fitting", ["squash", "fit", "crop"])
+def test_a_map_comes_back_onto_its_defect_in_the_images_own_geometry(fitting):
+    s = spec(resize=(48, 48), fitting=fitting)
+    mask = np.zeros((120, 200), bool)
+    mask[20:50, 80:110] = True
+    image = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, 2)
+    looked = None if fitting != "fit" else np.pad(np.ones((29, 48), bool), ((10, 9), (0, 0)))
+    heat, seen = own_map(mask_to_input(mask, s).astype(np.float32), looked, 120, 200, s)
+    shown = own_picture(image, s)[..., 0] > 127
+    assert heat.shape == shown.shape
+    assert ((heat > 0.5) ^ shown).sum() <= 0.15 * shown.sum()
+    if fitting == "crop":  # the map is of the whole image, of which the sides were not seen
+        assert heat.shape == (48, 80)
+        assert seen is not None
+        assert seen[:, 16:64].all()
+        assert not seen[:, :16].any()
+        assert not seen[:, 64:].any()
+    else:
+        assert seen is None
+        assert heat.shape == ((48, 48) if fitting == "squash" else (29, 48))

@@ -68,7 +68,7 @@ def test_help_says_limits_and_defaults(monkeypatch, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "--target-fpr <number > 0, < 1>" in shown
     assert "False-positive rate the threshold aims at. [default: 0.05]" in shown
-    assert "Pixels a side, or [height, width]" in shown
+    assert "a side, or height x width" in shown
 
 
 def test_help_is_quick():

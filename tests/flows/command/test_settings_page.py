@@ -77,4 +77,4 @@ def test_the_settings_are_listed_for_people(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     for setting in every_setting():
         assert any(line.split()[:1] == [setting.path] for line in lines)
-    assert any("[height, width]" in line for line in lines)
+    assert any("height x width" in line for line in lines)

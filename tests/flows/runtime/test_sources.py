@@ -65,12 +65,13 @@ def test_the_caller_comes_before_variables_and_these_before_the_file(monkeypatch
     monkeypatch.setenv("HEADWATER_TRAINING__EPOCHS", "2")
     monkeypatch.setenv("HEADWATER_TRAINING__PRESET", "")  # nothing
     monkeypatch.setenv("HEADWATER_EXTRACTION__SIZE", "[320, 256]")
+    monkeypatch.setenv("HEADWATER_EXTRACTION__CROP", "256x128")
     monkeypatch.setenv("HEADWATER_BACKBONE__OPTIONS", '{"pad_type": "same", "mean": 0.5}')
     monkeypatch.setenv("HEADWATER_HEADS", "patchcore,f2r")
     settings = load_settings(None, {"training.seed": "3"})
     assert given(settings) == {
         "training": {"seed": 3, "epochs": 2, "held_out": 0.1},
-        "extraction": {"size": (320, 256)},
+        "extraction": {"size": (320, 256), "crop": (256, 128)},
         "backbone": {"options": {"pad_type": "same", "mean": 0.5}},
         "heads": {"patchcore": {}, "f2r": {}},
     }
@@ -125,6 +126,7 @@ def test_folders_of_another_kind_replace_those_of_the_file(options, left):
         ("training: {device: gpu}\n", ["'gpu'", "auto, cpu, cuda or cuda:1"]),
         ("training: {held_out: 2}\n", ["line 1", "held_out = 2", "less than or equal to 0.5"]),
         ("\nextraction: {size: [8, 300]}", ["line 2", "size = [8, 300]", "or equal to 16"]),
+        ("extraction: {size: 8x300}", ["line 1", "size = '8x300'", "height and width as 256x512"]),
         ("1: x\n", ["line 1", "unknown key '1'"]),
         ("heads: {f2r: 3}\n", ["line 1", "heads.f2r = 3"]),
         ("a: !!python/object:b.c {}\n", ["line 1", "expected: valid YAML"]),
