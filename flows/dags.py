@@ -148,7 +148,6 @@ def run_pipeline(
     reporter: Reporter,
     *,
     rehash: bool = False,
-    untrained_seed: int | None = None,
 ) -> RunResult:
     """Run the whole job; what can be checked beforehand is checked before Prefect is started.
 
@@ -160,7 +159,7 @@ def run_pipeline(
         For mistakes in the settings, images or weights. Heads that fail are in the result.
     """
     settings = ready(settings, home)
-    plan = plan_job(settings, home, untrained_seed)
+    plan = plan_job(settings, home)
     reporter.update("starting", 0, 1, "Prefect")
     return _run(run_flow, Request(settings, home, plan, rehash=rehash))
 
@@ -172,7 +171,6 @@ def train_pipeline(
     *,
     snapshot: str | None = None,
     known_by: str | None = None,
-    untrained_seed: int | None = None,
 ) -> RunResult:
     """Train from what is stored.
 
@@ -194,7 +192,7 @@ def train_pipeline(
     pairs = settings.pairs is not None
     at = stored_version(home, require_set(settings), snapshot, pairs=pairs)
     moment = None if known_by is None else nanoseconds(known_by)
-    plan = plan_job(settings, home, untrained_seed)
+    plan = plan_job(settings, home)
     return _run(train_flow, Request(settings, home, plan, at, moment))
 
 
