@@ -156,7 +156,6 @@ def run_pipeline(
     reporter: Reporter,
     *,
     rehash: bool = False,
-    untrained_seed: int | None = None,
 ) -> RunResult:
     """Run the whole job; what can be checked beforehand is checked before Prefect is started.
 
@@ -169,7 +168,7 @@ def run_pipeline(
     """
     settings = ready(settings, home)
     check_device(settings.training.device, settings.dask.scheduler)
-    plan = plan_job(settings, home, untrained_seed)
+    plan = plan_job(settings, home)
     ahead = forecast(settings, home, plan, reporter)
     reporter.line(ahead.line())
     ahead.check()
@@ -184,7 +183,6 @@ def train_pipeline(
     *,
     snapshot: str | None = None,
     known_by: str | None = None,
-    untrained_seed: int | None = None,
 ) -> RunResult:
     """Train from what is stored.
 
@@ -207,7 +205,7 @@ def train_pipeline(
     at = stored_version(home, require_set(settings), snapshot, pairs=pairs)
     moment = None if known_by is None else nanoseconds(known_by)
     check_device(settings.training.device, settings.dask.scheduler)
-    plan = plan_job(settings, home, untrained_seed)
+    plan = plan_job(settings, home)
     return _run(train_flow, Request(settings, home, plan, at, moment))
 
 

@@ -1,6 +1,7 @@
 """Headwater: features once, many heads, traceable models. The front door in Python.
 
-`open` gives a home with every daily job as a method (docs/python.md). This module imports nothing
+`open` gives a home with every daily job as a method, `load` a model out of a bundle
+(docs/python.md). This module imports nothing
 until a name is used; the rest of the package is the words that all rooms share: errors,
 specifications, files, version. Nothing inside imports this module.
 """
@@ -15,6 +16,7 @@ from headwater.version import __version__ as __version__
 if TYPE_CHECKING:
     from flows.door.detector import LoadedModel as LoadedModel
     from flows.door.detector import Result as Result
+    from flows.door.detector import load as load
     from flows.door.home import OpenHome as OpenHome
     from flows.door.home import open_home
     from headwater.errors import HeadwaterError as HeadwaterError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 #: Where each name lives; its module is imported when it is first asked for.
 _NAMES = {
     "open": ("flows.door.home", "open_home"),
+    "load": ("flows.door.detector", "load"),
     "OpenHome": ("flows.door.home", "OpenHome"),
     "LoadedModel": ("flows.door.detector", "LoadedModel"),
     "Result": ("flows.door.detector", "Result"),

@@ -72,7 +72,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden, and with a name of its own: a killed writer's is in nobody's way.
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    new = path.with_name(short_name(f".{path.name}", f".{uuid.uuid4().hex[:12]}.tmp"))
     try:
         yield new
         with new.open("rb+") as file:

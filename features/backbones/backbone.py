@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from features.backbones.inventory import Inventory
 from features.backbones.lanes import in_lane, in_one, lane_count, lanes
-from features.backbones.network import build_net, channel_triple, fill_net
+from features.backbones.network import build_net, channel_triple, fill_net, without_prefix
 from features.backbones.nodes import Nodes, combine
 from features.backbones.packages import named_as_net
 from features.backbones.precision import faster_precision
@@ -363,7 +363,7 @@ def load_backbone(
     tensors, weights_id = read_weights(path), sha256_of(path)
     net = build_net(name, options)
     tensors = named_as_net(tensors, weights_id, net if not options else None, name, str(path))
-    held, unknown = fill_net(net, tensors, name, str(path))
+    held, unknown = fill_net(net, without_prefix(tensors, net, str(path)), name, str(path))
     return Backbone(
         net,
         name,

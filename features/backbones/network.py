@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,6 +126,41 @@ def fill_net(
             elif v.is_floating_point():
                 v.fill_(float("nan"))
     return held, sorted(set(tensors) - held)
+
+
+def without_prefix(
+    tensors: Mapping[str, Tensor], net: nn.Module, source: str
+) -> Mapping[str, Tensor]:
+    """Return a file's tensors without what stands before the net's names, as ``backbone.``.
+
+    Training code saves a net as a part of a larger one: ``encoder.``, ``model.module.``,
+    ``teacher.backbone.``. Where no name is the net's as it stands, the one prefix under which most
+    are is taken off, and what lies outside it is another part's and is left.
+
+    Raises
+    ------
+    WeightsError
+        Where two prefixes have equally many: which of the nets is meant, the file does not tell.
+    """
+    names = net.state_dict().keys()
+    if any(name in tensors for name in names):
+        return tensors
+    found: Counter[str] = Counter()
+    for key in tensors:
+        parts = key.split(".")
+        for n in range(1, len(parts)):
+            if ".".join(parts[n:]) in names:
+                found[".".join(parts[:n]) + "."] += 1
+    if not found:
+        return tensors
+    (prefix, most), *rest = found.most_common(2)
+    if rest and rest[0][1] == most:
+        raise WeightsError(
+            f"weights {source} hold the net twice: below {prefix} and below {rest[0][0]}",
+            expected="one net",
+            remedy="save the tensors of one of them in a file of their own",
+        )
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def channel_triple(

@@ -85,7 +85,7 @@ def backbone_of(weights: Path | None = None) -> str | None:
     ConfigError
         Where the file does not tell: nothing is guessed.
     """
-    path = weights or Path(os.environ.get("HEADWATER_WEIGHTS") or ".")
+    path = weights or expand_user(os.environ.get("HEADWATER_WEIGHTS") or ".")
     if not path.is_file():
         return None
     if told := _told(path):

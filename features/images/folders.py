@@ -14,6 +14,8 @@ from headwater.errors import DataError
 
 #: ``inside``: links that lead out of the folder are refused; ``anywhere``: they are followed.
 Links = Literal["inside", "anywhere"]
+#: Letters of a type that is named; what is longer is a name with a dot in it.
+_SUFFIX = 10
 
 
 def inside(root: Path, path: Path | str) -> Path:
@@ -121,7 +123,10 @@ class Walker:
                 return True
             self.left_out.add("pipes, sockets or devices", entry.path)
         else:
-            named = f"of type {suffix}" if suffix else "without a type"
+            told = len(suffix) <= _SUFFIX and suffix[1:].isalnum()
+            named = (
+                f"of type {suffix}" if told else "of other types" if suffix else "without a type"
+            )
             self.left_out.add(f"files {named}", entry.path)
         return False
 

@@ -9,6 +9,7 @@ from typing import Literal
 from features.images.cache import FileFacts
 from features.images.depth import Depth
 from features.images.masks import same_view
+from headwater.text import shown
 
 Split = Literal["train", "test"]
 
@@ -89,6 +90,7 @@ class LeftOut:
 
     def add(self, reason: str, path: str, count: int = 1) -> None:
         """Count `count` more of a reason, in the plural: it follows its number."""
+        reason = shown(reason)
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.first.setdefault(reason, path)
 

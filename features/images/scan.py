@@ -83,7 +83,7 @@ def scan_images(
     *,
     root: Path | None = None,
     test: Path | None = None,
-    derived: Path | None = None,
+    kept: Path | None = None,
     fetch: Fetch | None = None,
 ) -> ScanResult:
     """Scan a folder, or the images of a list, in one of the layouts of the catalogue.
@@ -97,7 +97,7 @@ def scan_images(
         The folder, or the file of a list.
     layout
         Its name in `features.images.layouts.catalogue`; ``auto`` takes the first that fits.
-    root, test, derived, fetch
+    root, test, kept, fetch
         Of a list; see `features.images.layouts.reading.Reading`.
 
     Raises
@@ -121,7 +121,7 @@ def scan_images(
         option = "--root" if root is not None else "--test-list"
         raise DataError(f"{option} goes with a list of images; {place} is a folder")
     result = ScanResult(base, layout=known.name)
-    reading = Reading(place, result, options.links, root, test, derived, fetch)
+    reading = Reading(place, result, options.links, root, test, kept, fetch)
     return _finish(known.read(reading), reading, options)
 
 

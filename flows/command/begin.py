@@ -24,7 +24,7 @@ commands = command_group("Begin.")
 def demo(given: Given) -> None:
     """Run the whole job on pictures that come with scikit-image, or on a folder of your own.
 
-    Where no backbone weights can be had, the demo (and only the demo) uses an untrained net.
+    The pictures are photographs with defects drawn into them; the backbone's weights are real.
     """
     from flows.command.demo import run_demo
 

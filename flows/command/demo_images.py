@@ -1,8 +1,8 @@
 """Pictures for the demo: texture photographs that scikit-image ships, cut into tiles.
 
 Normal tiles come from the upper three quarters of each photograph, test tiles from the last, so
-that no pixel is in both. Defects (scratches, blobs, pasted patches) are drawn from a seed, with
-masks.
+that no pixel is in both. The photographs are real; the defects (scratches, stains, pieces of
+another material) are drawn into them from a seed, with masks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from features.images.pixels import write_image
 
-TEXTURES = ("brick", "grass", "gravel")
+TEXTURES = ("brick", "gravel")
 KINDS = ("scratch", "blob", "patch")
 TILE = 128
-_VERSION = 2
+_VERSION = 3
 
 
 def make_demo_images(folder: Path, seed: int = 0) -> Path:
@@ -54,9 +54,10 @@ def make_demo_images(folder: Path, seed: int = 0) -> Path:
         for x in range(0, photograph.shape[1] - TILE + 1, TILE // 2):
             tile = photograph[bottom : bottom + TILE, x : x + TILE]
             write_image(tile, folder / f"test/good/{name}_{x}.png")
-        other = photographs[TEXTURES[(TEXTURES.index(name) + 1) % len(TEXTURES)]]
+        # A stone on bricks, a piece of brick on gravel.
+        other = photographs["gravel" if name == "brick" else "brick"]
         for kind in KINDS:
-            for number in range(4):
+            for number in range(6):
                 x = int(rng.integers(0, photograph.shape[1] - TILE + 1))
                 tile = photograph[bottom : bottom + TILE, x : x + TILE]
                 image, mask = draw_defect(tile, kind, rng, other)
@@ -92,30 +93,52 @@ def draw_defect(
     pen = ImageDraw.Draw(canvas)
     centre = rng.uniform(0.3, 0.7, 2) * (width, height)
     if kind == "scratch":
-        angle, length = rng.uniform(0, np.pi), rng.uniform(0.3, 0.55) * width
-        steps = np.linspace(-0.5, 0.5, 12)
+        angle, length = rng.uniform(0, np.pi), rng.uniform(0.35, 0.6) * width
+        steps = np.linspace(-0.5, 0.5, 16)
         along = np.array([np.cos(angle), np.sin(angle)])
         across = np.array([-along[1], along[0]])
-        bend = rng.uniform(-12, 12)
-        line = centre + steps[:, None] * length * along + (4 * steps[:, None] ** 2) * bend * across
-        pen.line([tuple(p) for p in line], fill=255, width=int(rng.integers(3, 6)), joint="curve")
-    elif kind == "blob":
-        radius = rng.uniform(8, 16)
-        turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        wobble = radius * (1 + 0.25 * np.sin(3 * turn + rng.uniform(0, 6)))
-        ring = centre + np.stack([np.cos(turn), np.sin(turn)], 1) * wobble[:, None]
-        pen.polygon([tuple(p) for p in ring], fill=255)
+        # Bent, and as unsteady as a hand or a stone that slips.
+        wander = 5 * rng.uniform(-1, 1) * 4 * steps**2 + np.cumsum(rng.normal(0, 0.9, len(steps)))
+        line = centre + steps[:, None] * length * along + wander[:, None] * across
+        widths = rng.integers(2, 5, len(steps))
+        for one, two, thick in zip(line[:-1], line[1:], widths, strict=False):
+            pen.line([tuple(one), tuple(two)], fill=255, width=int(thick))
     else:
-        half = rng.uniform(9, 18, 2)
-        pen.rectangle([*(centre - half), *(centre + half)], fill=255)
+        radius = rng.uniform(9, 16)
+        turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+        parts = [
+            rng.uniform(0.4, 1) / n * np.sin(n * turn + rng.uniform(0, 6.3)) for n in range(2, 7)
+        ]
+        waves = np.sum(parts, axis=0)
+        reach = radius * (1 + 0.22 * waves)
+        stretch = rng.uniform(0.75, 1.3)
+        ring = np.stack([np.cos(turn) * stretch, np.sin(turn) / stretch], 1) * reach[:, None]
+        pen.polygon([tuple(p) for p in centre + ring], fill=255)
     mask = np.asarray(canvas)
-    soft = np.asarray(canvas.filter(ImageFilter.GaussianBlur(0.8)), dtype=np.float32) / 255
-    if kind == "patch":
+
+    def soft(pixels: float) -> np.ndarray:
+        blurred = canvas.filter(ImageFilter.GaussianBlur(pixels))
+        return np.asarray(blurred, dtype=np.float32) / 255
+
+    image = tile.astype(np.float32)
+    grain = rng.normal(0, 5, tile.shape).astype(np.float32)
+    edge = soft(0.7)
+    if kind == "scratch":
+        # What was cut lies bare and pale; light from above leaves the lower lip in the shade.
+        paint = 0.25 * image + 0.75 * rng.uniform(205, 240) + grain
+        shade = np.clip(np.roll(edge, 2, 0) - edge, 0, 1)
+        image = image * (1 - edge) + paint * edge
+        image *= 1 - 0.5 * shade
+    elif kind == "blob":
+        # Something was spilt: the surface shows through it, darker, and darkest at the rim.
+        rim = np.clip(edge - soft(3), 0, 1)
+        image *= 1 - (0.72 + 0.1 * rng.uniform(-1, 1)) * edge - 0.2 * rim
+        image += grain * edge
+    else:
+        # A piece of another material lies on the surface, and its shadow beside it.
         y, x = (int(rng.integers(0, other.shape[i] - (height, width)[i] + 1)) for i in (0, 1))
         paint = other[y : y + height, x : x + width].astype(np.float32)
-    else:
-        mean = float(tile.mean())
-        level = rng.uniform(5, 35) if mean > 110 else rng.uniform(200, 245)
-        paint = level + rng.normal(0, 6, tile.shape).astype(np.float32)
-    image = tile * (1 - soft) + paint * soft
+        shadow = np.clip(np.roll(soft(1.5), (2, 2), (0, 1)) - edge, 0, 1)
+        image *= 1 - 0.6 * shadow
+        image = image * (1 - edge) + paint * edge
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -85,7 +86,10 @@ def train(
 @commands.command(rich_help_panel="The job")
 @takes("models")
 def predict(
-    image_set: SetArgument,
+    image_set: Annotated[
+        str | None, typer.Argument(metavar="SET", help="Name of the image set.")
+    ] = None,
+    *,
     given: Given,
     images: Annotated[
         list[Path] | None, typer.Argument(help="Images or folders of images.")
@@ -96,6 +100,10 @@ def predict(
             metavar="CURRENT HISTORY",
             help="Two images, or two folders joined by name; for pair heads.",
         ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="Instead of SET: a bundle; needs no home."),
     ] = None,
     head: Annotated[
         str | None, typer.Option(help=r"Which head's model. \[default: the set's only one]")
@@ -112,6 +120,14 @@ def predict(
     """Score new images, or pairs of them, with a registered model: verdict, heat map as PNG."""
     if threshold is not None and not math.isfinite(threshold):
         raise ConfigError(f"--threshold {threshold}", expected="a finite number")
+    if model is not None:
+        # There is no set to name: what stands first is an image, too.
+        images = [*([Path(image_set)] if image_set else []), *(images or [])]
+        given = replace(given, values={k: v for k, v in given.values.items() if k != "image_set"})
+        if head or version:
+            raise ConfigError("--model with --head or --version", expected="one of them")
+    elif image_set is None:
+        raise ConfigError("predict", expected="SET and images, or --model FILE and images")
     if bool(images) == bool(pair):
         raise ConfigError("predict", expected="images, or --pair CURRENT HISTORY")
     _, home = given.open(write=False)
@@ -120,8 +136,9 @@ def predict(
     with Reporter(quiet=json_).live() as reporter:
         rows, broken = score(
             home,
-            image_set,
+            image_set or "",
             reporter,
+            bundle=model,
             images=images or (),
             pair=pair,
             head=head,

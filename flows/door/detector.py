@@ -15,7 +15,7 @@ from PIL import Image
 
 from features.images.depth import Range, in_colour
 from features.images.pixels import from_pillow, read_image
-from flows.use.predict import draw_prediction
+from flows.use.predict import draw_prediction, open_bundle
 from headwater.errors import ImageError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Result:
 
 
 class LoadedModel:
-    """A registered model, loaded; `OpenHome.detector` gives it.
+    """A model, loaded; `OpenHome.detector` gives a registered one, `load` that of a bundle.
 
     Parameters
     ----------
@@ -148,6 +148,25 @@ class LoadedModel:
         return Result(
             got.score, got.verdict, got.map, got.threshold, got.pixel_threshold, self.name, paint
         )
+
+
+def load(file: str | Path, *, device: str = "auto") -> LoadedModel:
+    """Return the model of a file that `headwater bundle` wrote, to predict with; no home is needed.
+
+    Parameters
+    ----------
+    file
+        The bundle.
+    device
+        ``auto``, ``cpu`` or ``cuda[:n]``.
+
+    Raises
+    ------
+    ModelError
+        Where it is no bundle, damaged, or of a newer Headwater.
+    """
+    found, model = open_bundle(Path(file), device=device)
+    return LoadedModel(found, f"{model['model']} version {model['version']}")
 
 
 def pixels(picture: Picture, value_range: Range | None = None) -> Pixels:

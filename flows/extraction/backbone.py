@@ -32,7 +32,7 @@ class BackboneRef:
     options
         Sorted ``(name, JSON value)`` pairs.
     untrained_seed
-        Of the demo's net.
+        Of a test's net.
     """
 
     name: str

@@ -63,7 +63,7 @@ def extract_set(
     rehash
         Read every file, even those that look unchanged.
     untrained_seed
-        Only the demo gives one: an untrained net instead of weights.
+        Only tests give one: an untrained net instead of weights.
     """
     settings = ready(settings, home)
     plan = plan_job(settings, home, untrained_seed)

@@ -131,8 +131,8 @@ def _scan_images(
         options,
         root=given["list_root"],
         test=given["test_list"],
-        derived=home.root / "masks",
-        fetch=FromS3(home.root / "fetched", reporter),
+        kept=home.root / "lists",
+        fetch=FromS3(home.root / "lists" / "s3", reporter),
     )
 
 

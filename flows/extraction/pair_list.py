@@ -155,6 +155,10 @@ def load_pairs(home: Home, image_set: str, name: str) -> PairList:
             expected="the file as an extraction wrote it",
             remedy=f"headwater extract {image_set} --pairs DIR writes it again",
         )
+    root = Path(home.card(image_set).get("root", ""))
+    if not Path(data["root"]).is_dir() and root.is_dir():
+        # The images were moved since; files are checked by their contents where they are read.
+        data = {**data, "root": str(root)}
     return PairList.from_json(data)
 
 

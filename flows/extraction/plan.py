@@ -145,7 +145,7 @@ def plan_job(settings: Settings, home: Home, untrained_seed: int | None = None) 
     home
         Remembers the arithmetic.
     untrained_seed
-        Only the demo gives one: an untrained net instead of weights.
+        Only tests give one: an untrained net instead of weights.
     """
     heads, wanted = configured(settings), settings.extraction
     ref: BackboneRef | None = None

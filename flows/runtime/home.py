@@ -173,9 +173,9 @@ class Home:
             # The environment is how it reaches the registry in every worker process.
             os.environ["HEADWATER_ARTIFACTS"] = self.artifacts_url
         os.environ.setdefault("PREFECT_HOME", str(self.root / "prefect"))
-        if not _PREFECT_DATABASE & set(os.environ):
-            # Prefect's own default is its home, unquoted.
-            database = Path(os.environ["PREFECT_HOME"]).expanduser() / "prefect.db"
+        database = expand_user(os.environ["PREFECT_HOME"]) / "prefect.db"
+        if set(str(database)) & set("%?#") and not _PREFECT_DATABASE & set(os.environ):
+            # Prefect's own default is this path, unquoted.
             os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = sqlite_url(
                 database, "sqlite+aiosqlite"
             )

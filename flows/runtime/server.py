@@ -14,6 +14,7 @@ from prefect.context import refresh_global_settings_context
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
+from headwater.addresses import hidden
 from headwater.errors import StoreError
 
 #: Ends when its standard input does: that is when the process that holds the other end is gone.
@@ -93,7 +94,7 @@ def check_server() -> str:
         return url  # Something answers; whether it is Prefect, the first call will tell.
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"no Prefect server answers at {url}: {getattr(error, 'reason', error)}",
+            f"no Prefect server answers at {hidden(url)}: {getattr(error, 'reason', error)}",
             expected="a running server at PREFECT_API_URL (or the active profile's address)",
             remedy="start it, or unset PREFECT_API_URL: without it a server is started for the run",
         ) from None

@@ -38,14 +38,13 @@ def write_artifacts(data: TrainingData, run: Run, judged: Judgement) -> None:
             curves(judged.scores, labels, threshold, made[-1])
         name, most = SHEETS[kind]
         if cells := [c for row in judged.table[:most] if (c := _cell(data, judged, row))]:
-            untrained = training.backbone and training.backbone.untrained_seed is not None
             title = f"{training.image_set} / {training.plan.head}: worst mistakes first"
             made.append(folder / name)
             map_sheet(
                 kind,
                 cells,
                 made[-1],
-                title + (" (untrained net: illustrative only)" if untrained else ""),
+                title,
                 threshold=threshold,
                 cut=judged.cut,
                 probabilities=judged.calibration.rule == "fixed",

@@ -95,17 +95,43 @@ def open_model(
     registry = Registry(home.root, home.tracking_url)
     name = choose_head(registry, image_set, head, first)
     known = PAIR if get_head(name).pairs else IMAGE
-    if kind not in (None, known):
-        how, remedy = "IMAGE", "--pair is for models of pair heads"
-        if known.paired:
-            how, remedy = "--pair CURRENT HISTORY", "give the image now and the one before"
-        raise ConfigError(
-            f"head {name} of {image_set} {known.does}",
-            expected=f"headwater predict {image_set} {how}",
-            remedy=remedy,
-        )
+    _check_kind(f"head {name} of {image_set}", known, kind)
     model = registry.get_model(image_set, name, version)
     return Detector.load(model["uri"], registry, device), model
+
+
+def open_bundle(
+    file: Path, kind: SampleKind | None = None, device: str = "auto"
+) -> tuple[Detector, dict[str, Any]]:
+    """Return the model of a file that `headwater bundle` wrote, and what that says of it.
+
+    Raises
+    ------
+    ConfigError
+        Where the model judges another kind of sample than `kind`.
+    ModelError
+        Where the file is no bundle, damaged, or of a newer Headwater.
+    """
+    if not file.is_file():
+        raise ModelError(
+            f"{file} is not there" if not file.exists() else f"{file} is no file",
+            expected="a file that `headwater bundle` wrote",
+        )
+    detector = Detector.load(file, device=device)
+    model = detector.manifest["bundle"]
+    _check_kind(f"the model of {file}", detector.kind, kind)
+    return detector, {"weights": "", "version": "?", "model": file.stem, **model}
+
+
+def _check_kind(culprit: str, known: SampleKind, wanted: SampleKind | None) -> None:
+    if wanted in (None, known):
+        return
+    how, remedy = "IMAGE", "--pair is for models of pair heads"
+    if known.paired:
+        how, remedy = "--pair CURRENT HISTORY", "give the image now and the one before"
+    raise ConfigError(
+        f"{culprit} {known.does}", expected=f"headwater predict ... {how}", remedy=remedy
+    )
 
 
 def join_paths(current: Path, history: Path) -> list[tuple[Path, ...]]:
@@ -142,6 +168,7 @@ def predict(
     image_set: str,
     reporter: Reporter,
     *,
+    bundle: Path | None = None,
     images: Sequence[Path] = (),
     pair: tuple[Path, Path] | None = None,
     head: str | None = None,
@@ -155,12 +182,15 @@ def predict(
     ----------
     home, image_set, head, version
         Which model.
+    bundle
+        Instead: a file that `headwater bundle` wrote; the home is not looked at.
     images
         Files or folders.
     pair
         Instead: current and history, files, or folders that are joined by name.
     folder
-        Where the pictures go; by default below the home, by set and model.
+        Where the pictures go; by default below the home, by set and model; of a bundle in
+        ``predictions`` here.
     threshold
         Instead of the model's.
 
@@ -180,7 +210,11 @@ def predict(
         Where there is no such model, or several and none was named.
     """
     kind = PAIR if pair else IMAGE
-    detector, model = open_model(home, image_set, head, version, kind)
+    if bundle is not None:
+        detector, model = open_bundle(bundle, kind)
+        folder = folder or Path("predictions") / f"{model['model']}-v{model['version']}"
+    else:
+        detector, model = open_model(home, image_set, head, version, kind)
     if seed_of_untrained(model["weights"]) is not None:
         reporter.line("note: this model rests on the demo's untrained net: illustrative only")
     samples: list[tuple[Path, ...]] = [(file,) for path in images for file in list_images(path)]

@@ -94,6 +94,11 @@ class RegistryReader:
         return self._uri
 
     @property
+    def local(self) -> bool:
+        """Whether the results are in an SQLite file."""
+        return self._local
+
+    @property
     def on_server(self) -> bool:
         """Whether an MLflow server keeps the results, and shows them itself."""
         return self._server

@@ -30,6 +30,7 @@ from heads.training.arithmetic import device_of
 from headwater.errors import ModelError, ShapeError
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec, LayerSpec
+from storage.serving.bundle import read_bundle
 from storage.serving.files import HEAD_FILE, read_files, write_files
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -130,8 +131,8 @@ class Detector:
         Parameters
         ----------
         location
-            Folder of a model (an MLflow model's, or of the three files alone), or
-            ``models:/NAME/VERSION``.
+            Folder of a model (an MLflow model's, or of the three files alone), a bundle's file
+            (`storage.serving.bundle`), or ``models:/NAME/VERSION``.
         registry
             Fetches the latter.
         device
@@ -152,7 +153,7 @@ class Detector:
                     expected="a folder, or a registry that fetches it",
                 )
             folder = registry.download(str(location))
-        manifest, state, weights = read_files(folder)
+        manifest, state, weights = read_bundle(folder) if folder.is_file() else read_files(folder)
         spec = ExtractorSpec.from_json(manifest["spec"])
         layers = tuple(LayerSpec.parse(name) for name in manifest["layers"])
         where = device_of(device)

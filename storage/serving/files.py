@@ -62,8 +62,7 @@ def read_files(folder: Path) -> tuple[dict[str, Any], State, State]:
     ModelError
         Where there is no model, its files were changed, or it is of a newer Headwater.
     """
-    if (folder / "artifacts" / MANIFEST).is_file():
-        folder = folder / "artifacts"
+    folder = model_folder(folder)
     manifest = _read_manifest(folder)
     for name in (HEAD_FILE, BACKBONE_FILE):
         # A fixed name: a manifest cannot point out of its folder.
@@ -79,6 +78,12 @@ def read_files(folder: Path) -> tuple[dict[str, Any], State, State]:
         raise ModelError(f"{folder}: {error}", expected="whole safetensors files") from error
 
 
+def model_folder(folder: Path) -> Path:
+    """Return the folder of the three files: itself, or the one within an MLflow model's."""
+    inner = folder / "artifacts"
+    return inner if (inner / MANIFEST).is_file() else folder
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
@@ -89,6 +94,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}", expected="JSON") from error
+    return check_manifest(manifest, str(path))
+
+
+def check_manifest(manifest: Any, path: str) -> dict[str, Any]:
+    """Return a manifest where it is one that can be read here; `path` is for messages.
+
+    Raises
+    ------
+    ModelError
+        Where it is none, or of a newer Headwater.
+    """
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ModelError(f"{path} is no manifest of a model", expected=f'"format": "{FORMAT}"')
     if manifest.get("format_version") != FORMAT_VERSION:

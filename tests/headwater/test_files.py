@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headwater.errors import StoreError
-from headwater.files import locked, replacing, write_text
+from headwater.files import locked, replacing, short_name, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -166,3 +166,13 @@ def test_a_lock_is_let_go_when_the_work_fails(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_name_at_the_file_systems_limit_is_replaced_too(tmp_path):
+    path = tmp_path / ("ä" * 125 + ".json")
+    write_text(path, "{}")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    name = short_name("ä" * 200, "-1a.png")
+    assert len(name.encode()) <= 255
+    assert name.startswith("ää")
+    assert name.endswith("ä-1a.png")

@@ -83,7 +83,7 @@ def read_lookout(reading: Reading) -> list[Candidate]:
     places = _Places(reading)
     images = places.find([a.image for a, _ in lines])
     masks = places.find([a.mask for a, _ in lines if a.mask])
-    made = _Masks(reading.derived)
+    made = _Masks(reading.kept / "masks" if reading.kept else None)
     found: list[Candidate] = []
     seen: set[str] = set()
     for line, split in lines:
@@ -297,6 +297,9 @@ class _Places:
                 f"{self.reading.place}: {len(addresses)} images on S3, the first {addresses[0]}",
                 expected="--root DIR, where their copies are",
             )
+        if self.reading.kept is not None:
+            # Paths are told from there, so that they travel with the home.
+            self.reading.result.root = self.reading.kept
         got = self.reading.fetch(addresses)
         return {a: ("", p) if isinstance(p, str) else (str(p), "") for a, p in got.items()}
 

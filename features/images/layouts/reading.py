@@ -41,8 +41,8 @@ class Reading:
         Of a list: where its paths are looked for, if not beside it.
     test
         Of a list: another one, of test images.
-    derived
-        Folder for masks that are made of others; None where there is none.
+    kept
+        Folder for what is fetched and for masks that are made of others; None where there is none.
     fetch
         Fetches images by address; None where nothing can be fetched.
     walkers
@@ -54,7 +54,7 @@ class Reading:
     links: Links = "inside"
     root: Path | None = None
     test: Path | None = None
-    derived: Path | None = None
+    kept: Path | None = None
     fetch: Fetch | None = None
     walkers: list[Walker] = field(default_factory=list)
 

@@ -74,6 +74,22 @@ def test_a_file_of_another_net_is_refused(tmp_path):
         load_backbone(NET, file)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["backbone.", "encoder.", "model.", "module.", "teacher.backbone.", "0.auto_model."]
+)
+def test_a_net_saved_as_a_part_of_another_is_found(tmp_path, prefix):
+    file, state = tmp_path / "part.safetensors", state_of()
+    more = {"head.mlp.0.weight": torch.zeros(3, 3)}
+    save_file({f"{prefix}{k}": v for k, v in state.items()} | more, file)
+    net = load_backbone(NET, file)
+    net.check_weights(layers("layer4"))
+    assert all(torch.equal(net._net.state_dict()[k], v) for k, v in state.items())
+    twice = {f"{p}{k}": v.clone() for k, v in state.items() for p in ("student.", prefix)}
+    save_file(twice, file)
+    with pytest.raises(WeightsError, match=r"hold the net twice: below .*student\."):
+        load_backbone(NET, file)
+
+
 MARK = Path(tempfile.gettempdir()) / "headwater-test-unpickled"
 
 

@@ -11,7 +11,7 @@ def test_layout_and_seed(tmp_path):
     first = make_demo_images(tmp_path / "a", seed=1)
     again = make_demo_images(tmp_path / "b", seed=1)
     files = sorted(p.relative_to(first) for p in first.rglob("*.png"))
-    assert len(list((first / "train/good").iterdir())) == 105
+    assert len(list((first / "train/good").iterdir())) == 70
     for kind in KINDS:
         assert len(list((first / "test" / kind).iterdir())) == 12
         masks = {p.stem.removesuffix("_mask") for p in (first / "ground_truth" / kind).iterdir()}

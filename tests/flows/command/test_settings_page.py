@@ -32,7 +32,7 @@ def test_the_page_tells_all_of_every_setting():
     (images,) = [row for row in rows if "`images`" in row[0]]
     assert "(run, extract, plan, demo)" in images[4]
     (home,) = [row for row in rows if "`home`" in row[0]]
-    assert home[4].endswith("ui, demo, store)")
+    assert home[4].endswith("delete, demo, home, store)")
 
 
 def test_the_template_holds_every_key_with_its_default_and_a_comment(tmp_path, monkeypatch):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from flows.extraction.extract import extract_set
-from flows.extraction.pair_list import load_pairs, version_at, versions
-from flows.extraction.samples import digest_of
+from flows.extraction.pair_list import PairList, load_pairs, save_pairs, version_at, versions
+from flows.extraction.samples import Sample, digest_of
 from flows.runtime.home import Home
 from headwater.errors import SnapshotError
 from tests.flows.setkit import QUIET, make_pairs, pair_settings
@@ -49,3 +49,16 @@ def test_each_image_is_computed_once_and_new_pairs_cost_only_themselves(boards, 
     cut = [dataclasses.replace(r, key=f"{r.key}@0_0") for r in listed.samples]
     assert digest_of(cut) != digest_of(listed.samples)
     assert cut[0].source == listed.samples[0].key
+
+
+def test_pairs_are_found_where_their_images_are_now(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    sample = Sample("train/0", "train", "good", ("a", "b"), (old / "c/0.png", old / "h/0.png"))
+    home = Home(tmp_path / "home")
+    name = save_pairs(home, "boards", PairList(old, (sample,)))
+    home.write_card("boards", {"root": str(new)})
+    assert load_pairs(home, "boards", name).root == old  # nothing is there: as it was
+    old.rename(new)
+    found = load_pairs(home, "boards", name)
+    assert found.samples[0].paths == (new / "c/0.png", new / "h/0.png")

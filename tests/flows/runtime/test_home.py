@@ -3,12 +3,16 @@
 import os
 import pickle
 import stat
+import subprocess
+import sys
 
 import pytest
 from pydantic import TypeAdapter
+from sqlalchemy import make_url
 
 from flows.runtime.home import Home
 from headwater.addresses import whole
+from headwater.errors import DataError
 from storage.registry.client import prepare_database
 
 
@@ -58,3 +62,35 @@ def test_only_a_pickle_has_the_password(tmp_path):
     assert pickle.loads(pickle.dumps(home)) == home
     assert b"correct-horse" in pickle.dumps(home)  # a worker connects, too
     assert whole(home.tracking_url) == "postgresql://me:correct-horse@host/db"
+
+
+def test_what_a_home_sets_for_the_libraries_does_not_depend_on_its_name(tmp_path, monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("PREFECT_") or "proxy" in name.lower():
+            monkeypatch.delenv(name)
+    home = Home.at(tmp_path / "what? #2 100%20")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    home.prepare_environment()
+    url = make_url(os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"])
+    assert url.database == str(home.root / "prefect/prefect.db")
+    assert not url.query
+    assert "NO_PROXY" not in os.environ
+    os.environ["HTTPS_PROXY"] = "http://proxy:3128"
+    os.environ["no_proxy"] = "intern"
+    for _ in range(2):
+        home.prepare_environment()
+    assert os.environ["no_proxy"] == "intern,127.0.0.1,localhost,::1"
+    assert os.environ["NO_PROXY"] == "127.0.0.1,localhost,::1"
+
+
+def test_a_home_that_databases_cannot_name_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not UTF-8"):
+        Home.at(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+
+
+def test_a_prefect_server_that_is_down_is_told_at_once(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    code = "from flows.runtime.server import check_server; check_server()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert "no Prefect server answers at http://127.0.0.1:9/api" in done.stderr
+    assert "unset PREFECT_API_URL" in done.stderr

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from flows.extraction.samples import Sample
-from flows.training.evaluation import judge
+from flows.training.evaluation import judge, ties
 from heads.contract import Scores
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec
@@ -126,3 +126,11 @@ def test_pairs_are_told_by_their_wrong_pixels_and_the_unlabelled_last(labelled, 
     assert (got.table[1]["called_pixels"], got.table[1]["iou"]) == (32, 1.0)
     assert (got.metrics["precision"], got.metrics["recall"]) == (0.5, 1.0)
     assert got.metrics["image_auroc"] == 1.0
+
+
+def test_scores_that_tell_nothing_apart_are_told():
+    saturated = np.array([1.0, 1.0, 1.0, 0.5], np.float32)
+    (said,) = ties("ms_flow", "image", saturated)
+    assert said.startswith("ms_flow: 3 of 4 test images have the same score, 1:")
+    assert ties("ms_flow", "image", saturated[:3]) == []
+    assert ties("ms_flow", "image", np.linspace(0, 1, 9)) == []

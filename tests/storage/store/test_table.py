@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import time
 from dataclasses import replace
 
 import pytest
@@ -34,3 +36,16 @@ def test_point_in_time(store):
     assert not contents(store, select=Selection(known_by="2001-01-01"))
     with pytest.raises(ConfigError, match="ISO date"):
         nanoseconds("last week")
+
+
+def test_a_time_that_was_shown_means_what_was_shown_in_every_zone(monkeypatch):
+    exact = 1_775_000_000 * 10**9
+    for zone in ("UTC", "America/New_York", "Asia/Tokyo"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        shown = dt.datetime.fromtimestamp(exact / 10**9, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+        assert nanoseconds(shown) == nanoseconds(f"{shown} UTC") == exact + 999_999_000
+        assert nanoseconds("2026-03-31") == nanoseconds("2026-03-31 23:59:59")
+        assert nanoseconds("2026-03-31T23:30:00+02:00") == nanoseconds("2026-03-31 21:30:00")
+    monkeypatch.undo()
+    time.tzset()

@@ -291,7 +291,7 @@ def test_what_network_drives_systems_and_tools_leave_is_no_product(tmp_path):
     images(good, "._0.png", "task-3-annotation-2-by-1-tag-cut-0.png", "SYNOFILE_THUMB_M.png")
     mask(good / "0_mask.png")
     mask(good / "1_label.png")
-    for name in ("Thumbs.db", "a.heic", "b.HEIC", "notes"):
+    for name in ("Thumbs.db", "a.heic", "b.HEIC", "notes", "x.d\nnote: all is well"):
         (good / name).write_bytes(b"\0")
     os.mkfifo(good / "pipe.png")
     result = scan_images(root)
@@ -307,6 +307,7 @@ def test_what_network_drives_systems_and_tools_leave_is_no_product(tmp_path):
     assert "3 thumbnails (@eaDir)" in result.left_out.line()
     for reason in ("thumbnails (__MACOSX)", "hidden files", "of the system (lost+found)",
                    "annotation tools' files (SegmentationClass)", "files without a type",
+                   "files of other types",
                    "thumbnails", "annotation tools' files"):  # fmt: skip
         assert reason in counts, reason
     # A name alone makes no mask: the image that it would be of is not there.

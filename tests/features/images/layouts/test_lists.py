@@ -195,7 +195,7 @@ def test_kinds_go_by_the_maps_colours_and_several_may_be_in_one_mask(tmp_path, m
         line("n.png", "normal"),
         *(line(f"{n}.png", "anomaly", f"{n}_m.png") for n in "abcd"),
     )
-    result = scan_images(file, derived=tmp_path / "home/masks")
+    result = scan_images(file, kept=tmp_path / "home")
     assert result.layout == "lookout"
     got = told(result)
     assert got["a.png"] == ("test", "scratch", [2, 3])
@@ -214,7 +214,7 @@ def test_kinds_go_by_the_maps_colours_and_several_may_be_in_one_mask(tmp_path, m
     read: list[str] = []
     decode = lookout.read_colours
     monkeypatch.setattr(lookout, "read_colours", lambda p: read.append(p.name) or decode(p))
-    again = scan_images(file, derived=tmp_path / "home/masks")
+    again = scan_images(file, kept=tmp_path / "home")
     assert told(again)["b.png"] == got["b.png"]
     assert [r.mask for r in again.records] == [r.mask for r in result.records]
     assert read == ["c_m.png"]
@@ -238,7 +238,7 @@ def test_a_train_and_a_test_manifest_below_a_root(tmp_path):
         line(f"{far}/test/images/n/0.png", "normal"),
         line(f"{far}/test/images/a/0.png", "anomaly", f"{far}/test/masks/a/0.png"),
     )
-    result = scan_images(train, root=root, test=test, derived=tmp_path / "masks")
+    result = scan_images(train, root=root, test=test, kept=tmp_path / "home")
     assert told(result) == {
         "train/images/n/0.png": ("train", "good", []),
         "train/images/n/1.png": ("train", "good", []),
@@ -252,7 +252,7 @@ def test_a_train_and_a_test_manifest_below_a_root(tmp_path):
     flat = tmp_path / "flat"
     images(flat, "0.png", "1.png")
     with pytest.raises(DataError, match="not found below"):
-        scan_images(train, root=flat, derived=tmp_path / "masks")
+        scan_images(train, root=flat, kept=tmp_path / "home")
 
 
 def test_one_manifest_is_split_by_content(tmp_path):
@@ -303,7 +303,7 @@ def test_a_normal_image_whose_mask_marks_something_is_set_aside(tmp_path):
     file = manifest(
         tmp_path / "m.manifest", line("a.png", "normal"), line("b.png", "normal", "m.png")
     )
-    result = scan_images(file, derived=tmp_path / "masks")
+    result = scan_images(file, kept=tmp_path / "home")
     assert set(told(result)) == {"a.png"}
     assert "given as normal" in result.broken[0].reason
 
@@ -320,7 +320,9 @@ def test_images_on_s3_need_somebody_who_fetches_them(tmp_path):
         asked.extend(addresses)
         return {address: tmp_path / "copies/x.png"}
 
-    result = scan_images(file, fetch=fetch)
+    result = scan_images(file, fetch=fetch, kept=tmp_path / "copies")
     assert asked == [address]
+    # What is told relative to the home travels with it.
+    assert result.root == tmp_path / "copies"
     assert [r.path for r in result.records] == [tmp_path / "copies/x.png"]
     assert not read_mask(mask(tmp_path / "blank.png", None)).any()
