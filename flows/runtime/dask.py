@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -166,9 +167,10 @@ def dask_client(
             return
         with (
             script_unseen(),
+            _scratch(scratch) as folder,
             LocalCluster(
                 security=Security.temporary(),
-                local_directory=str(scratch) if scratch else None,
+                local_directory=folder,
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
@@ -180,6 +182,19 @@ def dask_client(
             Client(cluster, set_as_default=False) as client,
         ):
             yield client
+
+
+@contextmanager
+def _scratch(parent: Path | None) -> Iterator[str | None]:
+    """Yield a folder of this run alone, which goes with it; None without a place for it."""
+    if parent is None:
+        yield None
+        return
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=parent, prefix="dask-", ignore_cleanup_errors=True
+    ) as folder:
+        yield folder
 
 
 class WorkerProgress:

@@ -28,6 +28,7 @@ from flows.extraction.plan import configured, plan_extraction, plan_head
 from flows.runtime.console import counted, duration, size
 from flows.runtime.dask import check_device, cores, dask_client
 from flows.runtime.settings import chosen_heads
+from flows.use import soundness
 from headwater.errors import HeadwaterError
 from headwater.version import __version__
 from storage.registry.registry import Registry
@@ -74,6 +75,7 @@ def examine(settings: Settings, home: Home) -> Iterator[Finding]:
         ("memory", _memory),
         ("disk", lambda: _disk(home)),
         ("home", lambda: _home(home)),
+        ("models and stores", lambda: _sound(home)),
         ("weights", lambda: _weights(settings)),
         ("tracking", lambda: _tracking(home)),
         ("prefect", lambda: _prefect(home)),
@@ -82,10 +84,13 @@ def examine(settings: Settings, home: Home) -> Iterator[Finding]:
         ("first run", lambda: _first_run(settings)),
     ]
     for topic, check in checks:
-        yield from _within(topic, check)
+        # Hashing the models of a large home takes its time and waits for nobody.
+        yield from _within(topic, check, None if topic == "models and stores" else PATIENCE)
 
 
-def _within(topic: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+def _within(
+    topic: str, check: Callable[[], Iterator[Finding]], patience: float | None
+) -> list[Finding]:
     """Return what a check finds, or that it failed, or did not end in time."""
     found: list[Finding] = []
 
@@ -104,9 +109,9 @@ def _within(topic: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]
     # A thread, since no timeout reaches into a resolver or a driver.
     asking = threading.Thread(target=look, daemon=True)
     asking.start()
-    asking.join(PATIENCE)
+    asking.join(patience)
     if asking.is_alive():
-        return [Finding(topic, "wrong", f"no answer within {PATIENCE:.0f} s", "see to the server")]
+        return [Finding(topic, "wrong", f"no answer within {patience:.0f} s", "see to the server")]
     return found
 
 
@@ -205,6 +210,17 @@ def _home(home: Home) -> Iterator[Finding]:
         yield Finding("home", "note", f"{said}: every user of this machine may read it", remedy)
     else:
         yield Finding("home", "ok", said)
+
+
+def _sound(home: Home) -> Iterator[Finding]:
+    if not home.root.is_dir():
+        return
+    found = soundness.check(home)
+    for one in found:
+        state: State = "wrong" if one.broken else "note"
+        yield Finding("models and stores", state, f"{one.what} {one.name}: {one.said}", one.remedy)
+    if not found:
+        yield Finding("models and stores", "ok", "all that the home refers to is there and whole")
 
 
 def _weights(settings: Settings) -> Iterator[Finding]:

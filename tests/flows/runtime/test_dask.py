@@ -245,3 +245,10 @@ def test_a_run_whose_whole_group_is_told_to_end_does_so_at_once_and_in_order(
             os.killpg(child.pid, signal.SIGKILL)
     assert "stopped; what was committed is kept" in said.read_text()
     assert "Traceback" not in said.read_text()
+
+
+def test_an_end_leaves_no_scratch_behind(tmp_path):
+    with dask_client(1, scratch=tmp_path / "tmp") as one:
+        assert one.submit(lambda: 1).result(timeout=60) == 1
+        assert list((tmp_path / "tmp").iterdir())
+    assert not list((tmp_path / "tmp").iterdir())
