@@ -14,7 +14,7 @@ from flows.command.options import JsonOption, SetArgument, VersionOption, comman
 from flows.runtime.console import Reporter, err, out, table
 from flows.runtime.given import Given
 from flows.runtime.signals import was_asked
-from headwater.errors import DataError
+from headwater.errors import DataError, StoreError
 
 commands = command_group("Look.")
 
@@ -129,6 +129,7 @@ def ui(
 ) -> None:
     """Open MLflow's pages on the results (on this machine only; Ctrl-C ends it)."""
     _, home = given.open(write=False)
+    from storage.registry.pages import show_sets
     from storage.registry.registry import Registry
     from storage.registry.ui import HOST, listen, serve, start_page
 
@@ -142,11 +143,22 @@ def ui(
             call = threading.Thread(target=webbrowser.open, args=[f"{root}/{page}"], daemon=True)
             call.start()
 
+    def renew() -> None:
+        try:
+            show_sets(registry)
+        except StoreError as error:
+            err.print(f"note: descriptions are not renewed: {error}", markup=False)
+
+    def ready() -> None:
+        tell(f"http://{HOST}:{port}")
+        # Beside, as many sets take their time; what trainings wrote is there already.
+        threading.Thread(target=renew, daemon=True).start()
+
     if registry.on_server:
         return tell(registry.uri.rstrip("/"))
     where = listen(port)
     try:
-        serve(registry, where, lambda: tell(f"http://{HOST}:{port}"))
+        serve(registry, where, ready)
     except KeyboardInterrupt:
         if was_asked():  # SIGTERM; Ctrl-C is how this command ends
             raise

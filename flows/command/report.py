@@ -135,7 +135,7 @@ def leaderboard_table(rows: list[dict[str, Any]], title: str) -> Table:
     names = ["head", "model", *(name for name, _ in columns), "fit", "peak memory"]
     if rows and "note" in rows[0]:
         names.append("")
-    return table(names, cells, title)
+    return table(names, cells, title, whole=names[:2])
 
 
 def ui_command(home: Home) -> str:

@@ -20,6 +20,7 @@ from flows.training.results import TrainOutcome
 from flows.training.trainings import Training
 from heads.catalogue import get_head
 from heads.contract import FeatureSource, Head, Shape, TrainOptions
+from heads.judging.calibration import Calibration
 from headwater.errors import ConfigError, WeightsError
 from storage.registry.registry import Registry
 from storage.registry.runs import Run
@@ -69,6 +70,7 @@ def train_head(training: Training) -> TrainOutcome:
         tags=data.tags() | {"extractor_id": plan.extractor_id, "store_extractor": plan.spec.id},
         images=data.all,
         store=home.store,
+        summary=f"{head.summary} ({head.paper})" if head.paper else head.summary,
     )
     with run:
         progress = WorkerProgress(plan.head, run.metric)
@@ -91,6 +93,7 @@ def train_head(training: Training) -> TrainOutcome:
             peak_mb=memory.peak_mb,
             score_seconds_per_image=judged.score_seconds / max(len(judged.table), 1),
         )
+        run.tell(judged.notes, threshold=_origin(judged.calibration))
         write_artifacts(data, run, judged)
         version = register(training, run, head, judged, key)
     # Retention must never remove what a registered model was trained on.
@@ -111,6 +114,16 @@ def train_head(training: Training) -> TrainOutcome:
         memory.peak_mb,
         pictures=registry.pictures(run.run_id),
         notes=judged.notes,
+    )
+
+
+def _origin(found: Calibration) -> str:
+    """Return a threshold and where it comes from, in words."""
+    if found.rule == "fixed":
+        return f"{found.threshold:.6g}, fixed: scores are probabilities"
+    return (
+        f"{found.threshold:.6g} from {found.n} held-out normals, which promise "
+        f"{found.attained_fpr:.1%} of false alarms; {found.target_fpr:.1%} were asked for"
     )
 
 

@@ -101,7 +101,7 @@ class Training:
     known_by
         Train only on images that had arrived by then, nanoseconds UTC.
     parent_run
-        MLflow run that this one is nested under.
+        MLflow run of the command, which this one's names.
     threads
         Torch threads.
     """

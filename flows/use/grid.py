@@ -199,6 +199,8 @@ def run_grid(
         run.log_json(outcome.correlations(), "tables/correlations.json")
         run.log_file(target, "figures")
         run.log_figures(_figures(outcome))
+        for name, values in _curves(outcome).items():
+            run.log_curve(name, values)
         registry.points(
             image_set,
             run.run_id,
@@ -253,6 +255,16 @@ def _draw(outcome: GridOutcome, title: str, target: Path) -> None:
         "plain gallery (1, 1)": (1.0, 1.0),
     }
     grid_heat_maps(maps, alphas, betas, marks, title, target)
+
+
+def _curves(outcome: GridOutcome) -> dict[str, dict[int, float]]:
+    """Return each metric over ten times alpha, a curve a beta."""
+    curves: dict[str, dict[int, float]] = {}
+    for row in outcome.result.table:
+        for metric in outcome.metrics:
+            curve = curves.setdefault(f"{metric} over 10 alpha/beta {row['beta']:g}", {})
+            curve[round(10 * row["alpha"])] = row[metric]
+    return curves
 
 
 def _figures(outcome: GridOutcome) -> dict[str, float]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import quote, unquote, urlparse
 
 from mlflow.entities import Run as MlflowRun
 from mlflow.utils import get_results_from_paginated_fn
@@ -20,12 +20,14 @@ from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
 from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow
 from storage.registry.facts import process_tags
 from storage.registry.place import open_database
-from storage.registry.runs import EPOCH
+from storage.registry.runs import EPOCH, SHEETS
 from storage.registry.servers import ask, for_mlflow
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 #: Figures of a run that are columns of their own, not metrics of the detector.
 _COSTS = ("seconds", "peak_mb", "score_seconds_per_image")
+#: Experiments of commands, and of a set's grids: a set's own holds its trainings alone.
+COMMANDS, GRIDS = "headwater commands", "{0} grids"
 
 
 class RegistryReader:
@@ -127,7 +129,7 @@ class RegistryReader:
             if not create:
                 return ""
             # A server keeps artifacts in its own place.
-            place = None if self._server else f"{self.artifacts}/{image_set}"
+            place = None if self._server else f"{self.artifacts}/{quote(image_set)}"
             try:
                 return str(self.client.create_experiment(image_set, place))
             except MlflowException:
@@ -151,6 +153,10 @@ class RegistryReader:
             ),
             1000,
         )
+
+    def trainings_of(self, image_set: str, command: str) -> list[MlflowRun]:
+        """Return the runs of a command's trainings, oldest first."""
+        return self._search(image_set, f"tags.`headwater.command_run` = '{command}'")[::-1]
 
     def find_finished(self, image_set: str, head: str, key: str) -> dict[str, Any] | None:
         """Return the newest finished training with this key, as a row of `leaderboard`, or None."""
@@ -181,8 +187,13 @@ class RegistryReader:
                     return {"image_set": image_set, "rows": int(rows), "seconds": seconds}
         return None
 
-    def leaderboard(self, image_set: str) -> list[dict[str, Any]]:
+    def leaderboard(self, image_set: str, most: int | None = None) -> list[dict[str, Any]]:
         """Return the set's registered models, best image AUROC first.
+
+        Parameters
+        ----------
+        most
+            Only so many versions of each head, the newest.
 
         Returns
         -------
@@ -198,7 +209,7 @@ class RegistryReader:
             rows = [
                 _row(version, self._run(version.run_id), head)
                 for name, head in self._models(image_set)
-                for version in self._versions(name)
+                for version in self._versions(name)[:most]
             ]
         return sorted(rows, key=lambda r: -r["metrics"].get("image_auroc", -1.0))
 
@@ -297,11 +308,16 @@ class RegistryReader:
             ) from error
         return Path(found)
 
+    def sheets(self, run_id: str) -> list[str]:
+        """Return the artifacts of a run that are sheets of maps."""
+        with told():
+            paths = [a.path for a in self.client.list_artifacts(run_id, "figures")]
+            return [p for p in paths if Path(p).name.startswith(SHEETS)]
+
     def pictures(self, run_id: str) -> list[str]:
         """Return local paths of a run's sheets of maps; fetched below the home from a server."""
         with told():
-            paths = [a.path for a in self.client.list_artifacts(run_id, "figures")]
-            paths = [p for p in paths if Path(p).name.startswith(("heat-maps", "change-maps"))]
+            paths = self.sheets(run_id)
             place = self.client.get_run(run_id).info.artifact_uri
             if not self._server and is_local_uri(place):
                 # They lie here; MLflow's download would copy them to a temporary folder.
@@ -321,7 +337,8 @@ def _database_of(url: str) -> Path:
 
 def _of_set(experiment: Any) -> bool:
     """Tell image sets' experiments from others that a server or a database may hold."""
-    return experiment.name != "Default"
+    # A set's name has no space in it.
+    return experiment.name != "Default" and " " not in experiment.name
 
 
 def model_name(image_set: str, head: str) -> str:

@@ -1,7 +1,7 @@
 """The model registry: MLflow on SQLite below the home, or a server by configuration.
 
-One MLflow experiment an image set, one run a training (nested under the run of the command that
-asked for it), one registered model ``SET.HEAD`` a head. Nothing here reads features or trains.
+One MLflow experiment an image set, one run a training, one registered model ``SET.HEAD`` a head.
+Nothing here reads features or trains.
 """
 
 from __future__ import annotations
@@ -16,8 +16,21 @@ from mlflow.entities import DatasetInput, InputTag
 from headwater.errors import StoreError
 from storage.registry.client import MlflowException
 from storage.registry.facts import image_set_dataset, is_alive, process_tags, user, versions
-from storage.registry.read import RegistryReader, model_name, told
+from storage.registry.pages import describe_command, describe_grid, show_set
+from storage.registry.read import COMMANDS, GRIDS, RegistryReader, model_name, told
 from storage.registry.runs import Run, RunLog, ask_again
+
+#: Characters of a snapshot in a run's name.
+_SHORT = 8
+#: Parameters that a description tells, and what it calls them.
+_FACTS = {
+    "backbone": "backbone",
+    "layers": "layers",
+    "input_size": "pixels",
+    "preset": "preset",
+    "train_rows": "trained on",
+    "held_out_images": "held out",
+}
 
 __all__ = ["Registry", "Run", "model_name"]
 
@@ -49,13 +62,15 @@ class Registry(RegistryReader):
 
     @contextmanager
     def parent(self, image_set: str, snapshot: str = "") -> Iterator[str]:
-        """Yield the id of a run that the trainings of one command are nested under.
+        """Yield the id of the run of one command, which its trainings name in a tag.
 
-        On leaving, trainings below it whose process died are marked KILLED.
+        It lies in an experiment of its own: among a set's trainings it would be a row without
+        figures, and nested under it they would be hidden. On leaving, trainings whose process died
+        are marked KILLED.
         """
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-        tags = {"headwater.kind": "command", "snapshot": snapshot}
-        with self._open(image_set, f"run {now}", tags) as run_id:
+        tags = {"headwater.kind": "command", "image_set": image_set, "snapshot": snapshot}
+        with self._open(image_set, f"{image_set} {now}", tags, COMMANDS) as run_id:
             yield run_id
 
     @contextmanager
@@ -65,13 +80,14 @@ class Registry(RegistryReader):
         Parameters
         ----------
         image_set
-            Whose experiment it belongs to.
+            What it is about; it lies in the experiment ``SET grids``.
         name
             Of the run.
         tags
             What it is about; ``headwater.kind`` is ``study``.
         """
-        with self._open(image_set, name, {"headwater.kind": "study", **tags}) as run_id:
+        own = {"headwater.kind": "study", **tags}
+        with self._open(image_set, name, own, GRIDS.format(image_set)) as run_id:
             yield RunLog(self.client, run_id)
 
     def points(
@@ -81,20 +97,28 @@ class Registry(RegistryReader):
         rows: Iterable[tuple[str, Mapping[str, Any], Mapping[str, float]]],
         tags: Mapping[str, str],
     ) -> None:
-        """Log finished runs below a study, one each ``(name, parameters, figures)``."""
+        """Log the finished runs of a study, one each ``(name, parameters, figures)``.
+
+        They lie with the study in the experiment ``SET grids``: 169 of them would fill the first
+        page of the set's.
+        """
+        place = GRIDS.format(image_set)
         with told():
             for name, params, figures in rows:
-                own = {"headwater.kind": "point", "mlflow.parentRunId": parent_run, **tags}
-                log = RunLog(self.client, self._create(image_set, name, own))
+                own = {"headwater.kind": "point", "headwater.grid_run": parent_run, **tags}
+                log = RunLog(self.client, self._create(place, name, own))
                 log.log_params(params)
                 log.log_figures(figures)
                 self.client.set_terminated(log.run_id, "FINISHED")
+            describe_grid(self, image_set, parent_run, self._experiment(place))
 
     @contextmanager
-    def _open(self, image_set: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    def _open(
+        self, image_set: str, name: str, tags: Mapping[str, str], place: str = ""
+    ) -> Iterator[str]:
         with told():
             self.reap(image_set)
-            run_id = self._create(image_set, name, tags)
+            run_id = self._create(place or image_set, name, tags)
         status = "FINISHED"
         try:
             yield run_id
@@ -105,6 +129,8 @@ class Registry(RegistryReader):
             try:
                 self.client.set_terminated(run_id, status)
                 self.reap(image_set)
+                if place == COMMANDS:
+                    describe_command(self, image_set, run_id)
             except MlflowException as error:
                 if status == "FINISHED":
                     raise StoreError(f"run {run_id} cannot be ended: {error}") from error
@@ -120,6 +146,7 @@ class Registry(RegistryReader):
         tags: Mapping[str, str] | None = None,
         images: Iterable[Any] = (),
         store: str = "",
+        summary: str = "",
     ) -> Run:
         """Begin the run of one training; use it as a context manager.
 
@@ -130,7 +157,7 @@ class Registry(RegistryReader):
         key
             Idempotency key that `find_finished` looks for.
         parent_run
-            Run id from `parent`.
+            Run id from `parent`; the run names it in the tag ``headwater.command_run``.
         params
             Configuration, logged as parameters.
         tags
@@ -140,6 +167,8 @@ class Registry(RegistryReader):
             profile.
         store
             Location of the feature store, for the data set's source.
+        summary
+            What the head is, for the registered model's description.
 
         Raises
         ------
@@ -159,8 +188,10 @@ class Registry(RegistryReader):
                 **tags,
             }
             if parent_run:
-                own["mlflow.parentRunId"] = parent_run
-            run_id = self._create(image_set, head, own)
+                own["headwater.command_run"] = parent_run
+            backbone = str(params.get("backbone", ""))
+            named = (head, backbone, tags.get("snapshot", "")[:_SHORT])
+            run_id = self._create(image_set, " ".join(filter(None, named)), own)
             client = self.client
             RunLog(client, run_id).log_params(params)
             dataset = image_set_dataset(image_set, store, tags.get("snapshot", ""), images)
@@ -170,14 +201,19 @@ class Registry(RegistryReader):
                 self._experiment(image_set), head, run_id, model_type="anomaly detector"
             )
             client.set_tag(run_id, "headwater.model_id", model.model_id)
-            self._registered(name, image_set, head)
+            self._registered(name, {"image_set": image_set, "head": head, "summary": summary})
         about = {"image_set": image_set, "head": head, "key": key, **tags}
-        about["backbone"] = str(params.get("backbone", ""))
+        about["backbone"] = backbone
         about["weights"] = str(params.get("weights_sha256", ""))
         about = {k: v[:5000] for k, v in about.items()}
-        return Run(client, run_id, model.model_id, name, (dataset.name, dataset.digest), about)
+        made = Run(client, run_id, model.model_id, name, (dataset.name, dataset.digest), about)
+        made.facts = {text: str(params[key]) for key, text in _FACTS.items() if params.get(key)}
+        made.facts["snapshot"] = tags.get("snapshot", "")
+        made.when_registered = lambda: show_set(self, image_set)
+        return made
 
-    def _create(self, image_set: str, name: str, tags: Mapping[str, str]) -> str:
+    def _create(self, place: str, name: str, tags: Mapping[str, str]) -> str:
+        """Make a run in the experiment of this name; return its id."""
         every = {
             **process_tags(),
             "mlflow.user": user(),
@@ -192,12 +228,12 @@ class Registry(RegistryReader):
                 expected="a home that this user may write to",
                 remedy="copy the home, and give the copy with --home",
             )
-        made = client.create_run(self._experiment(image_set), tags=every, run_name=name)
+        made = client.create_run(self._experiment(place), tags=every, run_name=name)
         return str(made.info.run_id)
 
-    def _registered(self, name: str, image_set: str, head: str) -> None:
+    def _registered(self, name: str, tags: Mapping[str, str]) -> None:
         try:
-            self.client.create_registered_model(name, {"image_set": image_set, "head": head})
+            self.client.create_registered_model(name, dict(tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -210,7 +246,7 @@ class Registry(RegistryReader):
         """
         with told():
             gone = []
-            for run in self._search(image_set, "attributes.status = 'RUNNING'"):
+            for run in self._running(image_set):
                 tags = run.data.tags
                 alive = is_alive(tags)
                 same = key is not None and tags.get("headwater.key") == key
@@ -230,5 +266,12 @@ class Registry(RegistryReader):
         """
         self.reap(image_set)
         with told():
-            running = self._search(image_set, "attributes.status = 'RUNNING'")
-            return {run.data.tags.get(tag, "") for run in running} - {""}
+            return {run.data.tags.get(tag, "") for run in self._running(image_set)} - {""}
+
+    def _running(self, image_set: str) -> list[Any]:
+        """Return the runs under way of a set: trainings, studies and commands."""
+        running = "attributes.status = 'RUNNING'"
+        own = [self._search(name, running) for name in (image_set, GRIDS.format(image_set))]
+        commands = self._search(COMMANDS, running)
+        own.append([run for run in commands if run.data.tags.get("image_set") == image_set])
+        return [run for found in own for run in found]

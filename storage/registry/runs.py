@@ -23,9 +23,20 @@ from headwater.addresses import hidden
 from headwater.errors import ModelError, StoreError
 from headwater.text import cell
 from storage.registry.client import MlflowClient, MlflowException
+from storage.registry.describe import (
+    MODEL_LIMIT,
+    NOTE,
+    RUN_LIMIT,
+    route,
+    run_page,
+    training,
+    version_page,
+)
 
 #: Per-epoch figures live under this prefix, so that final ones are told from them.
 EPOCH = "epoch/"
+#: What the files of sheets of maps are called.
+SHEETS = ("heat-maps", "change-maps")
 
 
 def metric_name(name: str) -> str:
@@ -73,6 +84,11 @@ class RunLog:
         them.
         """
         batch = [_metric(k, v, 0, **ties) for k, v in figures.items() if math.isfinite(v)]
+        self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+
+    def log_curve(self, name: str, values: Mapping[int, float]) -> None:
+        """Log a figure at several steps, which MLflow draws as a line."""
+        batch = [_metric(name, value, step) for step, value in sorted(values.items())]
         self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -133,6 +149,13 @@ class Run(RunLog):
         self.model_id = model_id
         self.model_name, self._dataset, self._tags = model_name, dataset, dict(tags)
         self.version = ""
+        #: What descriptions tell of the training: a fact's name to its value.
+        self.facts: dict[str, str] = {}
+        #: Called when a version was registered.
+        self.when_registered: Callable[[], None] = lambda: None
+        self._notes: list[str] = []
+        self._metrics: dict[str, float] = {}
+        self._pictures: list[str] = []
         self._waiting: list[Metric] = []
         self._flushed = time.monotonic()
         self._lock = threading.Lock()
@@ -169,7 +192,23 @@ class Run(RunLog):
         self.flush()
         name, digest = self._dataset
         ties = {"model_id": self.model_id, "dataset_name": name, "dataset_digest": digest}
+        self._metrics = dict(metrics)
         self.log_figures({**metrics, **figures}, **ties)
+
+    def tell(self, notes: Sequence[str], **facts: str) -> None:
+        """Keep what one has to know to read the figures: as a tag, and for the descriptions."""
+        self._notes = list(notes)
+        self.facts |= {name.replace("_", " "): text for name, text in facts.items()}
+        if notes:
+            text = "; ".join(notes)[:5000]
+            self._client.set_tag(self.run_id, "headwater.notes", text)
+            self._tags["notes"] = text
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Log a file as an artifact below `folder`; sheets of maps are shown in descriptions."""
+        super().log_file(path, folder)
+        if path.name.startswith(SHEETS):
+            self._pictures.append(f"{folder}/{path.name}".lstrip("/"))
 
     def register(self, folder: Path) -> str:
         """Upload an MLflow model that `storage.serving` wrote; return its version.
@@ -212,6 +251,7 @@ class Run(RunLog):
             linked = json.dumps([{"name": self.model_name, "version": self.version}])
             self._client.set_logged_model_tags(self.model_id, {"mlflow.modelVersions": linked})
             self._point_challenger()
+            self._describe()
             # Last: with this tag the training counts as done.
             self._client.set_tag(self.run_id, "headwater.version", self.version)
         except (MlflowException, OSError) as error:
@@ -219,7 +259,41 @@ class Run(RunLog):
                 f"model {self.model_name} cannot be registered: {str(error).splitlines()[0]}",
                 remedy="see to the MLflow server or the disk; run again, the training is kept",
             ) from error
+        self.when_registered()
         return self.version
+
+    def _describe(self) -> None:
+        """Describe the run, the model that it made and its version, by what is known by now."""
+        client, place = self._client, self._client.get_run(self.run_id).info.experiment_id
+        run = {
+            "the training": run_page(place, self.run_id),
+            "its curves": run_page(place, self.run_id, "model-metrics"),
+            "its tables and pictures": run_page(place, self.run_id, "artifacts"),
+        }
+        model = {
+            f"version {self.version} of {self.model_name}": version_page(
+                self.model_name, self.version
+            ),
+            "all versions": route(f"models/{self.model_name}"),
+            "the set": route(f"experiments/{place}/runs"),
+        }
+
+        def told(links: Mapping[str, str], limit: int) -> str:
+            return training(
+                metrics=self._metrics,
+                facts=self.facts,
+                notes=self._notes,
+                pictures=self._pictures,
+                run_id=self.run_id,
+                links=links,
+                limit=limit,
+            )
+
+        own = {text: to for text, to in model.items() if not text.startswith("version ")}
+        text = told({**run, **own}, MODEL_LIMIT)
+        client.update_model_version(self.model_name, self.version, text)
+        client.set_tag(self.run_id, NOTE, told(model, RUN_LIMIT))
+        client.set_logged_model_tags(self.model_id, {NOTE: told({**run, **model}, RUN_LIMIT)})
 
     def _point_challenger(self) -> None:
         """Give the newest version the alias, also where others register at the same moment."""

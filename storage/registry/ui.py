@@ -16,7 +16,6 @@ import socket
 import warnings
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
-from urllib.parse import quote, urlencode
 
 import uvicorn
 from mlflow.server.constants import (
@@ -27,7 +26,9 @@ from mlflow.server.constants import (
 from mlflow.telemetry.utils import is_telemetry_disabled
 
 from headwater.errors import ConfigError, DataError
+from storage.registry.describe import MODE, route
 from storage.registry.read import RegistryReader
+from storage.registry.views import state
 
 HOST = "127.0.0.1"
 #: The browser's memory: what is not there yet is put there before MLflow's own script runs.
@@ -36,15 +37,19 @@ for (const [key, value] of Object.entries(%s)) {
   try { if (localStorage.getItem(key) === null) localStorage.setItem(key, value) } catch {}
 }
 </script>"""
-MODE = "machine_learning"
 #: Keys of MLflow 3.17's pages. What they do not know they pass over.
 _DEFAULTS = {
-    "mlflow.workflowType_v1": json.dumps(MODE),
+    "mlflow.workflowType_v1": json.dumps(MODE["workflowType"]),
     # An assistant that opens at the first visit, and asks for a language model.
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+    # Cards of the home page, all about language models.
+    "mlflow.home.getting-started.collapsed_v1": "true",
     # A window before the models that praises aliases.
     "_mlflow_model_registry_promo_modal_dismissed_v1": "true",
 }
+#: Of an experiment: the state of its page of runs, and whether nested runs are shown.
+_COLUMNS = 'MLflowLocalStorage-1.1-ExperimentPage-["{0}"]-ReactComponentState'
+_UNFOLD = "MLflowLocalStorage-1.1-ExperimentView-{0}-expandRows"
 #: A bar that says that usage is collected.
 _COLLECTED = "mlflow.telemetry.info.alert.dismissed_v1"
 
@@ -52,17 +57,6 @@ _COLLECTED = "mlflow.telemetry.info.alert.dismissed_v1"
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-
-def route(path: str, **query: str) -> str:
-    """Return the address of a page of MLflow, right wherever the pages are served from.
-
-    Examples
-    --------
-    >>> route("models/bolts.padim")
-    '#/models/bolts.padim?workflowType=machine_learning'
-    """
-    return f"#/{quote(path)}?{urlencode({'workflowType': MODE, **query})}"
 
 
 class Application(Protocol):
@@ -201,8 +195,15 @@ def serve(registry: RegistryReader, where: socket.socket, ready: Callable[[], No
     known = dict(_DEFAULTS)
     if is_telemetry_disabled():
         known[_COLLECTED] = "true"
+
+    def defaults() -> dict[str, str]:
+        places = registry.experiments().values()
+        columns = {_COLUMNS.format(place): json.dumps(state()) for place in places}
+        # Trainings of before are nested below the run of their command.
+        return known | columns | {_UNFOLD.format(place): "true" for place in places}
+
     config = uvicorn.Config(
-        ModelPages(app, lambda: known),
+        ModelPages(app, defaults),
         log_level="warning",
         # An open page asks all the time: nobody waits for its last answers.
         timeout_graceful_shutdown=1,

@@ -79,10 +79,15 @@ def test_a_grid_is_one_run_and_goes_on_where_it_was_broken_off(home):
     assert client.download_artifacts(got.run_id, "tables/correlations.json")
     with Image.open(client.download_artifacts(got.run_id, f"figures/{got.picture.name}")) as shown:
         assert shown.width > 900
-    below = client.search_runs(
-        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{got.run_id}'"
-    )
+    place = run.info.experiment_id
+    assert client.get_experiment(place).name == "tiles grids", "the set's own holds its trainings"
+    below = client.search_runs([place], f"tags.`headwater.grid_run` = '{got.run_id}'")
     assert len(below) == len(SOME)
+    (best_beta,) = {r["beta"] for r in got.result.table if r["alpha"] == 1.2}
+    name = f"pixel_auroc over 10 alpha/beta {best_beta:g}"
+    curve = {m.step: m.value for m in client.get_metric_history(got.run_id, name)}
+    assert curve[12] == pytest.approx(got.at[1.2, best_beta]["pixel_auroc"])
+    assert got.picture.name in run.data.tags["mlflow.note.content"]
     assert {r.data.params["alpha"] for r in below} == {"0.0", "0.5", "1.0", "1.2"}
 
 

@@ -38,7 +38,9 @@ def test_what_a_training_leaves(registry, saved, tmp_path):
     client = registry.client
     kept = client.get_run(run.run_id)
     assert kept.info.status == client.get_run(parent).info.status == "FINISHED"
-    assert kept.data.tags["mlflow.parentRunId"] == parent
+    assert kept.data.tags["headwater.command_run"] == parent
+    assert "mlflow.parentRunId" not in kept.data.tags, "a nested run is hidden below its command"
+    assert kept.info.run_name == "f2r resnet18 SNAP1"
     assert {"version.torch", "version.zarr", "code", "snapshot"} <= set(kept.data.tags)
     assert kept.data.params["config.nodes"] == '["layer2"]'
     assert len(kept.data.params["long"]) == 6000
