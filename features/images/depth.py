@@ -84,8 +84,10 @@ def find_range(depths: Iterable[Depth | None]) -> Range | None:
     high = float(highs[highs <= middle[1] + far].max())
     room = _ROOM * (high - low)
     if all(d.kind == "uint16" for d in deep):
-        low, high = max(0.0, math.floor(low - room)), min(65535.0, math.ceil(high + room))
-        return low, max(high, low + 1)
+        low, high = math.floor(low - room), math.ceil(high + room)
+        # Floats, as a range that is given: an extractor's id knows 116 from 116.0.
+        low, high = float(max(0, low)), float(min(65535, high))
+        return low, max(high, low + 1.0)
     # To four digits of the span, outwards: finding again gives the same.
     step = 10.0 ** (math.floor(math.log10((high - low) or abs(high) or 1.0)) - 3)
     low, high = math.floor((low - room) / step) * step, math.ceil((high + room) / step) * step

@@ -81,7 +81,8 @@ def test_a_run_gives_models_with_pair_figures_and_both_snapshots_tagged(work, fi
 def test_a_second_run_does_nothing(work, first, rows):
     again = headwater(work, "run", "boards", *RUN, *HEADS)
     assert "the backbone was not run" in again
-    assert again.count("found in MLflow") == 2
+    assert "found in MLflow: pair_diff v1, pair_flow v1" in again  # before, and of each after it
+    assert again.count("found in MLflow") == 3
     assert len(versions(Home(work / "home"), "boards")) == 1
 
 
