@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.padding import Padding
 
 from flows.command.options import command_group, takes
 from flows.command.settings_page import file_template, settings_tables
@@ -56,6 +57,7 @@ def init(
 @commands.command(rich_help_panel="Begin")
 def settings(
     context: typer.Context,
+    word: Annotated[str, typer.Argument(metavar="WORD", help="Only those with this word.")] = "",
     markdown: Annotated[
         bool, typer.Option("--markdown", help="As docs/settings.md has them.")
     ] = False,
@@ -64,12 +66,23 @@ def settings(
     if markdown:
         print(settings_tables(context.find_root().command), end="")
         return
-    rows = [
-        [s.path, s.option, s.kind, s.default, escape(str(s.field.description))]
-        for s in every_setting()
+    found = [
+        s for s in every_setting() if word.lower() in f"{s.path} {s.field.description}".lower()
     ]
-    columns = ["key", "option", "type and limits", "default", "what"]
-    out.print(table(columns, rows, whole=("key",)))
+    if not found:
+        raise ConfigError(f"settings {word}: no setting has that word", expected="none shows all")
+    if out.is_terminal:
+        for one in found:
+            told = " ".join(filter(None, (one.option, f"<{one.kind}>")))
+            out.print(f"[bold]{one.path}[/bold]  {escape(told)}  default: {escape(one.default)}")
+            out.print(Padding(escape(str(one.field.description)), (0, 0, 0, 4)))
+    else:
+        # A line a setting, for grep.
+        rows = [
+            [s.path, s.option, s.kind, s.default, escape(str(s.field.description))] for s in found
+        ]
+        columns = ["key", "option", "type and limits", "default", "what"]
+        out.print(table(columns, rows, whole=("key",)))
     out.print(
         "\nenvironment: HEADWATER_ and the key in capitals, __ for the dot; see docs/settings.md"
     )

@@ -92,7 +92,7 @@ def predict(
     *,
     given: Given,
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Images or folders of images.")
+        list[Path] | None, typer.Argument(metavar="IMAGES", help="Images or folders of images.")
     ] = None,
     pair: Annotated[
         tuple[Path, Path] | None,

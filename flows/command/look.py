@@ -118,7 +118,7 @@ def grid(
 def ui(
     which: Annotated[
         str | None,
-        typer.Argument(metavar="[SET]", help="Whose trainings to open.", show_default=False),
+        typer.Argument(metavar="SET", help="Whose trainings to open.", show_default=False),
     ] = None,
     *,
     given: Given,

@@ -87,6 +87,9 @@ def takes(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             given = Given(values, tuned, said.get("config"), own_process=True)
             command(given=given, **{k: v for k, v in said.items() if k in own})
 
+        # Typer breaks the lines of all paragraphs but the first where the source does.
+        paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+        run.__doc__ = "\n\n".join(" ".join(one.split()) for one in paragraphs)
         run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         return run
 

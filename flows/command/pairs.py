@@ -21,8 +21,10 @@ def _root() -> None:
 
 @commands.command()
 def cut(
-    source: Annotated[Path, typer.Argument(help="Folder of labelled pairs.")],
-    target: Annotated[Path, typer.Argument(help="Folder to make: a set of pairs of its own.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of labelled pairs.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="Folder to make: a set of pairs of its own.")
+    ],
     size: Annotated[int, typer.Option(min=8, help="Side of the square crops, pixels.")],
     per_pair: Annotated[int, typer.Option(min=1, help="Crops of a training pair at most.")] = 4,
     margin: Annotated[int, typer.Option(min=0, help="Unchanged pixels around a crop.")] = 0,
@@ -30,8 +32,7 @@ def cut(
 ) -> None:
     """Cut unchanged crops out of labelled training pairs, and test pairs into tiles of that size.
 
-    What comes out teaches heads that learn from unchanged pairs alone (pair_flow), and tests them
-    at the same scale.
+    What comes out teaches heads that learn from unchanged pairs alone, and tests at the same scale.
     """
     from features.images.crops import cut_normal_pairs, cut_tiles
     from features.images.pairs import scan_pairs

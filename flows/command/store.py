@@ -168,7 +168,7 @@ def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="Snapshot id or tag.")],
     b: Annotated[
         str | None,
-        typer.Argument(metavar="[B]", help=r"Snapshot id or tag. \[default: the newest]"),
+        typer.Argument(metavar="B", help=r"Snapshot id or tag. \[default: the newest]"),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -249,7 +249,7 @@ def verify(
 def tag(
     image_set: SetArgument,
     given: Given,
-    name: Annotated[str, typer.Argument(help="The tag; it never moves.")],
+    name: Annotated[str, typer.Argument(metavar="TAG", help="The name; it never moves.")],
     snapshot: SnapshotOption = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the tag instead.")] = False,
 ) -> None:
@@ -312,7 +312,10 @@ def gc(
 def export(
     image_set: SetArgument,
     given: Given,
-    target: Annotated[str, typer.Argument(help="Folder, or s3://bucket/prefix with --as-store.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="Folder, or s3://bucket/prefix with --as-store."),
+    ],
     snapshot: SnapshotOption = None,
     as_store: Annotated[
         bool, typer.Option("--as-store", help="A Headwater store instead of a plain Zarr folder.")
