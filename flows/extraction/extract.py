@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from features.images.depth import about_depths, find_range, written
 from features.images.pairs import CHANGED
-from features.images.places.aspect import choose_fitting
+from features.images.places.aspect import about_shapes
 from flows.extraction.backbone import arithmetic_key, forget
 from flows.extraction.cluster import fill_on_cluster
 from flows.extraction.fill import Gap, fill
@@ -163,11 +163,11 @@ def as_seen(
     The settings are as the set will remember them; nothing is written.
     """
     wanted, every = settings.extraction, [r for rows in found.sides.values() for r in rows]
-    how = wanted.resize
-    if how is None:
+    how = wanted.resize or "squash"
+    if wanted.resize is None:
         target = height_width(wanted.size or wanted.default_size)
-        how, why = choose_fitting([(r.height, r.width) for r in every], target)
-        report.notes += [why] if why else []
+        said = about_shapes([(r.height, r.width) for r in every], target)
+        report.notes += [said] if said else []
     region = check_region(wanted.roi, every)
     value_range, text = _range(wanted.range, found, report)
     report.seen = {"fitting": how, "value_range": value_range}

@@ -104,7 +104,7 @@ class ExtractionSettings(_Frozen):
         otherwise="none", kept=True)
     resize: Fitting | None = _set(
         None, "Other aspects than the size's: squash them, fit and pad, or crop the middle.", _JOB,
-        otherwise="by the set's own images", kept=True)
+        otherwise="squash", kept=True)
     roi: Path | None = _set(
         None, "Region of interest: a mask, white where to look; none takes it away.", _JOB,
         kept=True)

@@ -24,7 +24,7 @@ from headwater.errors import DataError, ShapeError
 
 Floats = NDArray[np.float64]
 _BLOCK = 1 << 20
-_EIGHT = np.ones((3, 3), dtype=np.int8)
+EIGHT = np.ones((3, 3), dtype=np.int8)
 
 
 class Metrics(dict[str, float]):
@@ -49,7 +49,8 @@ def _array(values: ArrayLike, what: str) -> Floats:
     return array
 
 
-def _classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+def as_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return scores and labels as rows; raises where they are not one each, or not finite."""
     values, truth = _array(scores, "scores"), np.asarray(labels).ravel().astype(bool)
     if values.shape != truth.shape:
         raise ShapeError(f"{values.size} scores for {truth.size} labels", expected="one each")
@@ -61,7 +62,7 @@ def counts(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats, Floats
 
     Entry 0 calls nothing anomalous (threshold infinity); at entry i all scores >= threshold are.
     """
-    values, truth = _classes(scores, labels)
+    values, truth = as_classes(scores, labels)
     order = np.argsort(-values, kind="stable")
     values, truth = values[order], truth[order]
     last = np.append(values[1:] != values[:-1], True)[: values.size]
@@ -130,7 +131,7 @@ def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> Metr
     >>> at_threshold([0.1, 0.4, 0.8, 0.9], [False, True, False, True], 0.5)["recall"]
     0.5
     """
-    values, truth = _classes(scores, labels)
+    values, truth = as_classes(scores, labels)
     called = values > threshold
     tp, fp = float((called & truth).sum()), float((called & ~truth).sum())
     bad, good = float(truth.sum()), float((~truth).sum())
@@ -290,7 +291,7 @@ def rank_pixels(
         ordered = np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
         ordered <<= np.uint64(32)
         if mask.any():
-            labelled, found = ndimage.label(mask, _EIGHT)
+            labelled, found = ndimage.label(mask, EIGHT)
             sizes = np.bincount(labelled.ravel(), minlength=found + 1)
             weights.append(1.0 / sizes[1:])
             number = labelled[seen].astype(np.uint64)
@@ -344,7 +345,7 @@ def evaluate(
     >>> found["image_auroc"], found["recall"], found["false_positive_rate"]
     (1.0, 1.0, 0.0)
     """
-    values, truth = _classes(scores, labels)
+    values, truth = as_classes(scores, labels)
     out = Metrics()
     if truth.all() or not truth.any():
         reason = "needs normal and anomalous images; only one of them is there"

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from headwater.spec import Fitting
-
-#: Images whose aspect is within this share of the size's are squashed: nobody sees it, and no
-#: pixel is spent on padding.
+#: Images whose aspect is within this share of the size's are hardly distorted.
 NEAR = 0.05
 
 
-def choose_fitting(
-    sizes: Iterable[tuple[int, int]], target: tuple[int, int]
-) -> tuple[Fitting, str]:
-    """Return how images are best brought to a size, by their own shapes, and why, in a sentence.
+def about_shapes(sizes: Iterable[tuple[int, int]], target: tuple[int, int]) -> str:
+    """Return what squashing does to images of these shapes, in a sentence; empty for nothing.
 
-    ``squash`` where every image's aspect is within 5 % of the target's; else ``fit``, which
-    distorts nothing and cuts nothing off. The sentence is empty where all ways are the same.
+    Squashing is what a set gets unless another way is asked for: measured on images of many
+    aspects (docs/benchmarks.md), heads found no less by it than by padding or cropping.
 
     Parameters
     ----------
@@ -29,29 +24,24 @@ def choose_fitting(
 
     Examples
     --------
-    >>> choose_fitting([(480, 640)] * 3, (256, 256))[0]
-    'fit'
-    >>> choose_fitting([(480, 640)] * 3, (192, 256))[0]
-    'squash'
+    >>> about_shapes([(480, 640)] * 3, (192, 256))
+    ''
     """
     counted = Counter(sizes)
     want = target[1] / target[0]
     off = {s: n for s, n in counted.items() if abs(s[1] / s[0] / want - 1) > NEAR}
     asked = f"{target[0]}x{target[1]}"
     if all(h * target[1] == w * target[0] for h, w in counted):
-        return "squash", ""
+        return ""
     if not off:
-        return "squash", f"images are squashed a little to {asked} px: their aspect is nearly that"
+        return f"images are squashed a little to {asked} px: their aspect is nearly that"
     shape, most = max(off.items(), key=lambda item: item[1])
     bare = len(counted) == 1
     which = "images are" if bare else f"{sum(off.values())} of {counted.total()} images are as"
-    sentence = (
-        f"{which} {shape[0]}x{shape[1]} px: they keep their aspect, padded to {asked} (fit);"
-        " --resize squash or crop does otherwise"
-    )
+    sentence = f"{which} {shape[0]}x{shape[1]} px, and are squashed to {asked}"
     if most > 0.9 * counted.total():
-        sentence += f", and --size {_beside(shape, target)} needs next to no padding"
-    return "fit", sentence
+        return f"{sentence}; --size {_beside(shape, target)} hardly distorts them"
+    return f"{sentence}; --resize fit or crop does otherwise"
 
 
 def _beside(shape: tuple[int, int], target: tuple[int, int]) -> str:
