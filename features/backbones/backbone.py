@@ -261,7 +261,8 @@ class Backbone:
     ) -> dict[str, Tensor]:
         height, width = batch.shape[-2:]
         maps: dict[str, Tensor] = {}
-        kind = self.device.type
+        # Nothing is computed on `meta`, and there is no autocast for it.
+        kind = "cpu" if self.device.type == "meta" else self.device.type
         with torch.no_grad():
             for scale in sorted({x.scale for x in layers}, reverse=True):
                 here = [x for x in layers if x.scale == scale]

@@ -40,7 +40,7 @@ _JOB = ("run", "extract", "train")
 _IMAGES = ("run", "extract")
 _TRAIN = ("run", "train")
 _BACKBONE = (*_JOB, "repair")
-_EVERY = (*_JOB, "store", "models", "demo")
+_EVERY = (*_JOB, "store", "models", "demo", "backbones")
 _LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _PIXELS = f"pixels >= {MIN_PIXELS}, or HxW"
 
@@ -83,7 +83,8 @@ class BackboneSettings(_Frozen):
         DEFAULT_BACKBONE, "timm model name.", _BACKBONE, named="--backbone", kept=True,
         otherwise=f"the one that the weight file's name begins with, or {DEFAULT_BACKBONE}")
     weights: Path | None = _set(
-        None, "Weight file (safetensors or .pth), or a folder of them.", _BACKBONE, kept=True,
+        None, "Weight file (safetensors or .pth), or a folder of them.",
+        (*_BACKBONE, "backbones"), kept=True,
         otherwise="HEADWATER_WEIGHTS, then an installed package's, then timm's download")
     options: TimmOptions = _set(
         {}, "For timm (pad_type=same), or stride_in_1x1=true, mean=0.5, std=0.5.", _BACKBONE,
