@@ -281,7 +281,7 @@ class Backbone:
                 except (AssertionError, ValueError, RuntimeError) as error:
                     if isinstance(error, (torch.OutOfMemoryError, LayerError)):
                         raise
-                    raise self._inventory.size_error(input_size, error) from error
+                    raise self._inventory.size_error(input_size, error, scale) from error
                 for layer in here:
                     maps[layer.name] = self._layer(layer, raw, input_size)
         return maps

@@ -105,15 +105,20 @@ class Inventory:
             self._nodes.hook(n for x in new for n in x.nodes)
             self._checked.update(new)
 
-    def size_error(self, input_size: tuple[int, int], error: Exception) -> ConfigError:
-        """Return the error for an input of a size that the net refused."""
+    def size_error(
+        self, input_size: tuple[int, int], error: Exception, scale: float = 1.0
+    ) -> ConfigError:
+        """Return the error for an input of a size that the net refused.
+
+        Where it was an image at another `scale`, what is told of is the image.
+        """
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         near = whole_patches(self._net, input_size)
         expected = "sides of whole patches" if near else "a size it was made for"
-        height, width = near or self.native_size
+        height, width = (round(n / scale) for n in near or self.native_size)
         return ConfigError(
-            f"backbone {self._name} cannot take images of {input_size[0]}x{input_size[1]} px:"
-            f" {why}",
+            f"backbone {self._name} cannot take images of {input_size[0]}x{input_size[1]} px"
+            + (f", which is image scale {scale:g}: {why}" if scale != 1 else f": {why}"),
             expected=f"{expected}, as {height}x{width}",
             remedy=f"set the size, as --size {height}x{width}, or for some nets the option"
             " img_size",

@@ -61,7 +61,7 @@ def outline(name: str, options: Mapping[str, Any] | None = None) -> Outline:
     --------
     >>> net = outline("resnet10t")
     >>> net.backbone.info.strides, net.parameters, net.size
-    ((2, 4, 8, 16, 32), 5435784, (256, 256))
+    ((2, 4, 8, 16, 32), 5435488, (256, 256))
     """
     options = dict(options or {})
     try:
