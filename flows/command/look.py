@@ -140,6 +140,8 @@ def grid(
 ) -> None:
     """Score F²R at all 169 points of alpha and beta on the test images (an oracle).
 
+    The model must have its net: train it with --set f2r.factorize=always.
+
     One MLflow run with the table, the two heat maps and the paper's correlations. The best points
     are chosen on the test labels: no model is changed. Broken off, the same command goes on.
     """

@@ -285,10 +285,11 @@ def training_key(plan: HeadPlan, snapshot_images: str, options: Mapping[str, Any
     `snapshot_images` is the digest of the images (and their labels) that the training and its
     evaluation see; `options` are the training settings that change the result.
     """
+    later = get_head(plan.head).Config.LATER
     return digest(
         {
             "head": plan.head,
-            "config": plan.config,
+            "config": {k: v for k, v in plan.config.items() if k not in later or v != later[k]},
             "extractor": plan.extractor_id,
             "views": plan.view_spec.id if plan.view_spec else None,
             "images": snapshot_images,

@@ -44,9 +44,9 @@ def test_a_defect_is_found_where_it_is(wide, net):
     registry = Registry(wide.home.root)
     detector = Detector.load(registry.get_model("s", "patchcore")["uri"], registry, "cpu")
     image = np.asarray(Image.open(wide.images / "test/x/30.png"))
-    for seen, corner in (
-        (image, (0, 0)), (image[:, ::-1], (0, 1)), (image[::-1], (1, 0)), (image[::-1, ::-1], (1, 1))
-    ):  # fmt: skip
+    sides, down = image[:, ::-1], image[::-1]
+    seen_at = {(0, 0): image, (0, 1): sides, (1, 0): down, (1, 1): down[:, ::-1]}
+    for corner, seen in seen_at.items():
         (got,) = detector.predict([np.ascontiguousarray(seen)])
         assert got.map.shape == (48, 128)
         row, column = divmod(int(got.map.argmax()), 128)
