@@ -107,8 +107,8 @@ class ExtractionSettings(_Frozen):
         None, "Other aspects than the size's: squash them, fit and pad, or crop the middle.", _JOB,
         otherwise="by the set's own images", kept=True)
     roi: Path | None = _set(
-        None, "Region of interest: a mask, white where to look; none takes it away.", _JOB,
-        kept=True)
+        None, "Region of interest: a mask, white where to look; beside, where NAME_roi.png lies "
+        "beside an image, or a folder of such; none takes it away.", _JOB, kept=True)
     range: ValueRange = _set(
         "auto", "Values that are black and white in images of more than 8 bits, LO:HI; auto: found "
         "on the normal training images; full: 0:65535, in steps of 8 bits.", _JOB,
