@@ -88,6 +88,8 @@ class HeadConfig:
 
     nodes: tuple[str, ...] = ()
     seed: int = 0
+    #: Later settings, and where they change nothing: there, what was trained before is found.
+    LATER: ClassVar[dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -354,10 +356,7 @@ REGISTERED: dict[str, type[Head]] = {}
 
 
 def register(cls: H) -> H:
-    """Class decorator: make a head known under its `name`.
-
-    `ConfigError` where the name is taken or cannot be part of a model's name.
-    """
+    """Make a head known under its `name`; `ConfigError` where it is taken or no part of names."""
     if not cls.name.replace("_", "").isalnum():
         raise ConfigError(f"head name {cls.name!r}", expected="letters, digits and _")
     old = REGISTERED.get(cls.name, cls)

@@ -261,7 +261,8 @@ class Backbone:
     ) -> dict[str, Tensor]:
         height, width = batch.shape[-2:]
         maps: dict[str, Tensor] = {}
-        kind = self.device.type
+        # Nothing is computed on `meta`, and there is no autocast for it.
+        kind = "cpu" if self.device.type == "meta" else self.device.type
         with torch.no_grad():
             for scale in sorted({x.scale for x in layers}, reverse=True):
                 here = [x for x in layers if x.scale == scale]
@@ -280,7 +281,7 @@ class Backbone:
                 except (AssertionError, ValueError, RuntimeError) as error:
                     if isinstance(error, (torch.OutOfMemoryError, LayerError)):
                         raise
-                    raise self._inventory.size_error(input_size, error) from error
+                    raise self._inventory.size_error(input_size, error, scale) from error
                 for layer in here:
                     maps[layer.name] = self._layer(layer, raw, input_size)
         return maps

@@ -47,7 +47,7 @@ class Inventory:
         self._held, self._unknown = held, unknown
         self._prefix = int(getattr(self._net, "num_prefix_tokens", 0) or 0)
         self._channels_last = str(getattr(self._net, "output_fmt", "")).endswith("NHWC")
-        self.native_size = _native_size(self._net)
+        self.native_size = native_size(self._net)
         self._lock = threading.RLock()
         self._visits: dict[str, Visit] = {}
         self._dependencies: dict[str, Dependencies] = {}
@@ -105,14 +105,23 @@ class Inventory:
             self._nodes.hook(n for x in new for n in x.nodes)
             self._checked.update(new)
 
-    def size_error(self, input_size: tuple[int, int], error: Exception) -> ConfigError:
-        """Return the error for an input of a size that the net refused."""
+    def size_error(
+        self, input_size: tuple[int, int], error: Exception, scale: float = 1.0
+    ) -> ConfigError:
+        """Return the error for an input of a size that the net refused.
+
+        Where it was an image at another `scale`, what is told of is the image.
+        """
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        near = whole_patches(self._net, input_size)
+        expected = "sides of whole patches" if near else "a size it was made for"
+        height, width = (round(n / scale) for n in near or self.native_size)
         return ConfigError(
-            f"backbone {self._name} cannot take images of {input_size[0]}x{input_size[1]} px:"
-            f" {why}",
-            expected=f"a size it was made for, as {self.native_size[0]}x{self.native_size[1]}",
-            remedy="set another size, or for some nets the option img_size",
+            f"backbone {self._name} cannot take images of {input_size[0]}x{input_size[1]} px"
+            + (f", which is image scale {scale:g}: {why}" if scale != 1 else f": {why}"),
+            expected=f"{expected}, as {height}x{width}",
+            remedy=f"set the size, as --size {height}x{width}, or for some nets the option"
+            " img_size",
         )
 
     def _check_layer(self, layer: LayerSpec) -> None:
@@ -207,7 +216,7 @@ class Inventory:
         )
 
 
-def _native_size(net: nn.Module) -> tuple[int, int]:
+def native_size(net: nn.Module) -> tuple[int, int]:
     """Return a size that the net surely takes, small where it takes any."""
     config = getattr(net, "pretrained_cfg", None) or {}
     fixed = getattr(getattr(net, "patch_embed", None), "img_size", None)
@@ -215,4 +224,16 @@ def _native_size(net: nn.Module) -> tuple[int, int]:
     height, width = int(size[0]), int(size[1])
     if not fixed and not config.get("fixed_input_size") and min(height, width) > 224:
         height = width = 224
+    return height, width
+
+
+def whole_patches(net: nn.Module, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the size next to `size` that a net cuts into whole patches.
+
+    None where `size` is one, and of nets that do not cut images into patches.
+    """
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
+    if not isinstance(patch, tuple) or not any(n % p for n, p in zip(size, patch, strict=True)):
+        return None
+    height, width = (max(p, round(n / p) * p) for n, p in zip(size, patch, strict=True))
     return height, width

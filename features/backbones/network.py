@@ -21,7 +21,10 @@ _OUR_OPTIONS = ("stride_in_1x1", "mean", "std")
 
 
 def check_name(name: str) -> None:
-    """Raise `ConfigError`, with the names near it, where timm has no model of this name."""
+    """Raise `ConfigError`, with the names near it, where timm has no model of this name.
+
+    What follows the first dot is the tag of one training of the net, and timm must know it, too.
+    """
     import timm
 
     if not timm.is_model(name):
@@ -30,7 +33,17 @@ def check_name(name: str) -> None:
             f"backbone {name!r} is unknown to timm"
             + (f"; near it: {some_of(near)}" if near else ""),
             expected="a name of timm.list_models()",
+            remedy="headwater backbones WORD lists those that have a word in their name",
         )
+    net, _, tag = name.partition(".")
+    try:
+        timm.models.get_pretrained_cfg(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"backbone {name!r}: timm knows no tag {tag!r} of {net}",
+            expected=f"{net}, or one of {some_of(timm.list_pretrained(net), 8)}",
+            remedy=f"leave the tag out for a weight file of your own: --backbone {net}",
+        ) from None
 
 
 def build_net(name: str, options: Mapping[str, Any], seed: int = 0) -> nn.Module:

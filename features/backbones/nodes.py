@@ -244,7 +244,9 @@ def to_map(
             return output.permute(0, 3, 1, 2)
         return output if first else None
     if output.ndim == 3:
-        # Some modules of such a net (the patch embedding) have no class token yet.
+        # Some modules of such a net (the patch embedding) have no class token yet. Which have, the
+        # number of tokens tells: what is left must fill the image, first by whole square patches.
+        fits: list[tuple[bool, int, tuple[int, int]]] = []
         for skip in {prefix: None, 0: None}:
             n = output.shape[1] - skip
             if n <= 0:
@@ -252,7 +254,13 @@ def to_map(
             stride = (input_size[0] * input_size[1] / n) ** 0.5
             grid = (round(input_size[0] / stride), round(input_size[1] / stride))
             if grid[0] * grid[1] == n and _grid(grid, input_size):
-                return output[:, skip:].transpose(1, 2).unflatten(2, grid)
+                exact = input_size[0] * grid[1] == input_size[1] * grid[0]
+                fits.append((not exact, len(fits), grid))
+        if fits:
+            grid = min(fits)[2]
+            return (
+                output[:, output.shape[1] - grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+            )
     return None
 
 

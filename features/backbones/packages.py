@@ -49,6 +49,16 @@ class Packaged:
         """What installs it."""
         return f"pip install {self.package}"
 
+    @property
+    def installed(self) -> bool:
+        """Whether the package is there, whatever its file is."""
+        return self._folder() is not None
+
+    def _folder(self) -> Path | None:
+        spec = importlib.util.find_spec(self.package.replace("-", "_"))
+        places = spec.submodule_search_locations if spec else None
+        return Path(places[0]) if places else None
+
     def find(self) -> Path | None:
         """Return the file, or None where the package is not installed; nothing in it is run.
 
@@ -57,10 +67,10 @@ class Packaged:
         WeightsError
             Where the package is there and its file is not, or is another one.
         """
-        spec = importlib.util.find_spec(self.package.replace("-", "_"))
-        if spec is None or not spec.submodule_search_locations:
+        folder = self._folder()
+        if folder is None:
             return None
-        path = Path(spec.submodule_search_locations[0]) / self.file
+        path = folder / self.file
         if not path.is_file() or sha256_of(path) != self.sha256:
             what = "is damaged or another one" if path.is_file() else "is not there"
             raise WeightsError(

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from headwater.files import expand_user
 
 #: Seconds after which a weight hub that does not answer is given up.
 HUB_PATIENCE = 5.0
+#: Whence a file is: given by the user, of an installed package, or downloaded before.
+Source = Literal["given", "package", "cache"]
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _REMEDY = "give --weights FILE, or set HEADWATER_WEIGHTS to a file or a folder of files NAME.*"
 
@@ -42,10 +45,12 @@ def find_weights(name: str, explicit: Path | None = None) -> Path:
     ------
     WeightsError
         None found, or several in a folder.
+    ConfigError
+        A name that timm does not know.
     """
     given = os.environ.get("HEADWATER_WEIGHTS")
-    for place, source in ((explicit, "--weights"), (given, "HEADWATER_WEIGHTS")):
-        if place and (found := _pick(name, expand_user(place), source)):
+    for place, source in _places(explicit):
+        if found := _pick(name, place, source):
             return found
     package = packaged(name)
     if package and (found := package.find()):
@@ -58,8 +63,61 @@ def find_weights(name: str, explicit: Path | None = None) -> Path:
         + (f": none in HEADWATER_WEIGHTS ({given})" if given else ": HEADWATER_WEIGHTS is not set")
         + f"; {why}",
         expected=f"a file {name}.*.safetensors or .pth",
-        remedy=f"{package.command}, or {_REMEDY}" if package else f"{_REMEDY}; or {_others()}",
+        remedy=f"{package.command}, or {_REMEDY}"
+        if package
+        else f"{_REMEDY}; or {_others()}; `headwater backbones` lists what is here",
     )
+
+
+def weights_here(name: str, explicit: Path | None = None) -> tuple[Path, Source] | None:
+    """Return the weight file that `find_weights` would take without a network, and whence.
+
+    A file that was given counts for the backbone alone that its name begins with.
+
+    Raises
+    ------
+    WeightsError
+        As `find_weights` does of a place that is not there, or holds several.
+    """
+    for place, source in _places(explicit):
+        if place.is_file() and not _is_for(name, place):
+            continue
+        if found := _pick(name, place, source):
+            return found, "given"
+    package = packaged(name)
+    if package and (found := package.find()):
+        return found, "package"
+    cached = _cached(*hub) if (hub := _on_hub(name)) else None
+    return (cached, "cache") if cached else None
+
+
+def names_here(explicit: Path | None = None) -> list[str]:
+    """Return the backbones that weight files are here for: given, installed, or in the hub's cache.
+
+    Names as the files tell them, tags included; sorted, each once.
+    """
+    from huggingface_hub import constants
+
+    found = {one.model for one in PACKAGED.values() if one.installed}
+    for place, _ in _places(explicit):
+        files = place.iterdir() if place.is_dir() else [place] if place.is_file() else ()
+        found |= {n for p in files if p.suffix in _SUFFIXES and (n := _told(p))}
+    # A cached repository is a folder named models--OWNER--NAME.
+    for folder in Path(constants.HF_HUB_CACHE).glob("models--*--*"):
+        name = folder.name.split("--", 2)[2]
+        if _known(name) and (hub := _on_hub(name)) and _cached(*hub):
+            found.add(name)
+    return sorted(found)
+
+
+def _places(explicit: Path | None) -> list[tuple[Path, str]]:
+    """Return the files and folders that were given to look for weights in, and by what."""
+    given = (explicit, "--weights"), (os.environ.get("HEADWATER_WEIGHTS"), "HEADWATER_WEIGHTS")
+    return [(expand_user(place), source) for place, source in given if place]
+
+
+def _is_for(name: str, path: Path) -> bool:
+    return path.suffix in _SUFFIXES and (path.stem == name or path.name.startswith(name + "."))
 
 
 def backbone_of(weights: Path | None = None) -> str | None:
@@ -166,11 +224,7 @@ def _pick(name: str, path: Path, source: str) -> Path | None:
         return path
     if not path.is_dir():
         raise WeightsError(f"{source}: {path} does not exist", remedy=_REMEDY)
-    found = sorted(
-        p
-        for p in path.iterdir()
-        if p.suffix in _SUFFIXES and (p.stem == name or p.name.startswith(name + "."))
-    )
+    found = sorted(p for p in path.iterdir() if _is_for(name, p))
     if len(found) > 1:
         raise WeightsError(
             f"{source}: {len(found)} files in {path} are for backbone {name}: "
@@ -190,30 +244,53 @@ def _pick(name: str, path: Path, source: str) -> Path | None:
     return found[0] if found else None
 
 
-def _from_hub(name: str) -> tuple[Path | None, str]:
-    """Return timm's file for this model, or None and why not."""
+def _known(name: str) -> bool:
+    """Whether timm has a net of this name, and of this tag where it has one."""
+    try:
+        check_name(name)
+    except ConfigError:
+        return False
+    return True
+
+
+def _on_hub(name: str) -> tuple[str, str] | None:
+    """Return the repository and the file that timm would download for a model, or None."""
     import timm
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     check_name(name)
-    config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    config = timm.models.get_pretrained_cfg(name)
     repo = getattr(config, "hf_hub_id", None)
     if config is None or not repo:
-        return None, f"timm has no download for {name}"
+        return None
     repo = f"{repo}{config.architecture}.{config.tag}" if repo.endswith("/") else repo
-    file = getattr(config, "hf_hub_filename", None) or "model.safetensors"
+    return repo, getattr(config, "hf_hub_filename", None) or "model.safetensors"
+
+
+def _cached(repo: str, file: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
     cached = try_to_load_from_cache(repo, file)
-    if isinstance(cached, str):
-        return Path(cached), ""
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _from_hub(name: str) -> tuple[Path | None, str]:
+    """Return timm's file for this model, or None and why not."""
+    from huggingface_hub import constants, hf_hub_download
+
+    hub = _on_hub(name)
+    if hub is None:
+        return None, f"timm has no download for {name}"
+    if cached := _cached(*hub):
+        return cached, ""
     if constants.HF_HUB_OFFLINE:
         return None, "the weight hub is switched off (HF_HUB_OFFLINE)"
     if not _answers(constants.ENDPOINT):
         return None, f"the weight hub {constants.ENDPOINT} does not answer"
     try:
-        return Path(hf_hub_download(repo, file, etag_timeout=HUB_PATIENCE)), ""
+        return Path(hf_hub_download(*hub, etag_timeout=HUB_PATIENCE)), ""
     # The hub's client has many errors; each only means that the weights are not to be had there.
     except Exception as error:
-        return None, f"the weight hub refuses {repo}: {str(error).splitlines()[0]}"
+        return None, f"the weight hub refuses {hub[0]}: {str(error).splitlines()[0]}"
 
 
 def _answers(url: str) -> bool:

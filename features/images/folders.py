@@ -9,6 +9,7 @@ from typing import Literal
 
 from features.images.junk import junk_file, junk_folder, masks_beside
 from features.images.pixels import SUFFIXES
+from features.images.places.beside import regions_beside
 from features.images.records import DANGLING, OUT, TO_FOLDERS, LeftOut
 from headwater.errors import DataError
 
@@ -73,9 +74,12 @@ class Walker:
         entries = list(self._entries(path))
         masks = masks_beside(e.name for e, is_dir in entries if not is_dir)
         mask_of = {image: mask for mask, image in masks.items()}
+        regions = regions_beside(e.name for e, is_dir in entries if not is_dir)
         for entry, is_dir in entries:
             if is_dir:
                 yield from self._below(entry, path)
+            elif entry.name in regions:
+                self.left_out.add("regions of interest beside images", entry.path)
             elif self._usable(entry) and entry.name not in masks:
                 mask = mask_of.get(entry.name, "") if masks else ""
                 yield entry.path, f"{path}{os.sep}{mask}" if mask else ""

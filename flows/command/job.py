@@ -115,6 +115,14 @@ def predict(
     threshold: Annotated[
         float | None, typer.Option(help="Instead of the model's threshold.")
     ] = None,
+    roi: Annotated[
+        Path | None,
+        typer.Option(
+            "--roi",
+            help="Of a model of --roi beside: a mask for all images, or a folder of masks. "
+            r"\[default: NAME_roi.png beside each]",
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Score new images, or pairs of them, with a registered model: verdict, heat map as PNG."""
@@ -145,6 +153,7 @@ def predict(
             version=version,
             folder=out_dir,
             threshold=threshold,
+            roi=roi,
         )
     if json_:
         out.print_json(data=[*rows, *({"image": str(b.path), "error": b.reason} for b in broken)])

@@ -1,4 +1,4 @@
-"""`headwater compare`, `heads`, `grid` and `ui`: what there is and how good it is."""
+"""`headwater compare`, `heads`, `backbones`, `grid` and `ui`: what there is and how good it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 import webbrowser
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +16,9 @@ from flows.runtime.console import Reporter, err, out, table
 from flows.runtime.given import Given
 from flows.runtime.signals import was_asked
 from headwater.errors import DataError, StoreError
+
+if TYPE_CHECKING:
+    from flows.use.backbones import Listed
 
 commands = command_group("Look.")
 
@@ -58,6 +62,68 @@ def heads(json_: JsonOption = False) -> None:
 
 
 @commands.command(rich_help_panel="Look")
+@takes("backbones")
+def backbones(
+    word: Annotated[
+        str | None,
+        typer.Argument(metavar="[WORD]", help="Part of the name, as dinov2.", show_default=False),
+    ] = None,
+    *,
+    given: Given,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the speeds not known here: seconds each.")
+    ] = False,
+    most: Annotated[int, typer.Option(min=1, help="List no more than so many.")] = 30,
+    json_: JsonOption = False,
+) -> None:
+    """List backbones: are weights here, how large and fast are they, which heads can use them.
+
+    Without a word: those whose weights are here or can be installed, and those often used.
+    """
+    settings, home = given.open(write=measure)
+    from flows.command.report import backbones_table
+    from flows.use.backbones import look_at, matching
+
+    names = matching(word, settings.backbone.weights)
+    shown, rows = names[:most], []
+    with Reporter(quiet=json_).live() as reporter:
+        tell = reporter.update
+        for row in look_at(
+            shown,
+            home,
+            settings.backbone.weights,
+            measure=measure,
+            told=lambda number, name: tell("looking", number, len(shown), name),
+        ):
+            rows.append(row)
+    more = len(names) - len(shown)
+    if json_:
+        out.print_json(data={"backbones": [row.to_json() for row in rows], "more": more})
+        return
+    made, letters = backbones_table(rows)
+    out.print(made)
+    for line in ("", *letters, *_about(rows, more)):
+        out.print(line, markup=False)
+
+
+def _about(rows: list[Listed], more: int) -> Iterator[str]:
+    """Yield what there is to say below a list of backbones."""
+    if all(row.milliseconds is None for row in rows):
+        yield "ms: an image on this machine; --measure finds it, some seconds each"
+    for row in rows:
+        if row.note:
+            yield f"note: {row.name}: {row.note}"
+        if not row.heads:
+            yield f"no head can use {row.name}: {next(iter(row.refused.values()))}"
+        if row.install:
+            yield f"{row.name}: {row.install}"
+    if any(row.weights == "none" for row in rows):
+        yield "no weights: timm's download where there is a network, or --weights FILE"
+    if more:
+        yield f"and {more:,} more: a longer word, or --most {len(rows) + more}"
+
+
+@commands.command(rich_help_panel="Look")
 @takes("store", "models")
 def grid(
     image_set: SetArgument,
@@ -73,6 +139,8 @@ def grid(
     json_: JsonOption = False,
 ) -> None:
     """Score F²R at all 169 points of alpha and beta on the test images (an oracle).
+
+    The model must have its net: train it with --set f2r.factorize=always.
 
     One MLflow run with the table, the two heat maps and the paper's correlations. The best points
     are chosen on the test labels: no model is changed. Broken off, the same command goes on.

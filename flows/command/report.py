@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flows.extraction.report import ExtractionReport
     from flows.runtime.home import Home
     from flows.training.results import RunResult
+    from flows.use.backbones import Listed
 
 
 def show_extraction(report: ExtractionReport, as_json: bool = False) -> None:
@@ -151,3 +152,28 @@ def shorten(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
+
+
+def backbones_table(rows: list[Listed]) -> tuple[Table, list[str]]:
+    """Return the table of backbones, and the lines that say which heads its letters leave out."""
+    without = {row.name: tuple(row.refused) for row in rows if row.heads and row.refused}
+    letters = {gone: chr(ord("a") + i) for i, gone in enumerate(dict.fromkeys(without.values()))}
+    words = {"installable": "pip", "none": "no"}
+    columns = ["backbone", "weights", "params M", "MB", "px", "ms", "heads"]
+    told = [
+        [
+            row.name,
+            words.get(row.weights, row.weights),
+            f"{row.parameters / 1e6:,.1f}",
+            f"{row.bytes / 1e6:,.0f}",
+            "x".join(map(str, row.size if len({*row.size}) > 1 else row.size[:1])),
+            "-" if row.milliseconds is None else f"{row.milliseconds:,.1f}",
+            " ".join(filter(None, (str(len(row.heads)), letters.get(without.get(row.name, ()))))),
+        ]
+        for row in rows
+    ]
+    made = table(columns, told, whole=("backbone",))
+    for column in made.columns[2:6]:
+        column.justify = "right"
+    lines = [f"heads {letter}: all but {', '.join(gone)}" for gone, letter in letters.items()]
+    return made, lines

@@ -174,6 +174,36 @@ class OpenHome:
             [{**{k: v for k, v in r.items() if k != "metrics"}, **r["metrics"]} for r in rows]
         )
 
+    def backbones(
+        self, word: str | None = None, *, measure: bool = False, weights: str | Path | None = None
+    ) -> pd.DataFrame:
+        """Return backbones, one row each: weights, size, speed on this machine, heads.
+
+        Columns are the fields of `flows.use.backbones.Listed`.
+
+        Parameters
+        ----------
+        word
+            A part of timm's name; without it those whose weights are here or can be installed, and
+            those that are often used.
+        measure
+            Measure the speeds that are not known of this machine, some seconds each.
+        weights
+            File or folder to look for weights in.
+
+        Raises
+        ------
+        ConfigError
+            Where no name has the word.
+        """
+        import pandas as pd  # late: opening a home is quick
+
+        from flows.use.backbones import look_at, matching  # late: torch takes seconds
+
+        given = None if weights is None else Path(weights)
+        found = look_at(matching(word, given), self.home, given, measure=measure)
+        return pd.DataFrame([one.to_json() for one in found])
+
     def detector(
         self,
         image_set: str,

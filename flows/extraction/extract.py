@@ -24,7 +24,7 @@ from flows.extraction.plan import (
     plan_job,
     ready,
 )
-from flows.extraction.regions import check_region, keep_region, regions_of
+from flows.extraction.regions import check_region, keep_region, own_regions, regions_of
 from flows.extraction.report import ExtractionReport, PairCounts, SideReport
 from flows.extraction.samples import usable, what_is_left_out
 from flows.runtime.resolve import FOLDERS, READING, remember, require_set
@@ -114,7 +114,7 @@ def bring_up_to_date(
     )
     _look(report, found, plan.heads, at_least)
     given_region = settings.extraction.roi
-    settings, plan = as_seen(settings, plan, found, report)
+    settings, plan = as_seen(settings, plan, found, report, home)
     extractions = plan_extraction(plan.heads)
     for one in extractions:
         assert plan.backbone is not None
@@ -129,6 +129,8 @@ def bring_up_to_date(
     options = StoreOptions(compression=settings.extraction.compression)
     stores = [FeatureStore.open(home.store, name, options=options) for name in sides]
     keep_region(given_region, home)
+    if (own := own_regions(given_region, found, home, image_set)) is not None:
+        own.keep(home)
     specs = [one.spec for one in extractions]
     used = {arithmetic_key(s.backbone, s.weights): s.precision for s in specs}
     remember(settings, home, image_set, found.root, used)
@@ -156,7 +158,7 @@ def bring_up_to_date(
 
 
 def as_seen(
-    settings: Settings, plan: JobPlan, found: Found, report: ExtractionReport
+    settings: Settings, plan: JobPlan, found: Found, report: ExtractionReport, home: Home
 ) -> tuple[Settings, JobPlan]:
     """Settle what only the images can say: their shapes, and which values are black and white.
 
@@ -169,8 +171,12 @@ def as_seen(
         said = about_shapes([(r.height, r.width) for r in every], target)
         report.notes += [said] if said else []
     region = check_region(wanted.roi, every)
+    if (own := own_regions(wanted.roi, found, home, require_set(settings))) is not None:
+        region = report.seen["region"] = own.id
+        if whole := sum(not own.regions[row.sha256] for row in every):
+            report.notes.append(f"{whole} of {len(every)} images have no region: all is looked at")
     value_range, text = _range(wanted.range, found, report)
-    report.seen = {"fitting": how, "value_range": value_range}
+    report.seen |= {"fitting": how, "value_range": value_range}
     kept = {"resize": how, "roi": Path(region) if region else None, "range": text}
     settings = changed(settings, {f"extraction.{key}": value for key, value in kept.items()})
     return settings, plan.seeing(**report.seen)

@@ -6,12 +6,14 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from features.images.places.beside import BESIDE
 from flows.extraction.backbone import BackboneRef, settle_precision
-from flows.extraction.regions import region_id
+from flows.extraction.regions import last_own, region_id
 from flows.runtime.resolve import require_set, resolve
 from flows.runtime.settings import ExtractionSettings, Settings, chosen_heads
 from flows.runtime.values import height_width, low_high
@@ -149,6 +151,9 @@ def plan_job(settings: Settings, home: Home, untrained_seed: int | None = None) 
         Only tests give one: an untrained net instead of weights.
     """
     heads, wanted = configured(settings), settings.extraction
+    if region_id(wanted.roi) == BESIDE:  # which region is whose, the last extraction knows
+        last = last_own(home, require_set(settings))
+        wanted = wanted.model_copy(update={"roi": Path(last) if last else wanted.roi})
     ref: BackboneRef | None = None
     backbone: Backbone | None = None
     precision: Precision = "float32"
@@ -285,10 +290,11 @@ def training_key(plan: HeadPlan, snapshot_images: str, options: Mapping[str, Any
     `snapshot_images` is the digest of the images (and their labels) that the training and its
     evaluation see; `options` are the training settings that change the result.
     """
+    later = get_head(plan.head).Config.LATER
     return digest(
         {
             "head": plan.head,
-            "config": plan.config,
+            "config": {k: v for k, v in plan.config.items() if k not in later or v != later[k]},
             "extractor": plan.extractor_id,
             "views": plan.view_spec.id if plan.view_spec else None,
             "images": snapshot_images,

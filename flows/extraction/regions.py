@@ -1,21 +1,32 @@
-"""The regions of interest of a set: kept in the home by the hash of their files."""
+"""The regions of interest of a set: kept in the home by the hash of their files.
+
+Where each image may have its own, a file ``beside-ID`` there says which image has which. Images
+that arrive are added to it. A region that is another than it was makes another one, and so another
+extractor: features made with the old one are never taken for it.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from features.images.masks import read_mask
 from features.images.pixels import SMALLEST_SIDE, sha256_of
+from features.images.places.beside import BESIDE, region_of
 from features.images.places.regions import Regions, region_on
-from headwater.errors import DataError, ImageError
-from headwater.spec import ExtractorSpec
+from headwater.errors import ConfigError, DataError, ImageError
+from headwater.files import write_text
+from headwater.spec import ExtractorSpec, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from flows.extraction.find import Found
     from flows.runtime.home import Home
     from storage.store.table import ImageRow
 
@@ -26,7 +37,8 @@ def region_id(given: Path | None) -> str:
     Parameters
     ----------
     given
-        A file, ``none``, or an id.
+        A file, ``none``, an id, or what says that images have their own: ``beside``, a folder; of
+        which the id is known after a scan (`own_regions`).
 
     Raises
     ------
@@ -35,12 +47,14 @@ def region_id(given: Path | None) -> str:
     """
     if given is None or (given.name == "none" and not given.exists()):
         return ""
-    if re.fullmatch(r"[0-9a-f]{64}", str(given)):
+    if re.fullmatch(rf"[0-9a-f]{{64}}|{BESIDE}-[0-9a-f]+", str(given)):
         return str(given)
+    if given.is_dir() or (given.name == BESIDE and not given.exists()):
+        return BESIDE
     if not given.is_file():
         raise DataError(
             f"--roi {given}: no such file",
-            expected="a mask, white where to look, or none",
+            expected="a mask, white where to look, beside, a folder of masks, or none",
             remedy="check the path",
         )
     return sha256_of(given)
@@ -55,7 +69,7 @@ def check_region(given: Path | None, rows: Iterable[ImageRow]) -> str:
         Where it cannot be read, is black, or fits an image of the set no more than badly.
     """
     name = region_id(given)
-    if name and given is not None and str(given) != name:
+    if name not in ("", BESIDE) and given is not None and str(given) != name:
         try:
             mask = read_mask(given)
             if min(mask.shape) < SMALLEST_SIDE:
@@ -74,12 +88,141 @@ def check_region(given: Path | None, rows: Iterable[ImageRow]) -> str:
 def keep_region(given: Path | None, home: Home) -> None:
     """Keep a region that was given as a file in the home, under its id."""
     name = region_id(given)
-    if not name or given is None or str(given) == name or (kept := _file(home, name)).exists():
+    if not name or given is None or str(given) == name or name == BESIDE:
         return
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.with_name(f".{name}.part")
-    shutil.copyfile(given, part)
-    part.replace(kept)
+    (home.root / "regions").mkdir(parents=True, exist_ok=True)
+    _copied(given, _file(home, name))
+
+
+def _copied(given: Path, kept: Path) -> None:
+    """Copy a file that is not kept yet."""
+    if not kept.exists():
+        part = kept.with_name(f".{kept.name}.part")
+        shutil.copyfile(given, part)
+        part.replace(kept)
+
+
+@dataclass(frozen=True)
+class OwnRegions:
+    """Which image of a set has which region of its own.
+
+    Parameters
+    ----------
+    id
+        What the extractor knows them by.
+    folder
+        That they were looked for in; empty for beside the images.
+    regions
+        From an image's SHA-256 to its region's; empty for an image that is looked at whole.
+    files
+        Where regions were found, by their SHA-256.
+    """
+
+    id: str
+    folder: str
+    regions: Mapping[str, str]
+    files: Mapping[str, Path]
+
+    def keep(self, home: Home) -> None:
+        """Keep the regions in the home, and which image has which."""
+        (home.root / "regions").mkdir(parents=True, exist_ok=True)
+        for name, path in self.files.items():
+            _copied(path, _file(home, name))
+        kept = {"folder": self.folder, "regions": dict(self.regions)}
+        write_text(_file(home, self.id), json.dumps(kept, sort_keys=True))
+
+
+def copy_own(home: Home, other: Home, image_set: str) -> None:
+    """Give another home what this one knows of whose region is which, without the regions."""
+    if (name := last_own(home, image_set)) and (kept := _file(home, name)).is_file():
+        _file(other, name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(kept, _file(other, name))
+
+
+def last_own(home: Home, image_set: str) -> str:
+    """Return the id of the regions that a set's images had at its last extraction, or nothing."""
+    last = str(home.card(image_set).get("extraction", {}).get("roi") or "")
+    return last if last.startswith(f"{BESIDE}-") else ""
+
+
+def own_regions(given: Path | None, found: Found, home: Home, image_set: str) -> OwnRegions | None:
+    """Return the regions of a set's images, where each may have its own; else None.
+
+    Parameters
+    ----------
+    given
+        As of `region_id`.
+    found
+        The images.
+    home, image_set
+        Know the regions of the set's last extraction.
+
+    Raises
+    ------
+    ConfigError
+        Of a set of pairs.
+    DataError
+        Where no image has a region, or one cannot be read or does not fit its image.
+    """
+    name = region_id(given)
+    if given is None or not name.startswith(BESIDE):
+        return None
+    if found.pairs is not None:
+        raise ConfigError(f"--roi {given} of pairs", expected="one mask for all of them, or none")
+    last = last_own(home, image_set)
+    # What is given again is read again where the home lost it.
+    lost = name == BESIDE and not _file(home, last).is_file()
+    known = _read(home, last) if last and not lost else {}
+    folder = _read(home, name)["folder"] if name != BESIDE else ""
+    if name == BESIDE and given.is_dir():
+        folder = str(given.absolute())
+    before: dict[str, str] = known.get("regions", {})
+    regions: dict[str, str] = {}
+    files: dict[str, Path] = {}
+    wrong: list[ImageError] = []
+    for row in (row for rows in found.sides.values() for row in rows):
+        image = found.root / row.path
+        if folder and image.is_relative_to(folder):
+            raise DataError(
+                f"--roi {folder}: {image} is taken for an image",
+                expected="a folder of regions that no image of the set lies in",
+                remedy="put it outside of the images' folder",
+            )
+        path = region_of(image, found.root, Path(folder) if folder else None)
+        own = regions[row.sha256] = sha256_of(path) if path else ""
+        if path is None:
+            continue
+        files[own] = path
+        if before.get(row.sha256) != own:
+            try:
+                region_on(read_mask(path), row.height, row.width, str(path))
+            except ImageError as error:
+                wrong.append(error)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more regions)" if len(wrong) > 1 else ""
+        raise DataError(wrong[0].culprit + more, expected=wrong[0].expected, remedy="mend it")
+    if not files:
+        raise DataError(
+            f"--roi {folder or BESIDE}: no image of the set has a region of interest",
+            expected=f"NAME.png below {folder}, as the images lie" if folder
+            else "NAME_roi.png beside an image NAME",
+            remedy="--roi none looks at all of every image",
+        )  # fmt: skip
+    if before and all(before.get(sha, own) == own for sha, own in regions.items()):
+        return OwnRegions(last, folder, {**before, **regions}, files)
+    return OwnRegions(f"{BESIDE}-{digest(regions)}", folder, regions, files)
+
+
+def _read(home: Home, name: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(_file(home, name).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{_file(home, name)}: the regions of interest are missing or were changed",
+            expected="the file as an extraction kept it",
+            remedy="give --roi again",
+        ) from error
+    return found
 
 
 def regions_of(spec: ExtractorSpec, home: Home) -> Regions:
@@ -92,6 +235,17 @@ def regions_of(spec: ExtractorSpec, home: Home) -> Regions:
     """
     if not spec.region:
         return Regions()
+    if spec.region.startswith(BESIDE):
+        known = _read(home, spec.region)["regions"]
+        own = {image: _file(home, name) for image, name in known.items() if name}
+        for path in {*own.values()}:
+            if not path.is_file():
+                raise DataError(
+                    f"{path}: the region of interest is missing",
+                    expected="the file as an extraction kept it",
+                    remedy="extract again with the same regions, by --roi",
+                )
+        return Regions(None, own)
     path = _file(home, spec.region)
     if not path.is_file() or sha256_of(path) != spec.region:
         raise DataError(

@@ -40,7 +40,7 @@ _JOB = ("run", "extract", "train")
 _IMAGES = ("run", "extract")
 _TRAIN = ("run", "train")
 _BACKBONE = (*_JOB, "repair")
-_EVERY = (*_JOB, "store", "models", "demo")
+_EVERY = (*_JOB, "store", "models", "demo", "backbones")
 _LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _PIXELS = f"pixels >= {MIN_PIXELS}, or HxW"
 
@@ -83,7 +83,8 @@ class BackboneSettings(_Frozen):
         DEFAULT_BACKBONE, "timm model name.", _BACKBONE, named="--backbone", kept=True,
         otherwise=f"the one that the weight file's name begins with, or {DEFAULT_BACKBONE}")
     weights: Path | None = _set(
-        None, "Weight file (safetensors or .pth), or a folder of them.", _BACKBONE, kept=True,
+        None, "Weight file (safetensors or .pth), or a folder of them.",
+        (*_BACKBONE, "backbones"), kept=True,
         otherwise="HEADWATER_WEIGHTS, then an installed package's, then timm's download")
     options: TimmOptions = _set(
         {}, "For timm (pad_type=same), or stride_in_1x1=true, mean=0.5, std=0.5.", _BACKBONE,
@@ -106,8 +107,8 @@ class ExtractionSettings(_Frozen):
         None, "Other aspects than the size's: squash them, fit and pad, or crop the middle.", _JOB,
         otherwise="squash", kept=True)
     roi: Path | None = _set(
-        None, "Region of interest: a mask, white where to look; none takes it away.", _JOB,
-        kept=True)
+        None, "Region of interest: a mask, white where to look; beside, where NAME_roi.png lies "
+        "beside an image, or a folder of such; none takes it away.", _JOB, kept=True)
     range: ValueRange = _set(
         "auto", "Values that are black and white in images of more than 8 bits, LO:HI; auto: found "
         "on the normal training images; full: 0:65535, in steps of 8 bits.", _JOB,

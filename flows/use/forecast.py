@@ -28,6 +28,7 @@ from flows.extraction.forecast import (
 )
 from flows.extraction.pair_list import Version
 from flows.extraction.plan import plan_job, ready
+from flows.extraction.regions import copy_own
 from flows.extraction.report import ExtractionReport
 from flows.extraction.samples import Sample, digest_of
 from flows.runtime.console import counted, duration, size
@@ -206,7 +207,7 @@ def forecast(
     given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
     found = find(require_set(settings), given, beside or home, reporter, rehash)
     looked = ExtractionReport(require_set(settings), notes=list(found.notes))
-    settings, plan = as_seen(settings, plan, found, looked)
+    settings, plan = as_seen(settings, plan, found, looked, home)
     ahead = extraction_ahead(home, plan, found, settings.extraction, measure_from)
     samples = _samples(found)
     normal = sum(s.split == "train" and not s.defective for s in samples)
@@ -237,6 +238,7 @@ def _shadow(home: Home, image_set: str) -> Iterator[Home]:
         beside = Home(Path(folder), home.store, home.tracking_url, home.artifacts_url)
         if card := home.card(image_set):
             beside.write_card(image_set, card)
+            copy_own(home, beside, image_set)
         if home.file_cache.exists():
             # A cache that cannot be copied is one that remembers nothing.
             with contextlib.suppress(sqlite3.Error, OSError):

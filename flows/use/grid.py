@@ -124,7 +124,7 @@ def run_grid(
     Raises
     ------
     ModelError
-        No such model.
+        No such model, or one that was made without its net.
     DataError
         Test images of one kind only.
     """
@@ -134,6 +134,7 @@ def run_grid(
     head = detector.head
     if not isinstance(head, F2R):
         raise ModelError(f"{model['uri']} is no model of f2r", expected="one of head f2r")
+    head.net  # noqa: B018  a model without its net says so before anything is done
     store = FeatureStore.open(home.store, image_set, create=False)
     snapshot = store.resolve(model["snapshot"] or None)
     root = Path(home.card(image_set).get("root", ""))

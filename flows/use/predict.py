@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.images.depth import Depth, about_depths
+from features.images.masks import read_mask
 from features.images.pixels import read_decoded
+from features.images.places.beside import region_of
+from features.images.places.regions import region_on
 from features.images.preprocess import own_picture
 from features.images.records import BrokenImage
 from features.images.scan import list_images
@@ -176,6 +179,7 @@ def predict(
     version: str | None = None,
     folder: Path | None = None,
     threshold: float | None = None,
+    roi: Path | None = None,
 ) -> tuple[list[dict[str, Any]], list[BrokenImage]]:
     """Score images, or pairs of them, one at a time and write a picture of the map for each.
 
@@ -194,6 +198,9 @@ def predict(
         ``predictions`` here.
     threshold
         Instead of the model's.
+    roi
+        Of a model whose images have regions of interest of their own: a mask for all images, or a
+        folder of them; without it ``NAME_roi.png`` beside each image is taken.
 
     Returns
     -------
@@ -216,6 +223,14 @@ def predict(
         folder = folder or Path("predictions") / f"{model['model']}-v{model['version']}"
     else:
         detector, model = open_model(home, image_set, head, version, kind)
+    if roi is not None and not (detector.own_regions and roi.exists()):
+        raise ConfigError(
+            f"--roi {roi}",
+            expected="a mask or a folder of masks, of a model that was trained with --roi beside",
+            remedy="leave it out: a model of one region has it"
+            if roi.exists()
+            else "check the path",
+        )
     if seed_of_untrained(model["weights"]) is not None:
         reporter.line("note: this model rests on the demo's untrained net: illustrative only")
     samples: list[tuple[Path, ...]] = [(file,) for path in images for file in list_images(path)]
@@ -247,7 +262,11 @@ def predict(
         if len(pixels) < len(paths):
             continue
         try:
-            (got,) = detector.predict([pixels], threshold=threshold)
+            regions = None
+            if detector.own_regions:
+                place = _place_of(paths[0], images)
+                regions = [region_beside(paths[0], place, roi, pixels[0].shape[:2])]
+            (got,) = detector.predict([pixels], threshold=threshold, regions=regions)
         except ImageError as error:  # the model's region of interest does not fit it
             broken.append(BrokenImage(paths[0], error.culprit))
             continue
@@ -266,6 +285,36 @@ def predict(
     for said in about_depths(depths, detector.spec.value_range):
         reporter.line(f"note: {said}")
     return rows, broken
+
+
+def _place_of(image: Path, given: Sequence[Path]) -> Path:
+    """Return the folder that was given and holds an image, else that of the file."""
+    holding = (path.resolve() for path in given if path.is_dir())
+    return next((p for p in holding if image.resolve().is_relative_to(p)), image.parent)
+
+
+def region_beside(
+    image: Path, root: Path, roi: Path | None, size: tuple[int, ...]
+) -> np.ndarray | None:
+    """Return the region of interest of an image, ``[H, W]`` bool at its size, or None for all.
+
+    Parameters
+    ----------
+    image
+        Its file, below `root`.
+    roi
+        A mask, or a folder as `features.images.places.beside.region_of` takes it.
+    size
+        ``(height, width)`` of the image, pixels.
+
+    Raises
+    ------
+    ImageError
+        A region that cannot be read or does not fit.
+    """
+    folder = roi if roi is not None and roi.is_dir() else None
+    path = roi if roi and folder is None else region_of(image, root, folder)
+    return None if path is None else region_on(read_mask(path), size[0], size[1], str(path))
 
 
 def draw_prediction(

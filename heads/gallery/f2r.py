@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from heads.parts.seeds import seeded
 from heads.parts.vector import perceptron, vector_glow
 from heads.training.arithmetic import device_of, running
 from heads.training.trainer import Schedule, adam, train_module
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, ModelError
 from headwater.spec import BackboneInfo, Needs, ViewSpec
 
 PAPER_BACKBONE = "wide_resnet50_2"
@@ -43,6 +43,10 @@ class F2RConfig(GalleryConfig):
         ``fixed`` takes 1 for what is None; ``synthetic`` picks it from the grid, on held-out
         normals against synthetic defects made of them, a poor guide. The paper's choice, on the
         test labels, is `heads.gallery.f2r_grid.grid` (`headwater grid`), marked ``oracle``.
+    factorize
+        ``as_needed`` trains the invertible net only where alpha, beta or `select` need it: at 1, 1
+        there is nothing to train. ``always`` trains it, for `grid` and for other alpha and beta
+        when the model answers.
     coreset
         ``once``: chosen at 1, 1 and re-reversed; ``per_point``: chosen anew at alpha, beta.
     implementation
@@ -69,6 +73,7 @@ class F2RConfig(GalleryConfig):
     alpha: float | None = None
     beta: float | None = None
     select: Literal["fixed", "synthetic"] = "fixed"
+    factorize: Literal["as_needed", "always"] = "as_needed"
     coreset: Literal["once", "per_point"] = "once"
     implementation: Literal["cls", "reg"] = "cls"
     gamma: float = 0.001
@@ -86,10 +91,13 @@ class F2RConfig(GalleryConfig):
     weight_decay: float = 0.05
     clip_norm: float = 1.0
 
+    LATER: ClassVar[dict[str, Any]] = {"factorize": "as_needed"}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         choices = {
             "select": ("fixed", "synthetic"),
+            "factorize": ("as_needed", "always"),
             "coreset": ("once", "per_point"),
             "implementation": ("cls", "reg"),
             "image_size": ("auto", "paper", "run"),
@@ -114,6 +122,13 @@ class F2RConfig(GalleryConfig):
         if self.positions < 0 or self.positions == 1:
             # batch norm has no statistics of the one vector of a batch of one image
             raise ConfigError(f"positions {self.positions}", expected="0, for all, or at least 2")
+
+    @property
+    def factorizes(self) -> bool:
+        """Whether the invertible net is trained."""
+        given = {self.alpha, self.beta}
+        picked = self.select != "fixed" and None in given
+        return self.factorize == "always" or picked or not given <= {None, 1}
 
 
 class _Factorization(nn.Module):
@@ -194,7 +209,8 @@ class F2R(Growing, GalleryHead, FlowHead):
     paper = "F²R, Feature Factorization and Reversion (Zhu et al. 2023)"
     summary = "gallery of features with scaled local and global parts"
     reads = GalleryHead.reads + ", and rotated views for training"
-    reference = Reference(PAPER_BACKBONE, 224, {"layer2+layer3~avg3s1": (1536, 28, 28)})
+    reference = Reference(PAPER_BACKBONE, 224, {"layer2+layer3~avg3s1": (1536, 28, 28)},
+                          {"factorize": "always"})  # fmt: skip
     presets = {
         "small": {
             "views": 0,
@@ -217,14 +233,30 @@ class F2R(Growing, GalleryHead, FlowHead):
             raise ConfigError(f"f2r on {self.channels} channels", expected="at least 4")
         self.register_buffer("preference", torch.tensor(self.given(1.0)))
         self.register_buffer("members", torch.empty(0, self.channels))
+        self.glow: nn.Module | None = self._glow() if self.config.factorizes else None
+
+    def _glow(self) -> nn.Module:
+        config, width = self.config, max(2, round(self.config.width * self.channels))
         with seeded(config.seed):
-            self.glow = vector_glow(
-                self.channels,
-                self.config.steps,
-                max(2, round(self.config.width * self.channels)),
-                self.config.clamp,
-                config.seed,
+            return vector_glow(self.channels, config.steps, width, config.clamp, config.seed)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Before there was a choice every model had its net, and what has one keeps it.
+        if self.glow is None and any(key.startswith(f"{prefix}glow.") for key in state_dict):
+            self.glow = self._glow().to(self.preference.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    @property
+    def net(self) -> nn.Module:
+        """T; `ModelError` where the model was made without."""
+        if self.glow is None:
+            raise ModelError(
+                "this f2r model was made at alpha 1, beta 1, without the net that others need",
+                remedy="train one: headwater run SET --heads f2r --set f2r.factorize=always",
             )
+        return self.glow
 
     def given(self, otherwise: float) -> tuple[float, float]:
         """Return the configured alpha and beta, `otherwise` where there is none."""
@@ -242,7 +274,7 @@ class F2R(Growing, GalleryHead, FlowHead):
             config.image_size == "auto" and backbone.name.startswith(PAPER_BACKBONE)
         )
         views = None
-        if config.views:
+        if config.views and config.factorizes:
             views = ViewSpec(count=config.views, rotation=config.rotation, seed=config.seed)
         return Needs(
             (fused_layer(config, backbone, cls.name),),
@@ -257,13 +289,13 @@ class F2R(Growing, GalleryHead, FlowHead):
         """Return ``[z]`` like the maps, and ``log|det dz/df|`` per sample, ``[B]``."""
         maps = batch[self.layer]
         b, c, h, w = maps.shape
-        z, logdet = self.glow(maps.permute(0, 2, 3, 1).reshape(-1, c))
+        z, logdet = self.net(maps.permute(0, 2, 3, 1).reshape(-1, c))
         return [z.reshape(b, h, w, c).permute(0, 3, 1, 2)], logdet.reshape(b, h * w).sum(1)
 
     def reverse(self, z: Sequence[Tensor]) -> list[Tensor]:
         """Return the maps that `latent` takes to `z`."""
         b, c, h, w = z[0].shape
-        f, _ = self.glow(z[0].permute(0, 2, 3, 1).reshape(-1, c), rev=True)
+        f, _ = self.net(z[0].permute(0, 2, 3, 1).reshape(-1, c), rev=True)
         return [f.reshape(b, h, w, c).permute(0, 3, 1, 2)]
 
     @torch.no_grad()
@@ -272,7 +304,7 @@ class F2R(Growing, GalleryHead, FlowHead):
         device = self.preference.device
         out = torch.empty(len(vectors), self.channels, device=device)
         for low in range(0, len(vectors), 8192):
-            out[low : low + 8192], _ = self.glow(vectors[low : low + 8192].to(device).float())
+            out[low : low + 8192], _ = self.net(vectors[low : low + 8192].to(device).float())
         return out
 
     @torch.no_grad()
@@ -283,7 +315,7 @@ class F2R(Growing, GalleryHead, FlowHead):
         scale[:half] = alpha
         out = torch.empty_like(z)
         for low in range(0, len(z), 8192):
-            out[low : low + 8192] = self.glow(z[low : low + 8192] * scale, rev=True)[0]
+            out[low : low + 8192] = self.net(z[low : low + 8192] * scale, rev=True)[0]
         return out
 
     def reversed_features(self, vectors: Tensor, alpha: float, beta: float) -> Tensor:
@@ -313,11 +345,18 @@ class F2R(Growing, GalleryHead, FlowHead):
     # --- learning
 
     def learn(self, training: Training) -> dict[str, float]:
-        """Train the invertible net, drop the perceptrons, choose the gallery, pick alpha, beta."""
+        """Train the net where it is needed, choose the gallery, pick alpha, beta."""
+        device = device_of(training.options.device)
+        figures = {} if self.glow is None else self._factorize(training, self.glow)
+        self.to(device).eval()
+        with running(device, training.options.threads):
+            return {**figures, **self._fill_gallery(training, device)}
+
+    def _factorize(self, training: Training, glow: nn.Module) -> dict[str, float]:
+        """Train T beside the two perceptrons, which are dropped."""
         config, options, train = self.config, training.options, training.train
-        device = device_of(options.device)
         with seeded(config.seed + 1):
-            module = _Factorization(self.glow, self.channels, math.prod(self.feature_size), config)
+            module = _Factorization(glow, self.channels, math.prod(self.feature_size), config)
         images = max(1, len(set(train.ids)))
 
         def passes(epochs: int) -> int:
@@ -326,7 +365,7 @@ class F2R(Growing, GalleryHead, FlowHead):
 
         if options.epochs is not None:
             options = dataclasses.replace(options, epochs=passes(options.epochs))
-        result = train_module(
+        return train_module(
             module,
             lambda batch: module(batch[self.layer]),
             train,
@@ -342,11 +381,7 @@ class F2R(Growing, GalleryHead, FlowHead):
             schedule=Schedule("cosine"),
             clip_norm=config.clip_norm or None,
             identity={"head": self.name, "config": config},
-        )
-        self.to(device).eval()
-        with running(device, options.threads):
-            figures = self._fill_gallery(training, device)
-        return {**result.figures(), **figures}
+        ).figures()
 
     def _fill_gallery(self, training: Training, device: torch.device) -> dict[str, float]:
         config, progress = self.config, training.progress

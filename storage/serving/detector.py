@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from features.backbones.backbone import Backbone, restore_backbone
 from features.images.pixels import decode_image
+from features.images.places.beside import BESIDE
 from features.images.places.regions import looked, region_on
 from features.images.preprocess import blanked, own_map, preprocess
 from heads.catalogue import get_head, make_config
@@ -135,6 +136,11 @@ class Detector:
         pixel = self.calibration.pixel_threshold
         return self.threshold if pixel is None else pixel
 
+    @property
+    def own_regions(self) -> bool:
+        """Whether the images that it was trained on had regions of interest of their own."""
+        return self.spec.region.startswith(BESIDE)
+
     @classmethod
     def load(
         cls, location: str | Path, registry: Fetches | None = None, device: str = "auto"
@@ -237,6 +243,7 @@ class Detector:
         threshold: float | None = None,
         alpha: float | None = None,
         beta: float | None = None,
+        regions: Sequence[NDArray[np.bool_] | None] | None = None,
         batch: int = 8,
     ) -> list[Prediction]:
         """Score samples; each one's score depends on that sample alone.
@@ -252,6 +259,9 @@ class Detector:
         alpha, beta
             Factors of heads that have them (`f2r`), instead of the model's own. The threshold stays
             what it is: it was set at the model's own factors.
+        regions
+            Of models whose images have regions of interest of their own: that of each sample's
+            image, ``[h, w]`` bool of its aspect, or None for all of it.
         batch
             Samples computed at a time.
 
@@ -259,17 +269,23 @@ class Detector:
         ------
         ModelError
             For pairs where the head looks at single images, and the other way round; where factors
-            are given and the head has none.
+            are given and the head has none, or regions and the model's images have none.
         ShapeError
             For an array that is none of these, or floats where the model knows no range of values.
         """
         given = self._images(samples)
+        if regions is not None and not self.own_regions:
+            raise ModelError(
+                "regions of images of their own",
+                expected="a model that was trained with such (--roi beside)",
+                remedy="leave them out",
+            )
         head = self._with_factors(alpha, beta)
         limit = self.threshold if threshold is None else float(threshold)
         found: list[Prediction] = []
         for start in range(0, len(given), batch):
             part = given[start : start + batch]
-            maps = self.features(part)
+            maps = self.features(part, regions and regions[start : start + batch])
             got, seen = head.score(maps), maps.get(LOOKED)
             for i, score in enumerate(got.image.float().tolist()):
                 verdict = self.kind.verdicts[score > limit]
@@ -282,8 +298,12 @@ class Detector:
         return found
 
     @torch.inference_mode()
-    def features(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+    def features(
+        self, samples: Sequence[Sample], own: Sequence[NDArray[np.bool_] | None] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Return what the store would hold of these samples, as the head's `score` takes it.
+
+        `own` are the regions of interest of the samples' images, where they have their own.
 
         Float32 ``[B, C, H, W]`` by layer, of pairs by ``current:LAYER`` and ``history:LAYER``.
         Without a backbone: the preprocessed images themselves, under the one layer's name. Where
@@ -293,13 +313,17 @@ class Detector:
         tensors = *self.head.buffers(), *self.head.parameters(), torch.empty(0)
         sides = zip(*self._images(samples), strict=True)
         for name, images in zip(self.kind.images, sides, strict=True):
-            regions = [self._region_on(x) for x in images]
+            given = own or [self.region] * len(images)
+            regions = [
+                None if r is None else region_on(r, *x.shape[:2])
+                for x, r in zip(images, given, strict=True)
+            ]
             inputs = [
                 preprocess(blanked(x, r, self.spec), self.spec)
                 for x, r in zip(images, regions, strict=True)
             ]
             pixels = torch.stack(inputs).to(tensors[0].device)
-            if self.spec.fitting == "fit" or self.region is not None:
+            if self.spec.fitting == "fit" or any(r is not None for r in regions):
                 seen = torch.stack([
                     torch.from_numpy(looked(x.shape[0], x.shape[1], self.spec, r))
                     for x, r in zip(images, regions, strict=True)
@@ -313,10 +337,6 @@ class Detector:
                 maps = {k: v.to(dtype).float() for k, v in maps.items()}
             made |= {self.kind.key(name, layer): x for layer, x in maps.items()}
         return made
-
-    def _region_on(self, image: Image) -> NDArray[np.bool_] | None:
-        """Return the region of interest at an image's size, None where there is none."""
-        return None if self.region is None else region_on(self.region, *image.shape[:2])
 
     def _images(self, samples: Sequence[Sample]) -> list[Sequence[Image]]:
         """Return each sample's images, checked."""

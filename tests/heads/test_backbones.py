@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from features.backbones.backbone import Backbone, load_backbone
+from features.backbones.outline import outline
 from heads.catalogue import all_heads, get_head, make_config
 from headwater.errors import ConfigError
 
@@ -43,6 +44,35 @@ def test_a_head_is_built_on_what_the_backbone_gives(name: str, head: str) -> Non
         assert caught.value.remedy
         return
     shapes = net.shapes(cls.needs(config, net.info, size).layers, size)
+    with torch.device("meta"):
+        built = cls(config, shapes, size)
+    assert list(built.shapes) == list(shapes)
+
+
+#: What goes into whole patches and, for cs_flow, into whole patches of a quarter.
+RECTANGLES = {
+    "resnet18": (192, 320),
+    "inception_v3": (299, 411),
+    "swin_tiny_patch4_window7_224": (224, 336),
+    "vit_tiny_patch16_224": (256, 320),
+    "vit_small_patch14_reg4_dinov2": (224, 280),
+}
+
+
+@pytest.mark.parametrize("head", sorted(all_heads()))
+@pytest.mark.parametrize("name", RECTANGLES)
+def test_a_head_is_built_on_rectangles(name: str, head: str) -> None:
+    net, size = outline(name).backbone, RECTANGLES[name]
+    cls, config = get_head(head), make_config(head, {}, "small")
+    if net.info.tokens and head in ("gca_flow", "ms_flow"):
+        with pytest.raises(ConfigError, match="no stage of stride"):
+            cls.needs(config, net.info, size)
+        return
+    # A size that is given comes before a head's own.
+    shapes = net.shapes(cls.needs(config, net.info, size).layers, size)
+    for channels, height, width in shapes.values():
+        assert channels > 3
+        assert height < width, "height and width are exchanged"
     with torch.device("meta"):
         built = cls(config, shapes, size)
     assert list(built.shapes) == list(shapes)

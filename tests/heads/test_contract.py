@@ -121,6 +121,39 @@ def test_the_same_seed_gives_the_same_head(name: str) -> None:
         assert torch.equal(a, b), key
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_in_a_rectangle_everything_stays_where_it_is(name: str) -> None:
+    # Maps and images that are no squares, from the training to a head that is loaded: what is
+    # odd at a corner shows at that corner, so nothing is turned on the way.
+    tiny, cls = TINY[name], get_head(name)
+    _, rows, columns = next(iter(tiny.shapes.values()))
+    assert rows != columns
+    size = (8 * rows, 8 * columns)
+
+    def data(rows: int, seed: int) -> FeatureSource:
+        labelled = cls.labelled  # then the masks are of the images' size
+        return pair_source(tiny.shapes, rows, seed, size) if labelled else tiny.data(seed, rows)
+
+    config = make_config(name, tiny.config)
+    head, loaded = (cls(config, tiny.shapes, size) for _ in range(2))
+    head.fit(data(tiny.rows, 0), data(5, 1), OPTIONS, NullProgress())
+    loaded.load_state_dict(head.state_dict())
+    batch = data(7, 2).read(0, 7)
+    plain = loaded.eval().score(batch).maps
+    assert plain.shape == (7, *size)
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        odd = {k: v.clone() for k, v in batch.items()}
+        own = [k for k in loaded.batch_shapes if not k.startswith("history")]
+        for layer in own:
+            height, width = odd[layer].shape[2:]
+            corner = odd[layer][:, :, down * (height - 1), right * (width - 1)]
+            changed = torch.randn(corner.shape[1], generator=torch.Generator().manual_seed(9))
+            corner.add_(3 * changed).mul_(1 if cls.pairs else 4)
+        more = (loaded.score(odd).maps - plain).abs().sum(0).unfold(0, size[0] // 2, size[0] // 2)
+        quarters = more.unfold(1, size[1] // 2, size[1] // 2).sum((2, 3)).flatten()
+        assert divmod(int(quarters.argmax()), 2) == (down, right), quarters
+
+
 RESCORE = """
 import json, sys, traceback, torch
 from pathlib import Path

@@ -147,7 +147,7 @@ TINY: dict[str, Tiny] = {
         # gamma 1: at the paper's 0.001 the other losses may cost likelihood
         {
             "steps": 2, "epochs": 16, "batch_size": 5, "lr": 5e-3, "ratio": 0.5, "views": 1,
-            "gamma": 1.0,
+            "gamma": 1.0, "factorize": "always",
         },
         {"m": (7, 4, 3)},
         views=1,

@@ -23,6 +23,11 @@ def test_untrained_weights_come_from_their_seed_only():
 def test_unknown_models_and_options_are_errors():
     with pytest.raises(ConfigError, match=r"'resnet81' is unknown.*resnet"):
         load_backbone("resnet81", untrained_seed=0)
+    with pytest.raises(
+        ConfigError, match=r"no tag 'best' of resnet50\b[\s\S]*resnet50\.a1_in1k"
+    ) as no:
+        load_backbone("resnet50.best", untrained_seed=0)
+    assert "--backbone resnet50" in no.value.remedy
     with pytest.raises(ConfigError, match="colour"):
         load_backbone(NET, untrained_seed=0, options={"colour": "red"})
     with pytest.raises(ConfigError, match="checkpoint_path"):

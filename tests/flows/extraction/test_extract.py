@@ -123,7 +123,7 @@ def test_broken_files_are_set_aside_and_taken_in_once_repaired(small):
 
 
 def test_views_are_computed_for_normal_training_images_and_reseeded_anew(small):
-    small.heads = {"f2r": {"views": 2}}
+    small.heads = {"f2r": {"views": 2, "factorize": "always"}}
     report = small.run()
     assert [e.computed for e in report.extracted] == [13, 20]
     assert small.run().computed == 0

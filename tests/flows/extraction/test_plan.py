@@ -47,7 +47,7 @@ def test_what_two_heads_share_is_planned_once():
 
 
 def test_views_are_an_extraction_of_their_own_over_normal_training_images():
-    plans = plans_for({"f2r": {"views": 2}, "patchcore": {}})
+    plans = plans_for({"f2r": {"views": 2, "factorize": "always"}, "patchcore": {}})
     plain, views = plan_extraction(plans)
     assert plain.spec.views is None
     assert views.spec.views is not None
@@ -64,7 +64,7 @@ def test_views_are_an_extraction_of_their_own_over_normal_training_images():
 def test_another_size_or_views_seed_is_another_extractor():
     base, other = (plans_for({"patchcore": {}}, size=s)[0] for s in (128, 256))
     assert base.spec.id != other.spec.id
-    view = plans_for({"f2r": {"views": 2}})[0].view_spec
+    view = plans_for({"f2r": {"views": 2, "factorize": "always"}})[0].view_spec
     reseeded = dataclasses.replace(view, views=dataclasses.replace(view.views, seed=1))
     assert reseeded.id != view.id
 
@@ -130,3 +130,11 @@ def test_a_mistake_in_a_heads_settings_has_its_place(tmp_path):
         file.write_text(text)
         with pytest.raises(ConfigError, match=said):
             configured(load_settings(file))
+
+
+def test_a_setting_that_came_later_keeps_the_key_where_it_changes_nothing():
+    plan, always = (plans_for({"f2r": {"factorize": f}})[0] for f in ("as_needed", "always"))
+    before = {k: v for k, v in plan.config.items() if k != "factorize"}
+    old = training_key(dataclasses.replace(plan, config=before), "images", {})
+    assert training_key(plan, "images", {}) == old
+    assert training_key(always, "images", {}) != old

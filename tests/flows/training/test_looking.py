@@ -1,16 +1,21 @@
 """From images of all shapes to verdicts: what is not looked at counts nowhere."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flows.extraction import regions
+from flows.extraction.find import Found
+from flows.extraction.pair_list import PairList
 from flows.extraction.plan import plan_job, ready
 from flows.training.train import train_head
 from flows.training.trainings import Request
+from flows.use.forecast import _shadow
 from flows.use.predict import predict
-from headwater.errors import DataError, ImageError
+from headwater.errors import ConfigError, DataError, ImageError
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
 from tests.flows.setkit import QUIET, SmallSet
@@ -132,3 +137,109 @@ def test_a_region_that_does_not_fit_the_set_is_refused(small):
     small.extraction["roi"] = str(small.folder / "gone.png")
     with pytest.raises(DataError, match=r"gone\.png: no such file"):
         small.run()
+
+
+def own_regions(small, numbers, left, place=lambda image: image.with_name(f"{image.stem}_roi.png")):
+    """Let only one half of the images of these numbers be looked at: the left or the right one."""
+    inside = np.zeros((48, 64), np.uint8)
+    inside[:, slice(0, 32) if left else slice(32, 64)] = 255
+    for image in sorted(small.images.glob("t*/*/*.png")):
+        if image.stem.isdigit() and int(image.stem) in numbers:
+            save(inside, place(image))
+
+
+def test_every_image_may_have_a_region_beside_it(small):
+    filled(small, lambda n: (48, 64))
+    draw(small, "test/y", 40, (48, 64))  # its defect is on the left, and the right is looked at
+    own_regions(small, {*range(8), 20, 30, 31}, left=True)
+    own_regions(small, {40}, left=False)
+    small.extraction["roi"] = "beside"
+    report = small.run()
+    assert report.left_out == {"regions of interest beside images": 12}
+    assert (report.computed, report.set_aside) == (14, [])
+    assert "2 of 14 images have no region: all is looked at" in report.notes
+    training = training_of(small, report.version)
+    assert training.plan.spec.region.startswith("beside-")
+    outcome = train_head(training)
+    # A defect outside is none: image 40 counts as normal, and scores as one.
+    assert any("1 test image(s) with nothing to be found inside" in n for n in outcome.notes)
+    assert outcome.metrics["image_auroc"] == 1
+    (file,) = small.home.root.rglob("tables/images.json")
+    table = {row["path"]: row for row in json.loads(file.read_text())}
+    assert table["test/y/40.png"]["score"] < table["test/x/30.png"]["score"]
+    # What predicts takes them too, and scores as was judged.
+    rows, broken = predict(small.home, "s", QUIET, images=[small.images / "test"])
+    assert broken == []
+    for row in rows:
+        assert row["score"] == table[row["image"].removeprefix(f"{small.images}/")]["score"]
+    # A whole picture shows the defect; a region that is given hides it.
+    image = small.images / "test/y/40.png"
+    alone = small.folder / "alone.png"
+    alone.write_bytes(image.read_bytes())
+    (seen,), _ = predict(small.home, "s", QUIET, images=[alone])
+    hiding = image.with_name("40_roi.png")
+    (hidden,), _ = predict(small.home, "s", QUIET, images=[alone], roi=hiding)
+    assert (seen["verdict"], hidden["score"]) == ("anomalous", table["test/y/40.png"]["score"])
+    # Outside nothing counts: what is drawn there changes no bit.
+    pixels = np.asarray(Image.open(image)).copy()
+    pixels[:, :32] = np.random.default_rng(5).integers(0, 255, (48, 32, 3))
+    save(pixels, alone)
+    (other,), _ = predict(small.home, "s", QUIET, images=[alone], roi=hiding)
+    assert other["score"] == hidden["score"]
+    with pytest.raises(ConfigError, match=r"--roi .*gone\.png"):
+        predict(small.home, "s", QUIET, images=[alone], roi=small.folder / "gone.png")
+
+
+def test_regions_of_images_that_arrive_and_of_images_that_change(small):
+    filled(small, lambda n: (48, 64))
+    own_regions(small, {0}, left=True)
+    small.extraction["roi"] = "beside"
+    first = small.run()
+    before = small.home.card("s")["extraction"]["roi"]
+    # The set remembers that images have their own, and looks for those that arrive.
+    del small.extraction["roi"]
+    draw(small, "train/good", 12, (48, 64))
+    own_regions(small, {12}, left=False)
+    assert small.run().computed == 1
+    assert small.home.card("s")["extraction"]["roi"] == before
+    # A forecast, which works beside the home, knows them as well.
+    found = Found(small.images, {"s": small.store.table().images()})
+    with _shadow(small.home, "s") as other:
+        assert regions.own_regions(Path(before), found, other, "s").id == before
+    # Another region is another extractor: nothing made with the old one is taken for it.
+    own_regions(small, {0}, left=False)
+    again = small.run()
+    assert again.computed == first.computed + 1
+    assert small.home.card("s")["extraction"]["roi"] != before
+    save(np.zeros((48, 64), np.uint8), small.images / "train/good/1_roi.png")
+    with pytest.raises(DataError, match=r"1_roi\.png is black"):
+        small.run()
+    save(np.full((64, 48), 255, np.uint8), small.images / "train/good/1_roi.png")
+    with pytest.raises(DataError, match=r"1_roi\.png has 64x48 pixels and the image 48x64"):
+        small.run()
+
+
+def test_regions_may_lie_in_a_folder_of_their_own(small):
+    filled(small, lambda n: (48, 64))
+    folder = small.folder / "roi"
+    small.extraction["roi"] = str(folder)
+    folder.mkdir()
+    with pytest.raises(DataError, match="no image of the set has a region of interest"):
+        small.run()
+    own_regions(small, {0, 30}, True, lambda p: folder / p.relative_to(small.images))
+    report = small.run()
+    assert f"{report.computed - 2} of {report.computed} images have no region" in " ".join(
+        report.notes
+    )
+    del small.extraction["roi"]
+    own_regions(small, {31}, True, lambda p: folder / p.relative_to(small.images))
+    assert small.run().computed == report.computed  # 31 had none before
+    small.extraction["roi"] = str(small.images / "train")
+    with pytest.raises(DataError, match="outside of the images' folder"):
+        small.run()
+
+
+def test_a_set_of_pairs_takes_one_region_for_all(small):
+    found = Found(small.images, {}, pairs=PairList(small.images, ()))
+    with pytest.raises(ConfigError, match="--roi beside of pairs"):
+        regions.own_regions(Path("beside"), found, small.home, "s")

@@ -12,9 +12,11 @@ import torch
 from heads.catalogue import make_config
 from heads.contract import Batch, NullProgress
 from heads.gallery.f2r import F2R, F2RConfig, _Factorization
+from heads.gallery.f2r_grid import grid
 from heads.gallery.patchcore import PatchCore, PatchCoreConfig
 from heads.parts.vector import vector_glow
 from heads.training.sources import TensorSource
+from headwater.errors import ModelError
 from headwater.spec import BackboneInfo
 from tests.heads.gallery.tiny import CPU, LAYER, SHAPES, TINY, fit_f2r, textures
 
@@ -31,6 +33,75 @@ def test_at_one_one_it_is_the_plain_gallery(fitted: F2R) -> None:
     z = fitted.latents(vectors)
     assert not torch.allclose(z, vectors, atol=0.5)
     torch.testing.assert_close(fitted.reversed_latents(z, 1.0, 1.0), vectors, rtol=1e-4, atol=1e-4)
+
+
+def test_by_default_nothing_is_trained_that_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_training(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a training step")
+
+    monkeypatch.setattr("heads.gallery.f2r.train_module", no_training)
+    head, figures = fit_f2r(factorize="as_needed")
+    assert F2RConfig().factorize == "as_needed"
+    assert head.glow is None
+    assert head.parameters_count() == 0
+    assert (figures["alpha"], figures["beta"]) == (1, 1)
+    assert "epochs" not in figures
+    plain = PatchCore(PatchCoreConfig(ratio=0.5, reweight=False), SHAPES, (16, 20))
+    plain.fit(TensorSource({LAYER: textures(12, 0)}), fitted_source(), CPU, NullProgress())
+    batch = {LAYER: textures(5, 2)}
+    ours, theirs = head.score(batch), plain.score(batch)
+    assert torch.equal(ours.image, theirs.image)
+    assert torch.equal(ours.maps, theirs.maps)
+    # nor are views asked for that only the training reads
+    net = BackboneInfo("net", ("a", "b"), (8, 16), (8, 16))
+    assert F2R.needs(F2RConfig(), net, (64, 64)).views is None
+    # what needs the net says how to come by it, and the head stays what it was
+    for ask in (
+        lambda: head.prefer(0.5, 1.0),
+        lambda: head.latents(textures(1, 0)[0].flatten(1).T),
+        lambda: grid(head, TensorSource(batch), [True, False, True, False, True], [None] * 5),
+    ):
+        with pytest.raises(ModelError, match=r"without the net[\s\S]*f2r\.factorize=always"):
+            ask()
+    head.prefer(1.0, 1.0)
+    assert torch.equal(head.score(batch).image, theirs.image)
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained"),
+    [
+        ({}, False),
+        ({"alpha": 1.0, "beta": 1}, False),
+        ({"alpha": 1.0}, False),
+        ({"alpha": 0.9}, True),
+        ({"alpha": 0.5, "beta": 0.5}, True),
+        ({"select": "synthetic"}, True),
+        ({"select": "synthetic", "alpha": 1.0, "beta": 1.0}, False),
+        ({"factorize": "always"}, True),
+    ],
+)
+def test_the_net_is_there_where_it_is_needed(settings: dict[str, Any], trained: bool) -> None:
+    config = F2RConfig(**settings)
+    assert config.factorizes == trained
+    assert (F2R(config, SHAPES, (16, 20)).glow is not None) == trained
+
+
+def test_a_state_with_its_net_keeps_it(fitted: F2R) -> None:
+    """As all were saved before there was a choice, whose configuration says nothing of it."""
+    config = dataclasses.asdict(fitted.config)
+    del config["factorize"]
+    old = F2R(make_config("f2r", config), SHAPES, (16, 20))
+    assert old.glow is None
+    old.load_state_dict(fitted.state_dict())
+    old.eval().prefer(0.5, 1.2)
+    again = F2R(fitted.config, SHAPES, (16, 20))
+    again.load_state_dict(fitted.state_dict())
+    again.eval().prefer(0.5, 1.2)
+    batch = {LAYER: textures(3, 4)}
+    assert torch.equal(old.score(batch).maps, again.score(batch).maps)
+    assert not torch.equal(old.score(batch).maps, fitted.score(batch).maps)
+    with pytest.raises(RuntimeError, match="Missing key"):  # a net that was asked for must be there
+        again.load_state_dict(fit_f2r(factorize="as_needed")[0].state_dict())
 
 
 def fitted_source() -> TensorSource:
@@ -81,7 +152,7 @@ def test_paper_sizes() -> None:
     wide = BackboneInfo(
         "wide_resnet50_2", ("layer1", "layer2", "layer3"), (256, 512, 1024), (4, 8, 16)
     )
-    needs = F2R.needs(F2RConfig(), wide, (512, 512))
+    needs = F2R.needs(F2RConfig(factorize="always"), wide, (512, 512))
     assert (needs.resize, needs.crop, needs.layers[0].name) == ((256, 256), (224, 224), LAYER)
     assert needs.views is not None
     assert (needs.views.count, needs.views.rotation) == (4, 30.0)

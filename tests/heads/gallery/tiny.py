@@ -14,7 +14,7 @@ LAYER = "layer2+layer3~avg3s1"
 CPU = TrainOptions(device="cpu", precision="float32", threads=1)
 SHAPES = {LAYER: (8, 4, 5)}
 TINY = {"epochs": 30, "views": 0, "batch_size": 4, "lr": 3e-3, "ratio": 0.5, "steps": 3}
-TINY |= {"select": "fixed"}
+TINY |= {"select": "fixed", "factorize": "always"}
 
 
 def textures(count: int, seed: int) -> Tensor:

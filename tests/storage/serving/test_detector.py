@@ -95,3 +95,16 @@ def test_a_model_that_is_nowhere(tmp_path):
         Detector.load(tmp_path / "nowhere")
     with pytest.raises(ModelError, match="without a registry"):
         Detector.load("models:/bottles.patchcore/1")
+
+
+def test_factors_are_refused_where_the_model_has_no_net(train, tmp_path):
+    made = train("f2r", ratio=0.05)
+    made.detector.save(tmp_path)
+    detector = Detector.load(tmp_path, device="cpu")
+    own = made.scores.image.tolist()
+    assert [p.score for p in detector.predict(IMAGES)] == own
+    assert [p.score for p in detector.predict(IMAGES, alpha=1.0, beta=1.0)] == own
+    for factors in ({"alpha": 0.5}, {"beta": 0.9}):
+        with pytest.raises(ModelError, match="without the net") as refused:
+            detector.predict(IMAGES, **factors)
+        assert "f2r.factorize=always" in refused.value.remedy
