@@ -121,6 +121,7 @@ def bring_up_to_date(
     options = StoreOptions(compression=settings.extraction.compression)
     stores = [FeatureStore.open(home.store, name, options=options) for name in sides]
     remember(settings, home, image_set, found.root)
+    home.add_groups(image_set, found.groups)
     # As they are before this run changes them: what moves from one side to the other is there.
     before = [(store, store.snapshot) for store in stores]
     for store, (name, rows) in zip(stores, sides.items(), strict=True):

@@ -39,6 +39,8 @@ class Sample:
     size
         Height and width of an image, to which its mask is scaled; of a pair a mask of another size
         goes to the net's input as it is.
+    group
+        What an image is one of; see `features.images.records.Candidate`.
     """
 
     key: str
@@ -49,14 +51,15 @@ class Sample:
     mask: Path | None = None
     label: str = ""
     size: tuple[int, int] | None = None
+    group: str = ""
 
     @classmethod
-    def of(cls, row: ImageRow, root: Path) -> Sample:
+    def of(cls, row: ImageRow, root: Path, group: str = "") -> Sample:
         """Return the image of a store's row; `root` is what its paths are relative to."""
         mask = root / row.mask if row.mask else None
         place = (root / row.path,)
         size = (row.height, row.width)
-        return cls(row.path, row.split, row.kind, (row.sha256,), place, mask, row.mask, size)
+        return cls(row.path, row.split, row.kind, (row.sha256,), place, mask, row.mask, size, group)
 
     @property
     def is_pair(self) -> bool:
@@ -82,8 +85,8 @@ class Sample:
         return Pair(self.key, current, history, self.source)
 
     def seen(self) -> list[str]:
-        """Return what a training sees of it; that a pair is a crop decides what it is held with."""
-        cut = [self.source] if self.source else []
+        """Return what a training sees of it; what it is one of decides what it is held with."""
+        cut = [self.source or self.group] if self.source or self.group else []
         return [*self.contents, self.split, self.kind, self.label, *cut]
 
 

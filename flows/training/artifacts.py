@@ -20,16 +20,22 @@ from headwater.samples import IMAGE, PAIR
 if TYPE_CHECKING:
     from flows.training.data import TrainingData
     from flows.training.evaluation import Judgement
+    from heads.training.out_of_fold import OutOfFold
     from storage.registry.runs import Run
 
 #: The sheet of each kind of sample: its file, and how many it shows.
 SHEETS = {IMAGE: ("heat-maps.png", 15), PAIR: ("change-maps.png", 12)}
 
 
-def write_artifacts(data: TrainingData, run: Run, judged: Judgement) -> None:
-    """Draw and log the pictures and the table of samples to the training's MLflow run."""
+def write_artifacts(
+    data: TrainingData, run: Run, judged: Judgement, apart: OutOfFold | None = None
+) -> None:
+    """Draw and log the pictures and the tables of samples to the training's MLflow run."""
     training, kind, labels = data.training, data.kind, judged.labels
     run.log_table(judged.table, f"{kind.name}s")
+    if apart is not None:
+        run.log_json(apart.folds.to_json(), "folds.json")
+        run.log_table(_normals(data, apart), "normals")
     if data.pairs is not None:
         run.log_json(data.pairs.to_json(), "pairs.json")
     threshold = judged.calibration.threshold
@@ -37,7 +43,8 @@ def write_artifacts(data: TrainingData, run: Run, judged: Judgement) -> None:
         made = []
         if judged.held_scores is not None:
             made.append(folder / "scores.png")
-            score_histogram(judged.held_scores, judged.scores, labels, threshold, made[-1])
+            held = "held-out normal" if apart is None else "out-of-fold normal"
+            score_histogram(judged.held_scores, judged.scores, labels, threshold, made[-1], held)
         if kind == IMAGE and labels.any() and not labels.all():
             made.append(folder / "curves.png")
             curves(judged.scores, labels, threshold, made[-1])
@@ -56,6 +63,28 @@ def write_artifacts(data: TrainingData, run: Run, judged: Judgement) -> None:
             )
         for path in made:
             run.log_file(path, "figures")
+
+
+def _normals(data: TrainingData, apart: OutOfFold) -> list[dict[str, Any]]:
+    """Return the normals by their out-of-fold scores, the oddest first.
+
+    The p-value is an image's among the others: the share of them, itself counted, that scores as
+    high.
+    """
+    keys = {s.pair.id if s.is_pair else s.contents[0]: s.key for s in data.learnt}
+    order = np.argsort(-apart.scores, kind="stable")
+    ascending = np.sort(apart.scores)
+    above = len(ascending) - np.searchsorted(ascending, apart.scores, side="left")
+    return [
+        {
+            "key" if data.pairs is not None else "path": keys[apart.images[i]],
+            "sha256": apart.images[i],
+            "fold": apart.folds.of[apart.images[i]],
+            "score": float(apart.scores[i]),
+            "p_value": int(above[i]) / len(ascending),
+        }
+        for i in order.tolist()
+    ]
 
 
 def _cell(data: TrainingData, judged: Judgement, row: dict[str, Any]) -> Cell | None:

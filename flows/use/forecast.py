@@ -60,9 +60,12 @@ class TrainingAhead:
     model
         The finished training that is found instead, as ``v3``; empty where it will be trained.
     seconds
-        How long the fit will take, from an earlier one; None where that is not known.
+        How long the fit will take, from an earlier one, folds included, one after the other; None
+        where that is not known.
     basis
         In words, where that is from.
+    folds
+        Trainings beside the model's own, whose scores set the thresholds.
     """
 
     head: str
@@ -70,6 +73,7 @@ class TrainingAhead:
     model: str = ""
     seconds: float | None = None
     basis: str = ""
+    folds: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,12 @@ class Forecast:
         if new:
             times = [f" ({duration(x.seconds)})" if x.seconds is not None else "" for x in new]
             said.append("train " + ", ".join(x.head + t for x, t in zip(new, times, strict=True)))
+            if folds := {x.folds for x in new if x.folds}:
+                count = max(folds)
+                said[-1] += (
+                    f" ({counted(count + 1, 'training')} each: {count} folds set the thresholds; "
+                    "--calibrate quick holds images out instead)"
+                )
         if found := [f"{one.head} {one.model}" for one in self.trainings if one.model]:
             said.append("found in MLflow: " + ", ".join(found))
         return "; ".join(said)
@@ -241,7 +251,7 @@ def _samples(found: Found) -> Sequence[Sample]:
     if found.pairs is not None:
         return found.pairs.samples
     (rows,) = found.sides.values()
-    return [Sample.of(row, found.root) for row in rows]
+    return [Sample.of(row, found.root, found.groups.get(row.sha256, "")) for row in rows]
 
 
 def _trainings(
@@ -262,12 +272,17 @@ def _training(
     done = registry.find_finished(one.image_set, head, one.key(seen))
     if done is not None:
         return TrainingAhead(head, preset, f"v{done['version']}")
+    normal = sum(s.split == "train" and not s.defective for s in samples)
+    folds = min(one.folds, normal)
     before = registry.last_fit(head, one.kind_of_cost())
     if before is None:
-        return TrainingAhead(head, preset, basis="not known: no such training on this machine yet")
-    normal = sum(s.split == "train" and not s.defective for s in samples)
+        unknown = "not known: no such training on this machine yet"
+        return TrainingAhead(head, preset, basis=unknown, folds=folds)
     assert one.options.held_out is not None
     views = one.plan.view_spec.views.count if one.plan.view_spec and one.plan.view_spec.views else 0
-    rows = normal * (1 - one.options.held_out) * (1 + views)
+    # K heads that each learn from all but one of K folds, and the model's own that learns from all.
+    share = folds if folds else 1 - one.options.held_out
+    rows = normal * share * (1 + views)
     basis = f"{before['seconds']:.1f} s for {before['rows']} rows in {before['image_set']}"
-    return TrainingAhead(head, preset, "", before["seconds"] * rows / before["rows"], basis)
+    seconds = before["seconds"] * rows / before["rows"]
+    return TrainingAhead(head, preset, "", seconds, basis, folds)

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.contract import Batch, HeadConfig, Reference, Shapes, Size, Training, register
+from heads.contract import (
+    Batch,
+    HeadConfig,
+    Reference,
+    Shapes,
+    Size,
+    Training,
+    TrainOptions,
+    register,
+)
 from heads.flow.flow_head import FlowHead
 from heads.gallery.f2r_select import select_synthetic
 from heads.gallery.gallery_head import GalleryConfig, GalleryHead, fused_layer
@@ -311,6 +320,11 @@ class F2R(Growing, GalleryHead, FlowHead):
         self.gallery.set(self.reversed_features(self.members[: limit or None], alpha, beta))
 
     # --- learning
+
+    def chooses(self, options: TrainOptions) -> bool:
+        """Whether an epoch is chosen, or alpha and beta."""
+        open_ = self.config.alpha is None or self.config.beta is None
+        return super().chooses(options) or (self.config.select == "synthetic" and open_)
 
     def learn(self, training: Training) -> dict[str, float]:
         """Train the invertible net, drop the perceptrons, choose the gallery, pick alpha, beta."""

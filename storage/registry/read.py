@@ -25,7 +25,7 @@ from storage.registry.servers import ask, for_mlflow
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 #: Figures of a run that are columns of their own, not metrics of the detector.
-_COSTS = ("seconds", "peak_mb", "score_seconds_per_image")
+_COSTS = ("seconds", "peak_mb", "score_seconds_per_image", "calibration_seconds")
 #: Experiments of commands, and of a set's grids: a set's own holds its trainings alone.
 COMMANDS, GRIDS = "headwater commands", "{0} grids"
 
