@@ -45,7 +45,7 @@ from heads.contract import Head, NullProgress, TrainOptions
 from heads.judging.calibration import Calibration, calibrate, calibrate_out_of_fold
 from heads.judging.metrics import auroc, oracle_threshold
 from heads.training.folds import Folds, assign_folds, looks_of, natural
-from heads.training.out_of_fold import FoldByFold, score_source
+from heads.training.out_of_fold import FoldByFold, leaves_out, score_source
 from heads.training.sources import TensorSource
 from heads.training.splits import split_held_out
 
@@ -129,10 +129,11 @@ def load_images(
     )
 
 
-def folds_of(source: TensorSource) -> Folds:
+def folds_of(source: TensorSource, head: str) -> Folds:
     """Return the folds as a training makes them."""
     orders = {"file order": [natural(name) for name in source.ids]}
-    return assign_folds(source.ids, orders, looks=looks_of(source, range(len(source))))
+    looks, alone = looks_of(source, range(len(source))), leaves_out(get_head(head))
+    return assign_folds(source.ids, orders, looks=looks, alone=alone)
 
 
 def random_folds(source: TensorSource, seed: int) -> Folds:
@@ -191,7 +192,7 @@ def measure(
     for way in ("random", "blocks"):
         if way not in ways:
             continue
-        folds = random_folds(source, seed) if way == "random" else folds_of(source)
+        folds = random_folds(source, seed) if way == "random" else folds_of(source, name)
         out = FoldByFold(build, source, folds).all(OPTIONS, NullProgress())
         found = calibrate_out_of_fold(out.scores, None, folds.told(), target_fpr=PROMISED)
         times = {"fit_s": took, "calibration_s": out.seconds}

@@ -22,6 +22,7 @@ from heads.catalogue import get_head
 from heads.contract import FeatureSource
 from heads.pairs.source import PairSource
 from heads.training.folds import Folds, assign_folds, looks_of, natural
+from heads.training.out_of_fold import leaves_out
 from heads.training.sources import LookedSource
 from heads.training.splits import split_held_out
 from headwater.errors import ConfigError, DataError, LayerError
@@ -302,6 +303,7 @@ class TrainingData(StoredSamples):
             groups=[known[image][2] for image in images],
             looks=looks_of(source, [row_of[image] for image in images]),
             count=self.training.options.folds,
+            alone=leaves_out(self.head, source),
         )
 
     def keep(self, name: str) -> None:

@@ -26,7 +26,7 @@ from heads.catalogue import get_head
 from heads.contract import FeatureSource, Head, Shape, TrainOptions
 from heads.judging.calibration import Calibration
 from heads.training.folds import Folds
-from heads.training.out_of_fold import FoldByFold, OutOfFold, sides
+from heads.training.out_of_fold import FoldByFold, OutOfFold, leaves_out, sides
 from headwater.errors import ConfigError, WeightsError
 from headwater.files import write_text
 from storage.registry.registry import Registry
@@ -105,7 +105,7 @@ def score_fold(training: Training, number: int) -> None:
     registry = Registry(training.home.root, training.home.tracking_url)
     if find_trained(training, key, registry) is None:
         work = _Work(training, data, key)
-        if number < work.folds.folds.count:
+        if number < work.folds.folds.count and not leaves_out(work.build(), work.source):
             work.folds.one(number, work.options, WorkerProgress(training.plan.head, _unheard))
 
 
@@ -205,7 +205,7 @@ def _origin(found: Calibration) -> str:
         low, high = found.spread
         return (
             f"{found.threshold:.6g} from out-of-fold scores of {found.n} normals in "
-            f"{len(found.folds['sizes'])} folds by {found.folds['by']}; new images that are like "
+            f"{found.folds['count']} folds by {found.folds['by']}; new images that are like "
             f"these are false alarms in {found.attained_fpr:.1%} of cases on average of such sets "
             f"of normals, {low:.1%} to {high:.1%} for nine in ten; {found.target_fpr:.1%} were "
             "asked for"

@@ -41,7 +41,7 @@ class Folds:
     of
         ``{image: fold}``, folds counted from 0.
     by
-        What neighbours are, in words: ``group`` or the name of an order.
+        What a fold is, in words: ``group``, ``image``, or the name of the order of its block.
     correlation
         How alike neighbours in that order look, -1 to 1; None where there was nothing to look at.
     together
@@ -60,9 +60,9 @@ class Folds:
 
     def told(self) -> dict[str, Any]:
         """Return what a model says of its folds, JSON-ready: all but the images."""
-        sizes = np.bincount(list(self.of.values())).tolist()
         found = None if self.correlation is None else round(self.correlation, 4)
-        return {"by": self.by, "sizes": sizes, "correlation": found, "together": self.together}
+        told = {"by": self.by, "count": self.count, "correlation": found}
+        return {**told, "together": self.together}
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping; `from_json` reads it back."""
@@ -93,6 +93,7 @@ def assign_folds(
     groups: Sequence[str] = (),
     looks: Floats | None = None,
     count: int = 5,
+    alone: bool = False,
 ) -> Folds:
     """Return folds of whole groups, or of neighbours; nothing is drawn.
 
@@ -110,6 +111,9 @@ def assign_folds(
         ``[images, n]``, what each looks like (`looks_of`); None where that is not known.
     count
         Folds, at most; at least two images or groups fall into two.
+    alone
+        Leave out each image, or all that is nearly the same, for itself where neither groups nor
+        an order say that it is like others: for heads that do this at no cost.
 
     Raises
     ------
@@ -148,6 +152,8 @@ def assign_folds(
             units.join(first[name], i)
     # What is nearly the same, the most alike first; no unit outgrows a fold that way.
     most, together = max(1, n // max(2, count)), 0
+    if alone and by != "group" and seen is not None and strengths[by][1] < SHOWS:
+        by, count = "image", n
     for i, j in [] if seen is None else _alike(seen):
         if units.root(i) != units.root(j) and units.size(i) + units.size(j) <= most:
             units.join(i, j)

@@ -25,7 +25,9 @@ from storage.registry.servers import ask, for_mlflow
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 #: Figures of a run that are columns of their own, not metrics of the detector.
-_COSTS = ("seconds", "peak_mb", "score_seconds_per_image", "calibration_seconds")
+_COSTS = ("seconds", "peak_mb", "score_seconds_per_image")
+#: What a run's thresholds are worth and cost: no figures of the detector either.
+_PROMISE = {"promised_false_positive_rate", "least_false_positive_rate", "calibration_seconds"}
 #: Experiments of commands, and of a set's grids: a set's own holds its trainings alone.
 COMMANDS, GRIDS = "headwater commands", "{0} grids"
 
@@ -359,7 +361,7 @@ def model_name(image_set: str, head: str) -> str:
 
 def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
     """Return what is told of a registered model; tags of the version stand in for a lost run."""
-    figures = dict(run.data.metrics) if run else {}
+    figures = {k: v for k, v in run.data.metrics.items() if k not in _PROMISE} if run else {}
     costs = {k: figures.pop(k, None) for k in _COSTS}
     params = run.data.params if run else {}
     return {
@@ -374,7 +376,7 @@ def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
         "backbone": version.tags.get("backbone") or params.get("backbone", ""),
         "weights": version.tags.get("weights", ""),
         "aliases": sorted(version.aliases),
-        "metrics": {k: v for k, v in sorted(figures.items()) if not k.startswith(EPOCH)},
+        "metrics": {k: figures[k] for k in sorted(figures) if not k.startswith(EPOCH)},
         **costs,
         "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(
             timespec="seconds"

@@ -89,6 +89,18 @@ def test_neighbours_are_those_of_the_order_that_shows_it():
     assert abs(plain.correlation) < 0.3
 
 
+def test_images_are_left_out_alone_where_nothing_says_that_they_are_like_others():
+    images, noise = names(30), np.random.default_rng(2).normal(size=(30, 40))
+    noise[7] = noise[3] + 1e-4
+    made = assign_folds(images, by_name(images), looks=noise, alone=True)
+    assert (made.by, made.count) == ("image", 29)
+    assert made.of[images[7]] == made.of[images[3]]
+    groups = [f"part {i % 6}" for i in range(30)]
+    assert assign_folds(images, by_name(images), looks=noise, groups=groups, alone=True).count == 5
+    assert assign_folds(images, by_name(images), looks=walk(30), alone=True).count == 5
+    assert assign_folds(images, by_name(images), alone=True).count == 5  # nothing was looked at
+
+
 def test_what_is_nearly_the_same_stays_in_one_fold():
     images = names(40)
     looks = np.random.default_rng(0).normal(size=(40, 30))
