@@ -177,6 +177,16 @@ class Home:
             path = self.root / "groups" / f"{image_set}.json"
             write_text(path, json.dumps(new, indent=0, sort_keys=True))
 
+    def reviews(self, image_set: str) -> dict[str, dict[str, str]]:
+        """Return what was said of normals: ``{image: {"said", "who", "when", "path"}}``."""
+        path = self.root / "reviews" / f"{image_set}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def add_reviews(self, image_set: str, reviews: Mapping[str, Mapping[str, str]]) -> None:
+        """Remember what is said of normals in place of what was said of them before."""
+        path = self.root / "reviews" / f"{image_set}.json"
+        write_text(path, json.dumps({**self.reviews(image_set), **reviews}, indent=1))
+
     def prepare_environment(self) -> None:
         """Set the quiet defaults and Prefect's home. Call before Prefect or MLflow is imported."""
         for key, value in QUIET.items():

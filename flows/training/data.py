@@ -15,7 +15,7 @@ from features.images.records import ImageRecord
 from features.images.sources import ImageSource, PairMasks
 from flows.extraction.pair_list import PairList, Version, load_pairs
 from flows.extraction.regions import regions_of
-from flows.extraction.samples import Sample, digest_of, usable
+from flows.extraction.samples import Sample, digest_of, reviewed, usable
 from flows.runtime.home import Home
 from flows.training.trainings import Training
 from heads.catalogue import get_head
@@ -80,6 +80,7 @@ class StoredSamples:
             ]
         else:
             self.all = self.pairs.present(tables, known_by) if tables else self.pairs.samples
+        self.all = reviewed(self.all, home.reviews(image_set))
 
     @functools.cached_property
     def sides(self) -> list[Any]:

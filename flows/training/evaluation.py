@@ -17,7 +17,7 @@ import numpy as np
 from features.images.masks import read_mask
 from features.images.pixels import read_image
 from features.images.preprocess import mask_to_input
-from flows.extraction.samples import Sample, what_is_left_out
+from flows.extraction.samples import ACCEPTED, Sample, what_is_left_out
 from flows.training.data import TrainingData
 from heads.contract import FeatureSource, Head
 from heads.judging.calibration import Calibration, calibrate, calibrate_out_of_fold, fixed
@@ -117,7 +117,14 @@ def judge(
     if apart is not None:
         held_scores = apart.scores
         told = apart.folds.told()
-        calibration = calibrate_out_of_fold(held_scores, apart.maps, told, target_fpr=target)
+        known = {s.id: s.review == ACCEPTED for s in data.learnt}
+        calibration = calibrate_out_of_fold(
+            held_scores,
+            apart.maps,
+            told,
+            accepted=[known[image] for image in apart.images],
+            target_fpr=target,
+        )
     elif not head.labelled:
         held_scores, maps = score_source(head, held_out)
         calibration = calibrate(held_scores, maps, target_fpr=target, upper=head.score_limit)

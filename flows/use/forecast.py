@@ -29,7 +29,7 @@ from flows.extraction.forecast import (
 from flows.extraction.pair_list import Version
 from flows.extraction.plan import plan_job, ready
 from flows.extraction.report import ExtractionReport
-from flows.extraction.samples import Sample, digest_of
+from flows.extraction.samples import Sample, digest_of, reviewed
 from flows.runtime.console import counted, duration, size
 from flows.runtime.dask import check_device, gpus
 from flows.runtime.home import Home
@@ -214,7 +214,7 @@ def forecast(
     looked = ExtractionReport(require_set(settings), notes=list(found.notes))
     settings, plan = as_seen(settings, plan, beside or home, found, looked)
     ahead = extraction_ahead(home, plan, found, settings.extraction, measure_from)
-    samples = _samples(found)
+    samples = reviewed(_samples(found), home.reviews(require_set(settings)))
     normal = sum(s.split == "train" and not s.defective for s in samples)
     refusal = None
     try:

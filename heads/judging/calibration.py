@@ -272,8 +272,8 @@ _RARELY = 0.01
 MOST_ODD = 0.1
 
 
-def standing_out(scores: ArrayLike) -> int:
-    """Return how many of the largest scores stand out: far above what the others' tail explains.
+def standing_out(scores: ArrayLike) -> NDArray[np.bool_]:
+    """Return which of the scores stand out: far above what the others' tail explains.
 
     The scores above the median are taken to fall off exponentially. Their scale is told by all of
     them but the largest tenth (one at least), which are looked at as censored, so that they
@@ -288,20 +288,26 @@ def standing_out(scores: ArrayLike) -> int:
 
     Examples
     --------
-    >>> standing_out([1, 2, 3, 4, 5, 6, 7, 8, 9]), standing_out([1, 2, 3, 4, 5, 6, 7, 8, 90])
-    (0, 1)
+    >>> standing_out([1, 2, 3, 4, 5, 6, 7, 8, 9]).any()
+    False
+    >>> standing_out([1, 2, 90, 4, 5, 6, 7, 8, 3]).nonzero()[0]
+    array([2])
     """
-    values = np.sort(_finite(scores))
-    n = values.size
+    given = _finite(scores)
+    values, n = np.sort(given), given.size
     if n < 4:
-        return 0
+        return np.zeros(n, bool)
     middle, most = float(np.median(values)), max(1, int(MOST_ODD * n))
     excess = values[(n + 1) // 2 :] - middle
     known = excess.size - most
     scale = (excess[:known].sum() + most * excess[known - 1]) / known
     # An exponential over its scale as so many others tell it: P(> c) = (1 + c / known)^-known.
     beyond = known * ((excess.size / _RARELY) ** (1 / known) - 1)
-    return int((excess[known:] > scale * beyond).sum()) if scale > 0 else 0
+    if scale <= 0:
+        return np.zeros(n, bool)
+    # No more than were left out of the scale, whatever ties there are.
+    limit = max(middle + scale * beyond, values[n - most - 1])
+    return np.asarray(given > limit)
 
 
 def calibrate_out_of_fold(
@@ -309,6 +315,7 @@ def calibrate_out_of_fold(
     maps: Sequence[ArrayLike] | NDArray[np.float32] | None,
     folds: Mapping[str, Any],
     *,
+    accepted: ArrayLike | None = None,
     target_fpr: float = 0.05,
     pixel_fpr: float = 0.005,
 ) -> Calibration:
@@ -328,6 +335,8 @@ def calibrate_out_of_fold(
         Their score maps, for the pixel threshold; of a masked array what is masked does not count.
     folds
         What the folds are.
+    accepted
+        ``[N]`` bool: images that are known to be normal, and count however far they stand out.
     target_fpr, pixel_fpr
         As of `calibrate`.
 
@@ -340,19 +349,23 @@ def calibrate_out_of_fold(
     (0.073, 0.05)
     """
     values = _finite(scores)
-    n, odd = values.size, standing_out(values)
-    order = np.argsort(values, kind="stable")
-    kept, ascending = n - odd, values[order]
-    k = _rank(kept, target_fpr)
-    rank, enough = min(k, kept), k <= kept
+    n, out = values.size, standing_out(values)
+    if accepted is not None:
+        out &= ~np.asarray(accepted, bool)
+    kept = np.sort(values[~out])
+    k = _rank(kept.size, target_fpr)
+    enough = k <= kept.size
+    threshold = float(kept[min(k, kept.size) - 1])
+    # Its rank among all, those that stand out included.
+    rank = min(k, kept.size) + int((values[out] <= threshold).sum())
     pixel, pixels = None, 0
     if maps is not None and len(maps):
-        own = np.sort(order[:kept])
+        own = np.flatnonzero(~out).tolist()
         flat = np.concatenate([np.ma.compressed(maps[i]) for i in own]).astype(np.float32)
         pixel, _, _ = threshold_for(flat, pixel_fpr)
         pixels = flat.size
     return Calibration(
-        threshold=float(ascending[rank - 1]),
+        threshold=threshold,
         target_fpr=target_fpr,
         attained_fpr=(n + 1 - rank) / (n + 1),
         n=n,
@@ -362,8 +375,8 @@ def calibrate_out_of_fold(
         pixel_n=pixels,
         median=float(np.median(values)),
         folds=folds,
-        scores=tuple(ascending.tolist()),
-        odd=odd,
+        scores=tuple(np.sort(values).tolist()),
+        odd=int(out.sum()),
         # The share of new images above the k-th smallest of n is Beta(n + 1 - k, k): Vovk,
         # "Conditional validity of inductive conformal predictors" (2012).
         spread=(

@@ -28,6 +28,9 @@ Floats = NDArray[np.float64]
 SAME = 0.98
 #: An order counts as correlated from so many deviations above what shuffled images show.
 SHOWS = 3.0
+#: A head that leaves images out for nothing leaves blocks out only from this correlation on: what
+#: learns from a fifth less than the model scores higher, which then costs more than it mends.
+STRONG = 0.3
 #: Numbers that the look of an image has at most.
 LOOK = 1024
 
@@ -113,7 +116,7 @@ def assign_folds(
         Folds, at most; at least two images or groups fall into two.
     alone
         Leave out each image, or all that is nearly the same, for itself where neither groups nor
-        an order say that it is like others: for heads that do this at no cost.
+        an order say that it is much like others (`STRONG`): for heads that do this at no cost.
 
     Raises
     ------
@@ -152,8 +155,10 @@ def assign_folds(
             units.join(first[name], i)
     # What is nearly the same, the most alike first; no unit outgrows a fold that way.
     most, together = max(1, n // max(2, count)), 0
-    if alone and by != "group" and seen is not None and strengths[by][1] < SHOWS:
-        by, count = "image", n
+    if alone and by != "group" and seen is not None:
+        value, above = strengths[by]
+        if above < SHOWS or value < STRONG:
+            by, count = "image", n
     for i, j in [] if seen is None else _alike(seen):
         if units.root(i) != units.root(j) and units.size(i) + units.size(j) <= most:
             units.join(i, j)

@@ -24,9 +24,8 @@ from storage.registry.runs import EPOCH, SHEETS
 from storage.registry.servers import ask, for_mlflow
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
-#: Figures of a run that are columns of their own, not metrics of the detector.
+#: Figures of a run that are no metrics of the detector: columns of their own, and the promise.
 _COSTS = ("seconds", "peak_mb", "score_seconds_per_image")
-#: What a run's thresholds are worth and cost: no figures of the detector either.
 _PROMISE = {"promised_false_positive_rate", "least_false_positive_rate", "calibration_seconds"}
 #: Experiments of commands, and of a set's grids: a set's own holds its trainings alone.
 COMMANDS, GRIDS = "headwater commands", "{0} grids"
@@ -318,8 +317,11 @@ class RegistryReader:
 
     def pictures(self, run_id: str) -> list[str]:
         """Return local paths of a run's sheets of maps; fetched below the home from a server."""
+        return self.fetched(run_id, self.sheets(run_id))
+
+    def fetched(self, run_id: str, paths: list[str]) -> list[str]:
+        """Return local paths of artifacts of a run."""
         with told():
-            paths = self.sheets(run_id)
             place = self.client.get_run(run_id).info.artifact_uri
             if not self._server and is_local_uri(place):
                 # They lie here; MLflow's download would copy them to a temporary folder.

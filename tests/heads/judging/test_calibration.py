@@ -121,7 +121,7 @@ def test_one_odd_normal_moves_the_threshold_by_a_rank_at_most(n: int, how_far: f
     odd = scores.copy()
     odd[0] = scores[-1] * how_far
     after = out_of_fold(odd)
-    assert after.odd == standing_out(odd) <= 1
+    assert after.odd == standing_out(odd).sum() <= 1
     if how_far >= 30:
         assert after.odd == 1
     if after.odd or n >= 39:
@@ -141,10 +141,18 @@ def test_one_odd_normal_moves_the_threshold_by_a_rank_at_most(n: int, how_far: f
 def test_ordinary_tails_seldom_stand_out_and_few_may() -> None:
     rng = np.random.default_rng(3)
     told = [standing_out(draw(size=60)) for _ in range(500) for draw in (rng.normal, rng.gumbel)]
-    assert np.mean(np.array(told) > 0) < 0.02
-    assert standing_out([*np.arange(47.0), *[1e3] * 3]) == 3
-    assert standing_out([*np.arange(47.0), *[1e6] * 5]) == 5  # of 52: a tenth
-    assert standing_out([1.0] * 30 + [2.0]) == 0  # no scale to measure by
+    assert np.mean([out.any() for out in told]) < 0.02
+    assert standing_out([*np.arange(47.0), *[1e3] * 3]).sum() == 3
+    assert standing_out([*np.arange(47.0), *[1e6] * 5]).sum() == 5  # of 52: a tenth
+    assert not standing_out([1.0] * 30 + [2.0]).any()  # no scale to measure by
+
+
+def test_what_is_known_to_be_normal_counts_however_far_it_stands_out() -> None:
+    scores = np.append(np.arange(1.0, 19.0), 500.0)
+    assert out_of_fold(scores).odd == 1
+    found = calibrate_out_of_fold(scores, None, {}, accepted=scores == 500)
+    assert (found.odd, found.threshold, found.rule) == (0, 500.0, "conformal")
+    assert not found.caveats
 
 
 def test_an_odd_normals_map_does_not_set_the_pixel_threshold() -> None:
