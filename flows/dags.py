@@ -36,7 +36,7 @@ from flows.runtime.settings import Settings
 from flows.runtime.signals import ctrl_c_ends_flow, keep_sigterm
 from flows.training.data import TrainingData
 from flows.training.results import HeadsFailedError, RunResult, TrainOutcome
-from flows.training.train import find_trained, train_head
+from flows.training.train import find_trained, score_fold, train_head
 from flows.training.trainings import Request, Training, stored_version
 from flows.use.forecast import forecast
 from storage.registry.registry import Registry
@@ -71,8 +71,16 @@ def extract_task(asked: Request) -> ExtractionReport:
 
 @task(name="train", task_run_name="train-{name}", cache_policy=NO_CACHE, persist_result=False)
 def train_task(client: Client, name: str, training: Training) -> TrainOutcome:
-    """Submit one training to Dask and wait. A lost worker's training is started again by Dask."""
+    """Submit one training to Dask and wait. A lost worker's training is started again by Dask.
+
+    Its folds come first, side by side; what fails there fails again, and is told, in the training.
+    """
     resources = needs_gpu(client, training.options.device)
+    folds = [
+        client.submit(score_fold, training, n, pure=False, retries=0, resources=resources)
+        for n in range(training.folds)
+    ]
+    client.gather(folds, errors="skip")
     future = client.submit(train_head, training, pure=False, retries=0, resources=resources)
     return future.result()
 
@@ -124,7 +132,8 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
     if not trainings:
         return result
     wanted = asked.settings.training
-    workers = training_workers(len(trainings), wanted.device, wanted.workers)
+    jobs = sum(max(1, one.folds) for one in trainings)
+    workers = training_workers(jobs, wanted.device, wanted.workers)
     threads = max(1, cores() // workers)
     with (
         registry.parent(result.image_set, trainings[0].snapshot) as parent_run,

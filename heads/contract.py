@@ -6,8 +6,7 @@ A head is one file and a registration::
     class MyHead(Head): ...
 
 It never opens a store: it is given `FeatureSource`s. This file imports of `heads` only `looking`,
-so that all of them, and heads of other packages, can import it; `heads.catalogue` lists what is
-registered and finds it by name (docs/adding-a-head.md).
+so that all of them can import it; `heads.catalogue` lists and finds heads (docs/adding-a-head.md).
 """
 
 from __future__ import annotations
@@ -163,8 +162,7 @@ class TrainOptions:
     device
         ``auto``, ``cpu`` or ``cuda[:n]``.
     precision
-        Arithmetic of the subnets: ``auto`` takes bfloat16 where the processor or GPU has it.
-        Log-determinants, losses and scores are float32 in any case.
+        Of the subnets; ``auto``: bfloat16 where there is it. Losses and scores are float32 always.
     threads
         Torch threads; None leaves them as they are.
     checkpoint_dir
@@ -172,8 +170,7 @@ class TrainOptions:
     epochs
         Overrides the head's own number.
     early_stop
-        Stop after this many epochs without a better held-out likelihood and keep the best epoch's
-        weights; None trains to the last epoch.
+        Stop after so many epochs without a better held-out likelihood, keep the best; None: do not.
     checkpoint_every
         Seconds between checkpoints (whole epochs only); 0 saves after every epoch.
     """
@@ -195,7 +192,7 @@ class Training(NamedTuple):
     train
         Normal images (and their views where the head asked for them).
     held_out
-        Normal images that are not trained on: validation, calibration of normalisers.
+        Normal images that are not trained on: for validation and choices (`Head.chooses`), or none.
     options, progress
         How it is run, and who is told of it.
     """
@@ -211,7 +208,6 @@ class Head(nn.Module):
 
     Life: ``Head(config, shapes, map_size)`` → `fit` → `score`. `state_dict` holds all that was
     learnt, buffers included, so that ``Head(...).load_state_dict(...)`` scores the same.
-
     A subclass gives `needs`, `learn` and `scored`, around which `fit` and `score` check what is
     asked. Whether it has learnt is in a buffer ``fitted``, where it has one, or in `is_fitted`.
 
@@ -272,6 +268,10 @@ class Head(nn.Module):
         figures = self.learn(Training(train, held_out, options, progress))
         self.mark_fitted()
         return {**figures, "fit_seconds": time.perf_counter() - began}
+
+    def chooses(self, options: TrainOptions) -> bool:
+        """Whether held-out images choose something: an epoch, factors."""
+        return options.early_stop is not None
 
     @abstractmethod
     def learn(self, training: Training) -> dict[str, float]:

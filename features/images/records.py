@@ -34,6 +34,8 @@ class ImageRecord:
         File size.
     depth
         The values of an image of more than 8 bits.
+    group
+        What it is one of, and alike: a part, a batch; empty where nobody said.
     """
 
     path: Path
@@ -45,12 +47,15 @@ class ImageRecord:
     height: int
     bytes: int
     depth: Depth | None = None
+    group: str = ""
 
     @classmethod
-    def of(cls, facts: FileFacts, split: Split, kind: str, mask: Path | None) -> ImageRecord:
+    def of(
+        cls, facts: FileFacts, split: Split, kind: str, mask: Path | None, group: str = ""
+    ) -> ImageRecord:
         """Return the record of a file that was read."""
         size = (facts.width, facts.height, facts.bytes)
-        return cls(Path(facts.path), facts.sha256, split, kind, mask, *size, facts.depth)
+        return cls(Path(facts.path), facts.sha256, split, kind, mask, *size, facts.depth, group)
 
     @property
     def is_normal(self) -> bool:
@@ -249,7 +254,8 @@ class Candidate:
     masks
         Absolute paths of its masks; of several, all of one folder, what any of them marks counts.
     group
-        What must not be torn apart when normal images are shared out: a part, a batch.
+        What must not be torn apart when normal images are shared out, here and over the folds of a
+        calibration: a part, a batch.
     """
 
     path: str

@@ -263,7 +263,7 @@ def _record(c: Candidate, f: FileFacts) -> ImageRecord:
     if c.masks:
         # Of several, the folder that holds them and nothing else.
         mask = Path(c.masks[0]) if len(c.masks) == 1 else Path(c.masks[0]).parent
-    return ImageRecord.of(f, c.split or "train", c.kind, mask)
+    return ImageRecord.of(f, c.split or "train", c.kind, mask, c.group)
 
 
 def _report_duplicate(kept: Candidate, dropped: Candidate, result: ScanResult) -> None:

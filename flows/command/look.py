@@ -1,4 +1,4 @@
-"""`headwater compare`, `heads`, `backbones`, `grid` and `ui`: what there is and how good it is."""
+"""`compare`, `heads`, `backbones`, `grid`, `review` and `ui`: what there is and how good it is."""
 
 from __future__ import annotations
 
@@ -179,6 +179,58 @@ def grid(
         err.print(f"note: {got.resumed} points were there from a grid that was broken off")
     for note in got.notes:
         err.print(f"note: {note}", markup=False)
+
+
+@commands.command(rich_help_panel="Look")
+@takes("models")
+def review(
+    image_set: SetArgument,
+    given: Given,
+    head: Annotated[str | None, typer.Option(help="As this head sees them alone.")] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(metavar="IMAGE", help="It is normal. Repeatable.")
+    ] = None,
+    reject: Annotated[
+        list[str] | None, typer.Option(metavar="IMAGE", help="It is none. Repeatable.")
+    ] = None,
+    who: Annotated[
+        str | None, typer.Option("--by", metavar="NAME", help="Who says so. [default: you]")
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, help="Show so many.")] = 20,
+    json_: JsonOption = False,
+) -> None:
+    """List normal images that do not look normal, by their out-of-fold scores; settle them.
+
+    An accepted one counts for the thresholds however odd it is; of a rejected one nothing learns.
+    Either holds from the next training on. An image is named by the end of its path or by its hash.
+    """
+    _, home = given.open(write=bool(accept or reject))
+    from flows.use.review import WORTH_A_LOOK, odd_normals, settle
+
+    rows, sheets = odd_normals(home, image_set, head)
+    if accept or reject:
+        said = settle(home, image_set, rows, accept=accept or (), reject=reject or (), who=who)
+        rows = [{**row, **said.get(row["sha256"], {})} for row in rows]
+    if json_:
+        out.print_json(data={"normals": rows, "sheets": sheets})
+        return
+    worth = [r for r in rows if "said" in r or r["stands_out"] or r["p_value"] <= WORTH_A_LOOK]
+    cells = [
+        [
+            r.get("path", r.get("key")),
+            r["p_value"],
+            "stands out" if r["stands_out"] else "",
+            ", ".join(f"{name} {of['p_value']:.3f}" for name, of in r["heads"].items()),
+            " ".join(r.get(k, "") for k in ("said", "who", "when")).strip(),
+        ]
+        for r in worth[:most]
+    ]
+    columns = ["image", "lowest p", "", "by head", "review"]
+    out.print(table(columns, cells, f"{image_set}: normals that look least normal"))
+    if len(worth) > most:
+        out.print(f"and {len(worth) - most} more: --most")
+    for sheet in sheets:
+        out.print(f"heat maps: {sheet}", markup=False)
 
 
 @commands.command(rich_help_panel="Look")

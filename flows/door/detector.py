@@ -47,6 +47,8 @@ class Result:
         Map value that few normal pixels exceed; None where the model has none.
     model
         ``SET.HEAD version N``.
+    p_value
+        Share of normal samples that score as high; None where the model has no out-of-fold scores.
     """
 
     score: float
@@ -56,10 +58,12 @@ class Result:
     pixel_threshold: float | None
     model: str
     _draw: Callable[[Path], None] = field(compare=False)
+    p_value: float | None = None
 
     def __repr__(self) -> str:
+        p = "" if self.p_value is None else f"p {self.p_value:.3g}, "
         return (
-            f"Result({self.verdict}: score {self.score:.4g}, threshold {self.threshold:.4g}, "
+            f"Result({self.verdict}: score {self.score:.4g}, {p}threshold {self.threshold:.4g}, "
             f"by {self.model})"
         )
 
@@ -146,7 +150,14 @@ class LoadedModel:
             draw_prediction(self.inference, images, got, target)
 
         return Result(
-            got.score, got.verdict, got.map, got.threshold, got.pixel_threshold, self.name, paint
+            got.score,
+            got.verdict,
+            got.map,
+            got.threshold,
+            got.pixel_threshold,
+            self.name,
+            paint,
+            got.p_value,
         )
 
 

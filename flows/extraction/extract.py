@@ -134,6 +134,7 @@ def bring_up_to_date(
     specs = [one.spec for one in extractions]
     used = {arithmetic_key(s.backbone, s.weights): s.precision for s in specs}
     remember(settings, home, image_set, found.root, used)
+    home.add_groups(image_set, found.groups)
     # As they are before this run changes them: what moves from one side to the other is there.
     before = [(store, store.snapshot) for store in stores]
     for store, (name, rows) in zip(stores, sides.items(), strict=True):

@@ -49,6 +49,8 @@ class Found:
         What the folder or list was taken for.
     few
         What became of the rest, where there is less than one would think.
+    groups
+        ``{image: group}`` of images that are in one.
     """
 
     root: Path
@@ -62,6 +64,7 @@ class Found:
     left_out: dict[str, int] = field(default_factory=dict)
     layout: str = ""
     few: str = ""
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 def find(
@@ -117,6 +120,7 @@ def find(
         scan.left_out.counts,
         layout,
         few,
+        {record.sha256: record.group for record in every if record.group},
     )
 
 

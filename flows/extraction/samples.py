@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from features.images.crops import source_of
@@ -39,6 +39,10 @@ class Sample:
     size
         Height and width of an image, to which its mask is scaled; of a pair a mask of another size
         goes to the net's input as it is.
+    group
+        What an image is one of; see `features.images.records.Candidate`.
+    review
+        What somebody said of a normal: ``accepted``, ``rejected`` (it is none), or nothing.
     """
 
     key: str
@@ -49,14 +53,21 @@ class Sample:
     mask: Path | None = None
     label: str = ""
     size: tuple[int, int] | None = None
+    group: str = ""
+    review: str = ""
 
     @classmethod
-    def of(cls, row: ImageRow, root: Path) -> Sample:
+    def of(cls, row: ImageRow, root: Path, group: str = "") -> Sample:
         """Return the image of a store's row; `root` is what its paths are relative to."""
         mask = root / row.mask if row.mask else None
         place = (root / row.path,)
         size = (row.height, row.width)
-        return cls(row.path, row.split, row.kind, (row.sha256,), place, mask, row.mask, size)
+        return cls(row.path, row.split, row.kind, (row.sha256,), place, mask, row.mask, size, group)
+
+    @property
+    def id(self) -> str:
+        """Content identity of the image or of the pair, as of the source that holds it."""
+        return self.pair.id if self.is_pair else self.contents[0]
 
     @property
     def is_pair(self) -> bool:
@@ -82,15 +93,30 @@ class Sample:
         return Pair(self.key, current, history, self.source)
 
     def seen(self) -> list[str]:
-        """Return what a training sees of it; that a pair is a crop decides what it is held with."""
-        cut = [self.source] if self.source else []
-        return [*self.contents, self.split, self.kind, self.label, *cut]
+        """Return what a training sees of it; what it is one of decides what it is held with."""
+        cut = [self.source or self.group] if self.source or self.group else []
+        said = [self.review] if self.review else []
+        return [*self.contents, self.split, self.kind, self.label, *cut, *said]
 
 
 #: Samples without which nothing is trained: two to learn from, two to hold out.
 AT_LEAST = 4
 #: Kind of a pair without a mask: nobody said whether anything changed.
 UNLABELLED = "unlabelled"
+#: What may be said of a normal: that it is one, however odd, or that it is none.
+ACCEPTED, REJECTED = "accepted", "rejected"
+
+
+def reviewed(
+    samples: Sequence[Sample], reviews: Mapping[str, Mapping[str, str]]
+) -> Sequence[Sample]:
+    """Return the samples with what was said of them (`flows.runtime.home.Home.reviews`)."""
+    if not reviews:
+        return samples
+    return [
+        replace(s, review=reviews[s.id]["said"]) if s.split == "train" and s.id in reviews else s
+        for s in samples
+    ]
 
 
 def digest_of(samples: Sequence[Sample]) -> str:
@@ -118,7 +144,7 @@ def usable(
     DataError
         Where there are too few.
     """
-    train = [s for s in samples if s.split == "train"]
+    train = [s for s in samples if s.split == "train" and s.review != REJECTED]
     if head.labelled:
         found = [s for s in train if s.mask is not None]
         if len(found) < AT_LEAST or not any(s.defective for s in found):
@@ -151,12 +177,14 @@ def usable(
 
 def what_is_left_out(head: type[Head], samples: Sequence[Sample]) -> list[str]:
     """Return sentences on training pairs that a head leaves out or takes on trust."""
+    rejected = sum(s.split == "train" and s.review == REJECTED for s in samples)
+    said = [f"{rejected} normal(s) that were rejected are left out"] if rejected else []
     train = [s for s in samples if s.split == "train" and s.is_pair]
     bare = sum(s.mask is None for s in train)
     if head.labelled:
-        return [f"{head.name}: {bare} training pair(s) without a mask left out"] if bare else []
+        return said + [f"{head.name}: {bare} training pair(s) without a mask left out"] * bool(bare)
     changed = sum(s.kind == CHANGED for s in train)
-    said = [f"{head.name}: {changed} changed training pair(s) left out"] if changed else []
+    said += [f"{head.name}: {changed} changed training pair(s) left out"] if changed else []
     if bare:
         said.append(f"{head.name}: {bare} training pair(s) have no mask and count as unchanged")
     return said

@@ -84,7 +84,12 @@ def _point(axes: Axes, x: float, y: float, text: str) -> None:
 
 
 def score_histogram(
-    held_out: ArrayLike, scores: ArrayLike, labels: ArrayLike, threshold: float, path: Path
+    held_out: ArrayLike,
+    scores: ArrayLike,
+    labels: ArrayLike,
+    threshold: float,
+    path: Path,
+    name: str = "held-out normal",
 ) -> Path:
     """Draw the scores of held-out normals, test normals and anomalies, and the threshold.
 
@@ -98,6 +103,8 @@ def score_histogram(
         The model's.
     path
         PNG to write.
+    name
+        What the first are.
 
     Raises
     ------
@@ -106,7 +113,7 @@ def score_histogram(
     """
     test, truth = np.asarray(scores, float).ravel(), np.asarray(labels).ravel().astype(bool)
     groups = [
-        ("held-out normal", np.asarray(held_out, float).ravel(), MUTED),
+        (name, np.asarray(held_out, float).ravel(), MUTED),
         ("test normal", test[~truth], BLUE),
         ("test defective", test[truth], VERMILION),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +164,28 @@ class Home:
         # Where it was written, so that a home that was moved knows what came along.
         card = {**card, "home": str(self.root)}
         write_text(path, json.dumps(card, indent=2, sort_keys=True))
+
+    def groups(self, image_set: str) -> dict[str, str]:
+        """Return the group of each image of a set that was ever said to be in one, by content."""
+        path = self.root / "groups" / f"{image_set}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def add_groups(self, image_set: str, groups: Mapping[str, str]) -> None:
+        """Remember groups of images; those of images that are not named stay."""
+        known = self.groups(image_set)
+        if (new := {**known, **groups}) != known:
+            path = self.root / "groups" / f"{image_set}.json"
+            write_text(path, json.dumps(new, indent=0, sort_keys=True))
+
+    def reviews(self, image_set: str) -> dict[str, dict[str, str]]:
+        """Return what was said of normals: ``{image: {"said", "who", "when", "path"}}``."""
+        path = self.root / "reviews" / f"{image_set}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def add_reviews(self, image_set: str, reviews: Mapping[str, Mapping[str, str]]) -> None:
+        """Remember what is said of normals in place of what was said of them before."""
+        path = self.root / "reviews" / f"{image_set}.json"
+        write_text(path, json.dumps({**self.reviews(image_set), **reviews}, indent=1))
 
     def prepare_environment(self) -> None:
         """Set the quiet defaults and Prefect's home. Call before Prefect or MLflow is imported."""

@@ -132,9 +132,13 @@ class TrainingSettings(_Frozen):
     device: Device = _set(
         "auto", "Where heads learn; auto: GPUs if any.", _TRAIN, words="auto|cpu|cuda|cuda:N")
     precision: Precision = _set("auto", "Arithmetic of training.")
+    calibrate: Literal["folds", "quick"] = _set(
+        "folds", "What thresholds are set by. folds: out-of-fold scores of all normals, by as many "
+        "trainings more; quick: a share that is held out.", _TRAIN)
+    folds: int = _set(5, "Folds of neighbours, for calibrate: folds.", ge=2, le=50)
     held_out: float | None = _set(
-        None, "Share not trained on, for threshold and validation.", gt=0, le=0.5,
-        otherwise="0.1; 0.2 of pairs")
+        None, "Share not trained on: for thresholds where calibrate is quick, for validation, for "
+        "what a head chooses.", gt=0, le=0.5, otherwise="0.1; 0.2 of pairs")
     target_fpr: float = _set(
         0.05, "False-positive rate the threshold aims at.", _TRAIN, gt=0, lt=1)
     epochs: int | None = _set(

@@ -9,6 +9,7 @@ import numpy as np
 
 from features.images.pixels import read_image
 from features.images.preprocess import picture
+from flows.extraction.samples import Sample
 from flows.pictures.charts import curves, score_histogram
 from flows.pictures.maps import Cell, map_sheet, outcome
 from flows.pictures.panels import faded
@@ -20,16 +21,24 @@ from headwater.samples import IMAGE, PAIR
 if TYPE_CHECKING:
     from flows.training.data import TrainingData
     from flows.training.evaluation import Judgement
+    from heads.training.out_of_fold import OutOfFold
     from storage.registry.runs import Run
 
+#: The sheet of the normals with the highest out-of-fold scores.
+ODD = "odd-normals.png"
 #: The sheet of each kind of sample: its file, and how many it shows.
 SHEETS = {IMAGE: ("heat-maps.png", 15), PAIR: ("change-maps.png", 12)}
 
 
-def write_artifacts(data: TrainingData, run: Run, judged: Judgement) -> None:
-    """Draw and log the pictures and the table of samples to the training's MLflow run."""
+def write_artifacts(
+    data: TrainingData, run: Run, judged: Judgement, apart: OutOfFold | None = None
+) -> None:
+    """Draw and log the pictures and the tables of samples to the training's MLflow run."""
     training, kind, labels = data.training, data.kind, judged.labels
     run.log_table(judged.table, f"{kind.name}s")
+    if apart is not None:
+        run.log_json(apart.folds.to_json(), "folds.json")
+        run.log_table(_normals(data, apart), "normals")
     if data.pairs is not None:
         run.log_json(data.pairs.to_json(), "pairs.json")
     threshold = judged.calibration.threshold
@@ -37,7 +46,8 @@ def write_artifacts(data: TrainingData, run: Run, judged: Judgement) -> None:
         made = []
         if judged.held_scores is not None:
             made.append(folder / "scores.png")
-            score_histogram(judged.held_scores, judged.scores, labels, threshold, made[-1])
+            held = "held-out normal" if apart is None else "out-of-fold normal"
+            score_histogram(judged.held_scores, judged.scores, labels, threshold, made[-1], held)
         if kind == IMAGE and labels.any() and not labels.all():
             made.append(folder / "curves.png")
             curves(judged.scores, labels, threshold, made[-1])
@@ -54,23 +64,58 @@ def write_artifacts(data: TrainingData, run: Run, judged: Judgement) -> None:
                 cut=judged.cut,
                 probabilities=judged.calibration.rule == "fixed",
             )
+        odd = [] if apart is None else _oddest(data, apart, most)
+        if odd:
+            made.append(folder / ODD)
+            title = f"{training.image_set} / {training.plan.head}: oddest normals, out of fold"
+            map_sheet(kind, odd, made[-1], title, threshold=threshold, cut=judged.cut)
         for path in made:
             run.log_file(path, "figures")
+
+
+def _oddest(data: TrainingData, apart: OutOfFold, most: int) -> list[Cell]:
+    """Return the normals with the highest out-of-fold scores, as far as their files are at hand."""
+    known, cells = {s.id: s for s in data.learnt}, []
+    size = data.spec.input_size
+    for i in np.argsort(-apart.scores, kind="stable")[:most].tolist():
+        sample, thin = known[apart.images[i]], apart.maps[i]
+        step = -(-size[0] // thin.shape[0])
+        heat = np.ma.repeat(np.ma.repeat(thin, step, 0), step, 1)[: size[0], : size[1]]
+        said = f"fold {apart.folds.of[apart.images[i]] + 1}, score {apart.scores[i]:.4g}"
+        if (opened := _opened(data, sample, heat, None)) is not None:
+            cells.append(Cell(*opened[:2], Path(sample.key).name, said))
+    return cells
+
+
+def _normals(data: TrainingData, apart: OutOfFold) -> list[dict[str, Any]]:
+    """Return the normals by their out-of-fold scores, the oddest first.
+
+    The p-value is an image's among the others: the share of them, itself counted, that scores as
+    high.
+    """
+    keys = {s.id: s.key for s in data.learnt}
+    order = np.argsort(-apart.scores, kind="stable")
+    ascending = np.sort(apart.scores)
+    above = len(ascending) - np.searchsorted(ascending, apart.scores, side="left")
+    return [
+        {
+            "key" if data.pairs is not None else "path": keys[apart.images[i]],
+            "sha256": apart.images[i],
+            "fold": apart.folds.of[apart.images[i]],
+            "score": float(apart.scores[i]),
+            "p_value": int(above[i]) / len(ascending),
+        }
+        for i in order.tolist()
+    ]
 
 
 def _cell(data: TrainingData, judged: Judgement, row: dict[str, Any]) -> Cell | None:
     """Return one sample of the sheet, or None where its files are not at hand any more."""
     at, correct = row["index"], row["correct"]
     sample, heat, mask = judged.samples[at], judged.maps[at], judged.masks[at]
-    looked = seen_of(heat)
-    try:
-        given = [read_image(path) for path in sample.paths]
-        images = tuple(faded(picture(image, data.spec), looked) for image in given)
-    except (OSError, ValueError):
+    if (opened := _opened(data, sample, heat, mask)) is None:
         return None
-    # Padding is nobody's image.
-    filled = place(given[0].shape[0], given[0].shape[1], data.spec).filled
-    heat, mask = np.asarray(heat)[filled], mask if mask is None else mask[filled]
+    images, heat, mask = opened
     if sample.is_pair:
         caption, said = sample.key, f"{row['verdict']}, score {row['score']:.3g}"
         if row["wrong_pixels"] is not None:
@@ -80,4 +125,23 @@ def _cell(data: TrainingData, judged: Judgement, row: dict[str, Any]) -> Cell | 
         flagged = row["verdict"] == IMAGE.verdicts[1]
         said = f"{outcome(flagged, sample.defective)}, score {row['score']:.4g}"
     mistaken = None if correct is None else not correct
-    return Cell(tuple(x[filled] for x in images), heat, caption, said, mask, mistaken)
+    return Cell(images, heat, caption, said, mask, mistaken)
+
+
+def _opened(
+    data: TrainingData, sample: Sample, heat: np.ndarray, mask: np.ndarray | None
+) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray | None] | None:
+    """Return a sample's pictures, map and mask without padding; None where a file is gone."""
+    looked = seen_of(heat)
+    try:
+        given = [read_image(path) for path in sample.paths]
+        images = tuple(faded(picture(image, data.spec), looked) for image in given)
+    except (OSError, ValueError):
+        return None
+    # Padding is nobody's image.
+    filled = place(given[0].shape[0], given[0].shape[1], data.spec).filled
+    return (
+        tuple(x[filled] for x in images),
+        np.asarray(heat)[filled],
+        mask if mask is None else mask[filled],
+    )

@@ -15,12 +15,14 @@ from features.images.records import ImageRecord
 from features.images.sources import ImageSource, PairMasks
 from flows.extraction.pair_list import PairList, Version, load_pairs
 from flows.extraction.regions import regions_of
-from flows.extraction.samples import Sample, digest_of, usable
+from flows.extraction.samples import Sample, digest_of, reviewed, usable
 from flows.runtime.home import Home
 from flows.training.trainings import Training
 from heads.catalogue import get_head
 from heads.contract import FeatureSource
 from heads.pairs.source import PairSource
+from heads.training.folds import Folds, assign_folds, looks_of, natural
+from heads.training.out_of_fold import leaves_out
 from heads.training.sources import LookedSource
 from heads.training.splits import split_held_out
 from headwater.errors import ConfigError, DataError, LayerError
@@ -72,9 +74,13 @@ class StoredSamples:
         if self.pairs is None:
             (table,) = tables
             rows = table.images(table.rows(self.select))
-            self.all: Sequence[Sample] = [Sample.of(row, root) for row in rows]
+            groups = home.groups(image_set)
+            self.all: Sequence[Sample] = [
+                Sample.of(row, root, groups.get(row.sha256, "")) for row in rows
+            ]
         else:
             self.all = self.pairs.present(tables, known_by) if tables else self.pairs.samples
+        self.all = reviewed(self.all, home.reviews(image_set))
 
     @functools.cached_property
     def sides(self) -> list[Any]:
@@ -233,31 +239,73 @@ class TrainingData(StoredSamples):
         tags = dict(zip(("snapshot", "history_snapshot"), self.at.snapshots, strict=False))
         return tags | ({"pairs": self.at.pairs} if self.at.pairs else {})
 
-    def sources(self) -> tuple[FeatureSource, FeatureSource]:
-        """Return what to train on (views included) and what is held out (plain only).
+    @functools.cached_property
+    def learnt(self) -> list[Sample]:
+        """The samples that a head may learn from, their files checked.
 
         Raises
         ------
         DataError
             With too few samples, or files that are not what they were when they were scanned.
         """
-        training, labelled = self.training, self.head.labelled
+        training = self.training
         when = " that had arrived by then" if training.known_by is not None else ""
         samples = usable(self.head, training.image_set, self.readable, when=when)
-        self.check_files(samples, masks=labelled)
-        source = self.source(samples, labelled=labelled)
-        held_out = training.options.held_out
+        self.check_files(samples, masks=self.head.labelled)
+        return samples
+
+    def sources(self) -> tuple[FeatureSource, FeatureSource]:
+        """Return what to train on (views included) and what is held out (plain only).
+
+        Raises
+        ------
+        DataError
+            As of `learnt`.
+        """
+        source = self.source(self.learnt, labelled=self.head.labelled)
+        held_out = self.training.options.held_out
         assert held_out is not None
         if self.pairs is not None:
             return source.split(held_out)
         train_rows, held_rows = split_held_out(source.ids, held_out, 2)
-        train = source.subset(train_rows)
-        if training.plan.view_spec is not None:
-            (views,) = self.readers(training.plan.view_spec)
-            kept = {samples[row].contents[0] for row in train_rows}
-            rows = [i for i, sha in enumerate(views.ids) if sha in kept]
-            train = train.concat([train, views.subset(rows)])
-        return train, source.subset(held_rows)
+        return self._with_views(source.subset(train_rows)), source.subset(held_rows)
+
+    def normals(self) -> Any:
+        """Return all that a head may learn from, views included; raises as `learnt` does."""
+        return self._with_views(self.source(self.learnt))
+
+    def _with_views(self, train: Any) -> Any:
+        """Return plain images and their views, where the head learns from such."""
+        if self.training.plan.view_spec is None:
+            return train
+        (views,) = self.readers(self.training.plan.view_spec)
+        kept = set(train.ids)
+        rows = [i for i, sha in enumerate(views.ids) if sha in kept]
+        return train.concat([train, views.subset(rows)])
+
+    def folds(self, source: Any) -> Folds:
+        """Return the folds of `normals`: of groups, or of neighbours by name or by arrival."""
+        plain = [row for row, view in enumerate(source.views) if view == 0]
+        row_of = {source.ids[row]: row for row in reversed(plain)}
+        images = list(row_of)[::-1]
+        if self.pairs is not None:
+            known = {p.id: (p.key, p.current, p.source) for p in source.pairs}
+        else:
+            known = {s.contents[0]: (s.key, s.contents[0], s.group) for s in self.learnt}
+        names = [natural(known[image][0]) for image in images]
+        orders: dict[str, list[Any]] = {"file order": names}
+        if self.stores:
+            table = self.stores[0].table(self.at.snapshots[0])
+            arrived = table.added_at[table.find([known[image][1] for image in images])].tolist()
+            orders["order of arrival"] = list(zip(arrived, names, strict=True))
+        return assign_folds(
+            images,
+            orders,
+            groups=[known[image][2] for image in images],
+            looks=looks_of(source, [row_of[image] for image in images]),
+            count=self.training.options.folds,
+            alone=leaves_out(self.head, source),
+        )
 
     def keep(self, name: str) -> None:
         """Tag the snapshots: retention must never remove what a registered model refers to."""

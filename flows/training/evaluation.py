@@ -8,23 +8,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from features.images.masks import read_mask
 from features.images.pixels import read_image
 from features.images.preprocess import mask_to_input
-from flows.extraction.samples import Sample, what_is_left_out
+from flows.extraction.samples import ACCEPTED, Sample, what_is_left_out
 from flows.training.data import TrainingData
 from heads.contract import FeatureSource, Head
-from heads.judging.calibration import Calibration, calibrate, fixed
+from heads.judging.calibration import Calibration, calibrate, calibrate_out_of_fold, fixed
 from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
-from heads.looking import LOOKED, seen_of
+from heads.looking import seen_of
+from heads.training.out_of_fold import OutOfFold, score_source
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec
 
@@ -46,7 +46,8 @@ class Judgement:
     calibration
         Thresholds.
     held_scores
-        ``[M]`` scores of held-out samples, or None where the threshold is not theirs.
+        ``[M]`` out-of-fold scores of the normals, or those of held-out ones; None where the
+        threshold is not theirs.
     score_seconds
         Time of scoring alone.
     metrics, notes
@@ -103,15 +104,28 @@ class Judging:
     worst: Callable[[dict[str, Any]], Any]
 
 
-def judge(data: TrainingData, head: Head, held_out: FeatureSource) -> Judgement:
+def judge(
+    data: TrainingData, head: Head, held_out: FeatureSource, apart: OutOfFold | None = None
+) -> Judgement:
     """Set thresholds and score the test samples.
 
-    Probabilities are cut at 0.5. Other scores are cut where few held-out samples, all of them
-    normal, reach.
+    Probabilities are cut at 0.5. Other scores are cut where few normal samples reach: by their
+    out-of-fold scores, `apart`, or else by the scores of those held out.
     """
     judging, target = JUDGING[data.kind], data.training.options.target_fpr
     calibration, held_scores = fixed(EVEN, target), None
-    if not head.labelled:
+    if apart is not None:
+        held_scores = apart.scores
+        told = apart.folds.told()
+        known = {s.id: s.review == ACCEPTED for s in data.learnt}
+        calibration = calibrate_out_of_fold(
+            held_scores,
+            apart.maps,
+            told,
+            accepted=[known[image] for image in apart.images],
+            target_fpr=target,
+        )
+    elif not head.labelled:
         held_scores, maps = score_source(head, held_out)
         calibration = calibrate(held_scores, maps, target_fpr=target, upper=head.score_limit)
     samples = data.test
@@ -190,28 +204,6 @@ def ties(head: str, kind: str, scores: np.ndarray) -> list[str]:
         f"{head}: {most} of {len(scores)} test {kind}s have the same score, "
         f"{values[counts.argmax()]:.4g}: they are not told apart (saturated?)"
     ]
-
-
-@torch.no_grad()
-def score_source(
-    head: Head, source: FeatureSource, batch: int = 8
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(scores [N], maps [N, H, W])`` of a source, float32, in its order.
-
-    The maps are a masked array where the source says what is looked at.
-    """
-    scores = np.empty(len(source), np.float32)
-    maps = np.empty((len(source), *head.map_size), np.float32)
-    outside = np.zeros(maps.shape, bool)
-    for start in range(0, len(source), batch):
-        stop = min(start + batch, len(source))
-        rows = source.read(start, stop)
-        if isinstance(rows, Mapping) and LOOKED in rows:
-            outside[start:stop] = ~rows[LOOKED].numpy()
-        got = head.score(rows)
-        scores[start:stop] = got.image.float().cpu().numpy()
-        maps[start:stop] = got.maps.float().cpu().numpy()
-    return scores, np.ma.masked_array(maps, outside) if outside.any() else maps
 
 
 def mask_of(sample: Sample, spec: ExtractorSpec, notes: list[str]) -> np.ndarray | None:

@@ -5,6 +5,8 @@ Nothing here knows of Prefect or of the cluster; `train_head` can be called as i
 
 from __future__ import annotations
 
+import functools
+import json
 import shutil
 import time
 from typing import Any
@@ -23,7 +25,10 @@ from flows.training.trainings import Training
 from heads.catalogue import get_head
 from heads.contract import FeatureSource, Head, Shape, TrainOptions
 from heads.judging.calibration import Calibration
+from heads.training.folds import Folds
+from heads.training.out_of_fold import FoldByFold, OutOfFold, leaves_out, sides
 from headwater.errors import ConfigError, WeightsError
+from headwater.files import write_text
 from storage.registry.registry import Registry
 from storage.registry.runs import Run
 from storage.serving.detector import Detector
@@ -40,18 +45,86 @@ def find_trained(training: Training, key: str, registry: Registry) -> TrainOutco
     return TrainOutcome(**{name: done[name] for name in told}, reused=True, pictures=pictures)
 
 
+class _Work:
+    """What a training, or one of its folds, works with."""
+
+    def __init__(self, training: Training, data: TrainingData, key: str) -> None:
+        self.training, self.data = training, data
+        self.folder, options = training.home.checkpoints / key, training.options
+        self.options = TrainOptions(
+            device=own_device(options.device),
+            precision=options.precision,
+            threads=training.threads,
+            checkpoint_dir=self.folder,
+            epochs=options.epochs,
+            early_stop=options.early_stop,
+        )
+        if training.folds:
+            self.source: Any = data.normals()
+            head = self.build()
+            head.check(self.source)
+            rows = range(len(self.source))
+            self.train, self.held_out = sides(head, self.source, rows, self.share, self.options)
+        else:
+            self.train, self.held_out = data.sources()
+            self.source = self.train
+
+    @property
+    def share(self) -> float:
+        """Of the images a head learns from, those that it chooses by, if it does."""
+        assert self.training.options.held_out is not None
+        return self.training.options.held_out
+
+    def build(self) -> Head:
+        """Return the head, not fitted."""
+        plan, shapes = self.training.plan, _layer_shapes(self.data, self.source)
+        return get_head(plan.head)(plan.make_config(), shapes, plan.spec.input_size)
+
+    @functools.cached_property
+    def folds(self) -> FoldByFold:
+        """The heads that each have not learnt from one fold; kept as long as the checkpoint is."""
+        file = self.folder / "folds.json"
+        if file.is_file():
+            found = Folds.from_json(json.loads(file.read_text()))
+        else:
+            found = self.data.folds(self.source)
+            write_text(file, json.dumps(found.to_json()))
+        return FoldByFold(self.build, self.source, found, share=self.share, keep=self.folder)
+
+
+def score_fold(training: Training, number: int) -> None:
+    """Score one of a training's folds ahead of it; nothing where there is nothing to be done.
+
+    `train_head` needs none of this: it finds what is there and does the rest. So folds can be done
+    side by side, and one that fails is told of by `train_head`.
+    """
+    training.home.prepare_environment()
+    torch.set_num_threads(training.threads)
+    data = TrainingData(training)
+    key = data.key()
+    registry = Registry(training.home.root, training.home.tracking_url)
+    if find_trained(training, key, registry) is None:
+        work = _Work(training, data, key)
+        if number < work.folds.folds.count and not leaves_out(work.build(), work.source):
+            work.folds.one(number, work.options, WorkerProgress(training.plan.head, _unheard))
+
+
+def _unheard(name: str, value: float, epoch: int) -> None:
+    """Take a figure of a fold's epoch, which is nobody's."""
+
+
 def train_head(training: Training) -> TrainOutcome:
     """Train, calibrate, evaluate and register one head; find it instead where it is done already.
 
     Idempotent: the key is (samples, head configuration, extractor, options), looked up in MLflow
-    first. A broken training goes on from its checkpoint.
+    first. A broken training goes on from its checkpoint, and folds that were scored stay scored.
 
     Raises
     ------
     HeadwaterError
         Whatever stops the training; the MLflow run is marked failed.
     """
-    home, plan, options = training.home, training.plan, training.options
+    home, plan = training.home, training.plan
     home.prepare_environment()
     torch.set_num_threads(training.threads)
     data = TrainingData(training)
@@ -60,8 +133,8 @@ def train_head(training: Training) -> TrainOutcome:
     key = data.key()
     if (done := find_trained(training, key, registry)) is not None:
         return done
-    train, held_out = data.sources()
-    head = get_head(plan.head)(plan.make_config(), _layer_shapes(data, train), plan.spec.input_size)
+    work = _Work(training, data, key)
+    train, held_out, head = work.train, work.held_out, work.build()
     head.check(train)
     run = registry.start(
         training.image_set,
@@ -76,27 +149,21 @@ def train_head(training: Training) -> TrainOutcome:
     )
     with run:
         progress = WorkerProgress(plan.head, run.metric)
-        train_options = TrainOptions(
-            device=own_device(options.device),
-            precision=options.precision,
-            threads=training.threads,
-            checkpoint_dir=home.checkpoints / key,
-            epochs=options.epochs,
-            early_stop=options.early_stop,
-        )
-        began = time.perf_counter()
         with PeakMemory() as memory:
-            figures = head.fit(train, held_out, train_options, progress)
-        seconds = time.perf_counter() - began
-        judged = judge(data, head, held_out)
+            apart = work.folds.all(work.options, progress) if training.folds else None
+            began = time.perf_counter()
+            figures = head.fit(train, held_out, work.options, progress)
+            seconds = time.perf_counter() - began
+        judged = judge(data, head, held_out, apart)
         run.finish(
             metrics={**judged.metrics, **{f"fit_{k}": v for k, v in figures.items()}},
             seconds=seconds,
             peak_mb=memory.peak_mb,
             score_seconds_per_image=judged.score_seconds / max(len(judged.table), 1),
+            **_promise(judged.calibration, apart),
         )
         run.tell(judged.notes, threshold=_origin(judged.calibration))
-        write_artifacts(data, run, judged)
+        write_artifacts(data, run, judged, apart)
         version = register(training, run, head, judged, key)
     # Retention must never remove what a registered model was trained on.
     label = f"model-{plan.head}-v{version}"
@@ -119,10 +186,30 @@ def train_head(training: Training) -> TrainOutcome:
     )
 
 
+def _promise(found: Calibration, apart: OutOfFold | None) -> dict[str, float]:
+    """Return what thresholds promise and what they took, as figures of a run."""
+    if apart is None:
+        return {}
+    return {
+        "promised_false_positive_rate": found.attained_fpr,
+        "least_false_positive_rate": found.least_fpr,
+        "calibration_seconds": apart.seconds,
+    }
+
+
 def _origin(found: Calibration) -> str:
     """Return a threshold and where it comes from, in words."""
     if found.rule == "fixed":
         return f"{found.threshold:.6g}, fixed: scores are probabilities"
+    if found.folds is not None and found.spread is not None:
+        low, high = found.spread
+        return (
+            f"{found.threshold:.6g} from out-of-fold scores of {found.n} normals in "
+            f"{found.folds['count']} folds by {found.folds['by']}; new images that are like "
+            f"these are false alarms in {found.attained_fpr:.1%} of cases on average of such sets "
+            f"of normals, {low:.1%} to {high:.1%} for nine in ten; {found.target_fpr:.1%} were "
+            "asked for"
+        )
     return (
         f"{found.threshold:.6g} from {found.n} held-out normals, which promise "
         f"{found.attained_fpr:.1%} of false alarms; {found.target_fpr:.1%} were asked for"

@@ -15,11 +15,14 @@ from flows.extraction.plan import HeadPlan, JobPlan, training_key
 from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
 from flows.runtime.settings import Settings, TrainingSettings
+from heads.catalogue import get_head
 from headwater.samples import IMAGE, PAIR
 from storage.store.feature_store import FeatureStore
 
 #: Training settings that do not change what is learnt.
 _NO_MATTER = ("workers", "device")
+#: Those of out-of-fold scores: of no matter, and unknown to keys, where there are none.
+_FOLDS = ("calibrate", "folds")
 #: Share of the samples that is not trained on; AnoDFDNet splits its pairs 8:2.
 HELD_OUT = {IMAGE: 0.1, PAIR: 0.2}
 
@@ -118,6 +121,12 @@ class Training:
     threads: int = 1
 
     @property
+    def folds(self) -> int:
+        """How many folds there are at most; 0 where held-out images set the thresholds, if any."""
+        wanted = self.options.calibrate == "folds" and not get_head(self.plan.head).labelled
+        return self.options.folds if wanted else 0
+
+    @property
     def snapshot(self) -> str:
         """Of the first side; empty where no store is read."""
         return self.at.snapshots[0]
@@ -129,7 +138,8 @@ class Training:
 
     def key(self, seen: str) -> str:
         """Return the idempotency key, of samples whose digest is `seen`."""
-        matter = {k: v for k, v in self.options_json.items() if k not in _NO_MATTER}
+        left_out = _NO_MATTER if self.folds else (*_NO_MATTER, *_FOLDS)
+        matter = {k: v for k, v in self.options_json.items() if k not in left_out}
         return training_key(self.plan, seen, matter)
 
     def kind_of_cost(self) -> dict[str, str]:

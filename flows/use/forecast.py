@@ -30,12 +30,14 @@ from flows.extraction.pair_list import Version
 from flows.extraction.plan import plan_job, ready
 from flows.extraction.regions import copy_own
 from flows.extraction.report import ExtractionReport
-from flows.extraction.samples import Sample, digest_of
+from flows.extraction.samples import Sample, digest_of, reviewed
 from flows.runtime.console import counted, duration, size
 from flows.runtime.dask import check_device, gpus
 from flows.runtime.home import Home
 from flows.runtime.resolve import FOLDERS, READING, require_set
 from flows.training.trainings import Request
+from heads.catalogue import get_head
+from heads.training.out_of_fold import leaves_out
 from headwater.errors import DiskFullError
 from storage.registry.registry import Registry
 
@@ -61,9 +63,12 @@ class TrainingAhead:
     model
         The finished training that is found instead, as ``v3``; empty where it will be trained.
     seconds
-        How long the fit will take, from an earlier one; None where that is not known.
+        How long the fit will take, from an earlier one, folds included, one after the other; None
+        where that is not known.
     basis
         In words, where that is from.
+    folds
+        Trainings beside the model's own, whose scores set the thresholds.
     """
 
     head: str
@@ -71,6 +76,7 @@ class TrainingAhead:
     model: str = ""
     seconds: float | None = None
     basis: str = ""
+    folds: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,12 @@ class Forecast:
         if new:
             times = [f" ({duration(x.seconds)})" if x.seconds is not None else "" for x in new]
             said.append("train " + ", ".join(x.head + t for x, t in zip(new, times, strict=True)))
+            if folds := {x.folds for x in new if x.folds}:
+                count = max(folds)
+                said[-1] += (
+                    f" ({counted(count + 1, 'training')} each: {count} folds set the thresholds; "
+                    "--calibrate quick holds images out instead)"
+                )
         if found := [f"{one.head} {one.model}" for one in self.trainings if one.model]:
             said.append("found in MLflow: " + ", ".join(found))
         return "; ".join(said)
@@ -209,7 +221,7 @@ def forecast(
     looked = ExtractionReport(require_set(settings), notes=list(found.notes))
     settings, plan = as_seen(settings, plan, found, looked, home)
     ahead = extraction_ahead(home, plan, found, settings.extraction, measure_from)
-    samples = _samples(found)
+    samples = reviewed(_samples(found), home.reviews(require_set(settings)))
     normal = sum(s.split == "train" and not s.defective for s in samples)
     refusal = None
     try:
@@ -250,7 +262,7 @@ def _samples(found: Found) -> Sequence[Sample]:
     if found.pairs is not None:
         return found.pairs.samples
     (rows,) = found.sides.values()
-    return [Sample.of(row, found.root) for row in rows]
+    return [Sample.of(row, found.root, found.groups.get(row.sha256, "")) for row in rows]
 
 
 def _trainings(
@@ -271,12 +283,19 @@ def _training(
     done = registry.find_finished(one.image_set, head, one.key(seen))
     if done is not None:
         return TrainingAhead(head, preset, f"v{done['version']}")
+    normal = sum(s.split == "train" and not s.defective for s in samples)
+    # What leaves images out exactly takes about as long again as its fit.
+    exact = bool(one.folds) and leaves_out(get_head(head))
+    folds = 0 if exact else min(one.folds, normal)
     before = registry.last_fit(head, one.kind_of_cost())
     if before is None:
-        return TrainingAhead(head, preset, basis="not known: no such training on this machine yet")
-    normal = sum(s.split == "train" and not s.defective for s in samples)
+        unknown = "not known: no such training on this machine yet"
+        return TrainingAhead(head, preset, basis=unknown, folds=folds)
     assert one.options.held_out is not None
     views = one.plan.view_spec.views.count if one.plan.view_spec and one.plan.view_spec.views else 0
-    rows = normal * (1 - one.options.held_out) * (1 + views)
+    # K heads that each learn from all but one of K folds, and the model's own that learns from all.
+    share = 2 if exact else folds or 1 - one.options.held_out
+    rows = normal * share * (1 + views)
     basis = f"{before['seconds']:.1f} s for {before['rows']} rows in {before['image_set']}"
-    return TrainingAhead(head, preset, "", before["seconds"] * rows / before["rows"], basis)
+    seconds = before["seconds"] * rows / before["rows"]
+    return TrainingAhead(head, preset, "", seconds, basis, folds)

@@ -205,8 +205,8 @@ def predict(
     Returns
     -------
     tuple
-        Rows ``image, score, threshold, verdict, heat_map``, of pairs ``current, history, score,
-        threshold, verdict, changed_share, change_map``, and what could not be read.
+        Rows ``image, score, p_value, threshold, verdict, heat_map``, of pairs ``current, history,
+        score, p_value, threshold, verdict, changed_share, change_map``, and what could not be read.
 
     Raises
     ------
@@ -277,6 +277,7 @@ def predict(
             {
                 **dict(zip(kind.images, map(str, paths), strict=True)),
                 "score": got.score,
+                "p_value": got.p_value,
                 "threshold": got.threshold,
                 "verdict": got.verdict,
                 **draw_prediction(detector, pixels, got, target),

@@ -9,17 +9,25 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.contract import Batch, HeadConfig, Reference, Shapes, Size, Training, register
+from heads.contract import (
+    Batch,
+    HeadConfig,
+    Reference,
+    Shapes,
+    Size,
+    Training,
+    TrainOptions,
+    register,
+)
 from heads.flow.flow_head import FlowHead
+from heads.gallery.f2r_loss import Factorization
 from heads.gallery.f2r_select import select_synthetic
 from heads.gallery.gallery_head import GalleryConfig, GalleryHead, fused_layer
 from heads.gallery.neighbours import Growing, collect_vectors
-from heads.looking import looked_at
 from heads.parts.seeds import seeded
-from heads.parts.vector import perceptron, vector_glow
+from heads.parts.vector import vector_glow
 from heads.training.arithmetic import device_of, running
 from heads.training.trainer import Schedule, adam, train_module
 from headwater.errors import ConfigError, ModelError
@@ -129,70 +137,6 @@ class F2RConfig(GalleryConfig):
         given = {self.alpha, self.beta}
         picked = self.select != "fixed" and None in given
         return self.factorize == "always" or picked or not given <= {None, 1}
-
-
-class _Factorization(nn.Module):
-    """What is trained: the invertible net and the two perceptrons that are dropped afterwards.
-
-    Parameters
-    ----------
-    glow
-        T.
-    channels, places
-        Of the feature vectors; number of positions in a map.
-    config
-        The head's settings.
-    """
-
-    def __init__(self, glow: nn.Module, channels: int, places: int, config: F2RConfig) -> None:
-        super().__init__()
-        self.glow, self.config = glow, config
-        self.local_half = channels // 2
-        self.local_net = perceptron(self.local_half, channels, channels)
-        self.global_net = perceptron(channels - self.local_half, channels, places)
-
-    def forward(self, maps: Tensor) -> dict[str, Tensor]:
-        """Return the losses of ``[B, C, H, W]`` maps (eqs. 2, 5 and 6).
-
-        ``nll`` is told per dimension; in the loss it is the paper's, per vector.
-        """
-        config, channels = self.config, maps.shape[1]
-        vectors = maps.flatten(2).transpose(1, 2)
-        places = torch.arange(vectors.shape[1], device=maps.device).expand(len(maps), -1)
-        seen = looked_at((maps.shape[2], maps.shape[3]))
-        seen = None if seen is None else seen.flatten(1)
-        if self.training and 0 < config.positions < vectors.shape[1]:
-            # drawn on the CPU, whose generator a resumed training restores
-            order = torch.rand(places.shape)
-            if seen is not None:  # what is not looked at comes last
-                order += (~seen).to(order)
-            drawn = order.argsort(1)[:, : config.positions].to(maps.device)
-            places = drawn
-            vectors = vectors.gather(1, drawn[..., None].expand(-1, -1, channels))
-            seen = None if seen is None else seen.gather(1, drawn)
-        f, label = vectors.reshape(-1, channels), places.reshape(-1)
-        if seen is not None:
-            f, label = f[seen.flatten()], label[seen.flatten()]
-        z, logdet = self.glow(f)
-        nll = 0.5 * z.square().sum(1) - logdet
-        z_local, z_global = z[:, : self.local_half], z[:, self.local_half :]
-        centred_l, centred_g = z_local - z_local.mean(0), z_global - z_global.mean(0)
-        with torch.autocast(maps.device.type, enabled=False):
-            covariance = (centred_l.T @ centred_g / max(1, len(z) - 1)).abs().mean()
-        guess = self.local_net(z_local).float()
-        if config.implementation == "cls":
-            local = -F.cosine_similarity(guess, f, dim=1).mean()
-        else:
-            local = (guess - f).square().sum(1).mean()
-        position = F.cross_entropy(self.global_net(z_global).float(), label)
-        loss = config.gamma * nll.mean() + covariance + local + position
-        return {
-            "loss": loss,
-            "nll": nll.mean() / channels,
-            "covariance": covariance,
-            "local": local,
-            "position": position,
-        }
 
 
 @register
@@ -344,6 +288,11 @@ class F2R(Growing, GalleryHead, FlowHead):
 
     # --- learning
 
+    def chooses(self, options: TrainOptions) -> bool:
+        """Whether an epoch is chosen, or alpha and beta."""
+        open_ = self.config.alpha is None or self.config.beta is None
+        return super().chooses(options) or (self.config.select == "synthetic" and open_)
+
     def learn(self, training: Training) -> dict[str, float]:
         """Train the net where it is needed, choose the gallery, pick alpha, beta."""
         device = device_of(training.options.device)
@@ -356,7 +305,14 @@ class F2R(Growing, GalleryHead, FlowHead):
         """Train T beside the two perceptrons, which are dropped."""
         config, options, train = self.config, training.options, training.train
         with seeded(config.seed + 1):
-            module = _Factorization(glow, self.channels, math.prod(self.feature_size), config)
+            module = Factorization(
+                glow,
+                self.channels,
+                math.prod(self.feature_size),
+                gamma=config.gamma,
+                positions=config.positions,
+                squared=config.implementation == "reg",
+            )
         images = max(1, len(set(train.ids)))
 
         def passes(epochs: int) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -134,6 +136,77 @@ class PaDiM(OneMapHead):
             if seen is not None:
                 self._lend(seen.sum(0))
         return {"images": float(count)}
+
+    @torch.no_grad()
+    def left_out(self, training: Training, folds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return scores ``[N]`` and maps ``[N, H, W]`` of the plain images, each without its fold.
+
+        What heads that have learnt from the other folds give, up to rounding, at about the cost of
+        one: the sums of products of all less the fold's are those of the others, and by Woodbury's
+        identity the fold comes out of a covariance that is factorized once.
+
+        Parameters
+        ----------
+        training
+            All normals; all of each image is looked at.
+        folds
+            The fold of each plain image, in the source's order.
+        """
+        device = device_of(training.options.device)
+        with running(device, training.options.threads):
+            self.to(device)
+            rows, _ = self._collect(training)
+            members = [np.flatnonzero(np.asarray(folds) == fold) for fold in sorted(set(folds))]
+            sizes = {len(m): np.stack([x for x in members if len(x) == len(m)]) for m in members}
+            far = torch.empty(len(rows), rows.shape[1])
+            threads = torch.get_num_threads() if device.type == "cpu" else 1
+            blocks = [slice(low, low + 64) for low in range(0, rows.shape[1], 64)]
+
+            def work(block: slice) -> slice:
+                x = rows[:, block].transpose(0, 1).contiguous().to(device).double()
+                x -= x.mean(1, keepdim=True)
+                for of in sizes.values():
+                    found = self._without(x, torch.from_numpy(of).to(device))
+                    far[of.ravel(), block] = found.T.float().cpu()
+                return block
+
+            with running(torch.device("cpu"), 1), ThreadPoolExecutor(threads) as pool:
+                for block in pool.map(work, blocks):
+                    training.progress.step(block.stop, rows.shape[1], "leaving images out")
+            heat = [self.maps(one.reshape(self.feature_size).to(device)).cpu() for one in far]
+        maps = torch.stack(heat)
+        return largest(maps), maps
+
+    def _without(self, x: Tensor, of: Tensor) -> Tensor:
+        """Return Mahalanobis distances ``[P, F * r]`` of images to Gaussians without their fold.
+
+        Parameters
+        ----------
+        x
+            ``[P, N, C]`` float64, vectors less their mean over all images.
+        of
+            ``[F, r]``, the images of each of F folds of one size.
+        """
+        places, count, kept = x.shape
+        left = count - of.shape[1]
+        free = max(1, left - 1)
+        eye = torch.eye(kept, dtype=x.dtype, device=x.device)
+        lower = torch.linalg.cholesky(x.mT @ x / free + self.config.ridge * eye)
+        own = x[:, of]  # [P, F, r, C]
+        total = own.sum(2, keepdim=True)
+        taken = torch.cat([own, total / math.sqrt(left)], 2) / math.sqrt(free)
+        from_mean = own + total / left  # the mean of the others is -total / left
+
+        def whitened(vectors: Tensor) -> Tensor:
+            flat = vectors.reshape(places, -1, kept).mT
+            made = torch.linalg.solve_triangular(lower, flat, upper=False)
+            return made.mT.reshape(vectors.shape)
+
+        w, y = whitened(taken), whitened(from_mean)
+        rest = torch.eye(w.shape[2], dtype=x.dtype, device=x.device) - w @ w.mT
+        both = w @ y.mT  # [P, F, r + 1, r]
+        more = (both * torch.cholesky_solve(both, torch.linalg.cholesky(rest))).sum(2)
+        return (y.square().sum(3) + more).sqrt().reshape(places, -1)
 
     @torch.no_grad()
     def _settle(self, rows: Tensor, block: slice, seen: Tensor | None = None) -> slice:

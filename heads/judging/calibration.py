@@ -1,20 +1,29 @@
-"""Thresholds from held-out normal scores alone, for a target false-positive rate.
+"""Thresholds from normal scores alone, for a target false-positive rate.
 
 Split conformal prediction (Vovk et al. 2005; Lei et al. 2018, Theorem 2.2): of n scores that are
 exchangeable with a new normal one, the k-th smallest with k = ⌈(n + 1)(1 − a)⌉ is exceeded by the
 new one with probability at most a. No anomalous image and no test image is looked at.
+
+The scores are out-of-fold scores of all normals, or those of a few held-out ones (`calibrate`).
+Out of fold every normal counts, each scored by a head that has not learnt from its fold: Vovk,
+"Cross-conformal predictors" (2015); Barber, Candès, Ramdas and Tibshirani, "Predictive inference
+with the jackknife+" (2021). These give the new image to all K heads and guarantee 1 − 2a; here the
+one head that has learnt from all normals scores it, as in their "jackknife". Then the rate is the
+promised one as far as that head scores like the K others, which have seen fewer images and give
+somewhat higher scores: in general the rate is then lower than promised.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaincinv
 
 from headwater.errors import ConfigError, DataError
 
@@ -32,40 +41,94 @@ class Calibration:
     target_fpr
         The false-positive rate asked for.
     attained_fpr
-        The rate that n held-out images can promise: the bound 1 − k / (n + 1). Above the target
-        where `rule` is ``"tail"``.
+        The rate that n images can promise: the bound 1 − k / (n + 1). Above the target where
+        `rule` is ``"tail"`` or ``"largest"``, or where images stand out (`odd`).
     n
-        Number of held-out normal images.
+        Number of normal images whose scores these are.
     rule
-        ``"conformal"``, or ``"tail"`` where n is too small for the target (see `threshold_for`), or
-        ``"fixed"`` for heads whose scores are probabilities: no target, nothing promised.
+        ``"conformal"``; where n is too small for the target ``"largest"``, the largest score, or,
+        of held-out images, ``"tail"`` (see `threshold_for`); ``"fixed"`` for heads whose scores
+        are probabilities: no target, nothing promised.
     pixel_threshold, pixel_target_fpr, pixel_n
         The same for the pixels of the held-out maps; NaN-free: None where there were no maps.
         Pixels of one image are not independent, so the pixel rate is an empirical one, no promise.
     median
-        Median held-out image score: with the threshold it gives scores a scale for display.
+        Median normal image score: with the threshold it gives scores a scale for display.
+    folds
+        What the folds are (`heads.training.folds.Folds.told`); None for held-out images.
+    scores
+        Out-of-fold scores of the normals, ascending, for p-values; None for held-out images.
+    odd
+        How many of the largest scores stand out and do not set the thresholds; see `standing_out`.
+    spread
+        Between which rates the true one is for nine of ten such sets of n normals: the promised
+        one is their mean. None for held-out images.
     """
 
     threshold: float
     target_fpr: float
     attained_fpr: float
     n: int
-    rule: Literal["conformal", "tail", "fixed"]
+    rule: Literal["conformal", "largest", "tail", "fixed"]
     pixel_threshold: float | None = None
     pixel_target_fpr: float | None = None
     pixel_n: int = 0
     median: float = 0.0
+    folds: Mapping[str, Any] | None = None
+    scores: tuple[float, ...] | None = None
+    odd: int = 0
+    spread: tuple[float, float] | None = None
+
+    @property
+    def least_fpr(self) -> float:
+        """The lowest rate that as many normals can promise."""
+        return 1 / (self.n + 1)
+
+    def p_value(self, score: float) -> float | None:
+        """Return the share of normals that score as high: (1 + how many do) / (n + 1).
+
+        Of a new normal image it is below any a with probability a at most, as far as the threshold
+        keeps its promise. None where no out-of-fold scores are known.
+
+        Examples
+        --------
+        >>> calibrate_out_of_fold(range(1, 20), None, {}).p_value(18.5)
+        0.1
+        """
+        if self.scores is None:
+            return None
+        above = len(self.scores) - int(np.searchsorted(self.scores, score, side="left"))
+        return (1 + above) / (len(self.scores) + 1)
 
     @property
     def caveats(self) -> list[str]:
         """What a user of the threshold must know: that it is looser than was asked for, if so."""
-        if self.rule != "tail":
-            return []
         need = math.ceil(1 / self.target_fpr - 1e-9) - 1
+        said = []
+        if self.rule == "largest":
+            said.append(
+                f"{self.n} normals can promise a false-positive rate of {self.least_fpr:.2%}, not "
+                f"{self.target_fpr:.2%}: that takes {need}. Until then the threshold is the "
+                "largest score of the normals that do not stand out"
+            )
+        if self.odd:
+            said.append(
+                f"{self.odd} of {self.n} normals score far above the others and are left out of "
+                f"the thresholds: if they are normal after all, {self.attained_fpr:.2%} of normal "
+                f"images will be called otherwise; if not, {self.clean_fpr:.2%}"
+            )
+        if self.rule != "tail":
+            return said
         return [
             f"thresholds are extrapolated: {self.n} held-out normals promise a false-positive rate "
             f"of {self.attained_fpr:.2%}, not {self.target_fpr:.2%} (that takes {need})"
         ]
+
+    @property
+    def clean_fpr(self) -> float:
+        """The rate promised where the images that stand out are not normal."""
+        kept = self.n - self.odd
+        return max(0.0, self.attained_fpr * (self.n + 1) - self.odd) / (kept + 1)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping; `from_json` reads it back."""
@@ -73,8 +136,9 @@ class Calibration:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:
-        """Rebuild a calibration from `to_json`'s mapping."""
-        return cls(**data)
+        """Rebuild a calibration from `to_json`'s mapping, an older version's too."""
+        lists = {k: tuple(data[k]) for k in ("scores", "spread") if data.get(k) is not None}
+        return cls(**{**data, **lists})
 
 
 def threshold_for(
@@ -110,18 +174,8 @@ def threshold_for(
     >>> threshold_for(range(1, 40), 0.05)
     (38.0, 0.05, 'conformal')
     """
-    if not 0 < target_fpr < 1:
-        raise ConfigError(f"target false-positive rate {target_fpr}", expected="between 0 and 1")
-    values = np.asarray(scores, dtype=np.float64).ravel()
-    if not values.size:
-        raise DataError(
-            "no held-out normal scores", expected="at least one", remedy="hold out normal images"
-        )
-    if not np.isfinite(values).all():
-        raise DataError("held-out scores that are not finite", expected="finite scores")
-    n = values.size
-    # the small term keeps products such as 10 * (1 - 0.1) = 9.000000000000002 from rounding up
-    k = math.ceil((n + 1) * (1 - target_fpr) - 1e-9)
+    values = _finite(scores)
+    n, k = values.size, _rank(values.size, target_fpr)
     if k <= n:
         return float(np.partition(values, k - 1)[k - 1]), (n + 1 - k) / (n + 1), "conformal"
     if upper is not None:
@@ -129,6 +183,26 @@ def threshold_for(
         room = np.maximum(upper - values, np.finfo(np.float32).eps * max(abs(upper), 1e-30))
         return upper - math.exp(-_beyond(-np.log(room), target_fpr)), 1 / (n + 1), "tail"
     return _beyond(values, target_fpr), 1 / (n + 1), "tail"
+
+
+def _finite(scores: ArrayLike) -> NDArray[np.float64]:
+    """Return scores as one row; `DataError` where there is none, or one is not finite."""
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    if not values.size:
+        raise DataError(
+            "no held-out normal scores", expected="at least one", remedy="hold out normal images"
+        )
+    if not np.isfinite(values).all():
+        raise DataError("held-out scores that are not finite", expected="finite scores")
+    return values
+
+
+def _rank(n: int, target_fpr: float) -> int:
+    """Return k = ⌈(n + 1)(1 − a)⌉; `ConfigError` where a is no rate."""
+    if not 0 < target_fpr < 1:
+        raise ConfigError(f"target false-positive rate {target_fpr}", expected="between 0 and 1")
+    # the small term keeps products such as 10 * (1 - 0.1) = 9.000000000000002 from rounding up
+    return math.ceil((n + 1) * (1 - target_fpr) - 1e-9)
 
 
 def _beyond(values: NDArray[np.float64], target_fpr: float) -> float:
@@ -189,4 +263,124 @@ def calibrate(
         pixel_target_fpr=pixel_fpr if pixels else None,
         pixel_n=pixels,
         median=float(np.median(values)),
+    )
+
+
+#: How rarely the largest of n ordinary scores is to be taken for one that stands out.
+_RARELY = 0.01
+#: At most this share of the normals may stand out, but one always may.
+MOST_ODD = 0.1
+
+
+def standing_out(scores: ArrayLike) -> NDArray[np.bool_]:
+    """Return which of the scores stand out: far above what the others' tail explains.
+
+    The scores above the median are taken to fall off exponentially. Their scale is told by all of
+    them but the largest tenth (one at least), which are looked at as censored, so that they
+    cannot move it (Epstein and Sobel, "Life testing", 1953). What the largest of so many exceeds
+    with probability 0.01 at most stands out: mislabelled, soiled, or rare. No more than that
+    tenth can; what else there is counts like any other.
+
+    Raises
+    ------
+    DataError
+        Scores that are not finite.
+
+    Examples
+    --------
+    >>> standing_out([1, 2, 3, 4, 5, 6, 7, 8, 9]).any()
+    False
+    >>> standing_out([1, 2, 90, 4, 5, 6, 7, 8, 3]).nonzero()[0]
+    array([2])
+    """
+    given = _finite(scores)
+    values, n = np.sort(given), given.size
+    if n < 4:
+        return np.zeros(n, bool)
+    middle, most = float(np.median(values)), max(1, int(MOST_ODD * n))
+    excess = values[(n + 1) // 2 :] - middle
+    known = excess.size - most
+    scale = (excess[:known].sum() + most * excess[known - 1]) / known
+    # An exponential over its scale as so many others tell it: P(> c) = (1 + c / known)^-known.
+    beyond = known * ((excess.size / _RARELY) ** (1 / known) - 1)
+    if scale <= 0:
+        return np.zeros(n, bool)
+    # No more than were left out of the scale, whatever ties there are.
+    limit = max(middle + scale * beyond, values[n - most - 1])
+    return np.asarray(given > limit)
+
+
+def calibrate_out_of_fold(
+    scores: ArrayLike,
+    maps: Sequence[ArrayLike] | NDArray[np.float32] | None,
+    folds: Mapping[str, Any],
+    *,
+    accepted: ArrayLike | None = None,
+    target_fpr: float = 0.05,
+    pixel_fpr: float = 0.005,
+) -> Calibration:
+    """Set the thresholds of a head from the out-of-fold scores of all normal images.
+
+    The image threshold is the conformal quantile of the scores without those that stand out
+    (`standing_out`, which says how far one that is not left out can lie). From 39 normals on, at
+    5 %, any one image moves it by a rank at most. What leaving out costs is bounded: should the
+    `odd` images be normal, the rate is at most odd / (n + 1) higher, and the promise that is told
+    counts them as such. Where the others are too few for the target it is the largest of them.
+
+    Parameters
+    ----------
+    scores
+        ``[N]`` image scores, each by a head that has not learnt from that image's fold.
+    maps
+        Their score maps, for the pixel threshold; of a masked array what is masked does not count.
+    folds
+        What the folds are.
+    accepted
+        ``[N]`` bool: images that are known to be normal, and count however far they stand out.
+    target_fpr, pixel_fpr
+        As of `calibrate`.
+
+    Examples
+    --------
+    >>> found = calibrate_out_of_fold([*range(1, 40), 999], None, {})
+    >>> found.threshold, found.odd, found.rule
+    (38.0, 1, 'conformal')
+    >>> round(found.attained_fpr, 3), round(found.clean_fpr, 3)
+    (0.073, 0.05)
+    """
+    values = _finite(scores)
+    n, out = values.size, standing_out(values)
+    if accepted is not None:
+        out &= ~np.asarray(accepted, bool)
+    kept = np.sort(values[~out])
+    k = _rank(kept.size, target_fpr)
+    enough = k <= kept.size
+    threshold = float(kept[min(k, kept.size) - 1])
+    # Its rank among all, those that stand out included.
+    rank = min(k, kept.size) + int((values[out] <= threshold).sum())
+    pixel, pixels = None, 0
+    if maps is not None and len(maps):
+        own = np.flatnonzero(~out).tolist()
+        flat = np.concatenate([np.ma.compressed(maps[i]) for i in own]).astype(np.float32)
+        pixel, _, _ = threshold_for(flat, pixel_fpr)
+        pixels = flat.size
+    return Calibration(
+        threshold=threshold,
+        target_fpr=target_fpr,
+        attained_fpr=(n + 1 - rank) / (n + 1),
+        n=n,
+        rule="conformal" if enough else "largest",
+        pixel_threshold=pixel,
+        pixel_target_fpr=pixel_fpr if pixels else None,
+        pixel_n=pixels,
+        median=float(np.median(values)),
+        folds=folds,
+        scores=tuple(np.sort(values).tolist()),
+        odd=int(out.sum()),
+        # The share of new images above the k-th smallest of n is Beta(n + 1 - k, k): Vovk,
+        # "Conditional validity of inductive conformal predictors" (2012).
+        spread=(
+            float(betaincinv(n + 1 - rank, rank, 0.05)),
+            float(betaincinv(n + 1 - rank, rank, 0.95)),
+        ),
     )

@@ -121,7 +121,7 @@ class PairSource:
         found = [(n, rows[0].get(p.current), rows[1].get(p.history)) for n, p in enumerate(pairs)]
         self.missing = [pairs[n].key for n, a, b in found if a is None or b is None]
         kept = [(n, a, b) for n, a, b in found if a is not None and b is not None]
-        if not kept:
+        if pairs and not kept:
             raise DataError(
                 f"none of {len(pairs)} pairs has both images among the features"
                 + (f" (the first is {pairs[0].key})" if pairs else ""),
@@ -129,7 +129,7 @@ class PairSource:
                 remedy="extract both image sets, and join them by the same names",
             )
         self._number = [n for n, _, _ in kept]
-        self._index = np.array([(a, b) for _, a, b in kept], np.int64)
+        self._index = np.array([(a, b) for _, a, b in kept], np.int64).reshape(-1, 2)
         self.pairs = [pairs[n] for n in self._number]
         self.keys, self.ids = [p.key for p in self.pairs], [p.id for p in self.pairs]
         self.views = [0] * len(self.pairs)
@@ -198,7 +198,7 @@ class PairSource:
         chosen = [self._number[r] for r in rows]
         masks = self._masks
         if isinstance(masks, Tensor):
-            masks = masks[torch.as_tensor(chosen)]
+            masks = masks[torch.as_tensor(chosen, dtype=torch.int64)]
         elif masks is not None:
             masks = functools.partial(_mask_of, masks, chosen)
         pairs = [self._all_pairs[n] for n in chosen]
@@ -240,6 +240,8 @@ class PairSource:
 
         Besides the layers a batch carries ``_rows`` and, where labels are known, ``_mask``.
         """
+        if not self.pairs:
+            return
         order, ends = self._order(seed)
         stop = len(order) // size * size if drop_last else len(order)
         if self._resident is None and self._bytes() <= self._memory:

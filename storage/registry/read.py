@@ -24,8 +24,9 @@ from storage.registry.runs import EPOCH, SHEETS
 from storage.registry.servers import ask, for_mlflow
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
-#: Figures of a run that are columns of their own, not metrics of the detector.
+#: Figures of a run that are no metrics of the detector: columns of their own, and the promise.
 _COSTS = ("seconds", "peak_mb", "score_seconds_per_image")
+_PROMISE = {"promised_false_positive_rate", "least_false_positive_rate", "calibration_seconds"}
 #: Experiments of commands, and of a set's grids: a set's own holds its trainings alone.
 COMMANDS, GRIDS = "headwater commands", "{0} grids"
 
@@ -316,8 +317,11 @@ class RegistryReader:
 
     def pictures(self, run_id: str) -> list[str]:
         """Return local paths of a run's sheets of maps; fetched below the home from a server."""
+        return self.fetched(run_id, self.sheets(run_id))
+
+    def fetched(self, run_id: str, paths: list[str]) -> list[str]:
+        """Return local paths of artifacts of a run."""
         with told():
-            paths = self.sheets(run_id)
             place = self.client.get_run(run_id).info.artifact_uri
             if not self._server and is_local_uri(place):
                 # They lie here; MLflow's download would copy them to a temporary folder.
@@ -359,7 +363,7 @@ def model_name(image_set: str, head: str) -> str:
 
 def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
     """Return what is told of a registered model; tags of the version stand in for a lost run."""
-    figures = dict(run.data.metrics) if run else {}
+    figures = {k: v for k, v in run.data.metrics.items() if k not in _PROMISE} if run else {}
     costs = {k: figures.pop(k, None) for k in _COSTS}
     params = run.data.params if run else {}
     return {
@@ -374,7 +378,7 @@ def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
         "backbone": version.tags.get("backbone") or params.get("backbone", ""),
         "weights": version.tags.get("weights", ""),
         "aliases": sorted(version.aliases),
-        "metrics": {k: v for k, v in sorted(figures.items()) if not k.startswith(EPOCH)},
+        "metrics": {k: figures[k] for k in sorted(figures) if not k.startswith(EPOCH)},
         **costs,
         "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(
             timespec="seconds"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import DatasetInput, InputTag
@@ -111,6 +112,14 @@ class Registry(RegistryReader):
                 log.log_figures(figures)
                 self.client.set_terminated(log.run_id, "FINISHED")
             describe_grid(self, image_set, parent_run, self._experiment(place))
+
+    def artifact(self, run_id: str, path: str) -> Path | None:
+        """Return the local path of a run's artifact; None where it has none of that path."""
+        with told():
+            known = self.client.list_artifacts(run_id, path.rpartition("/")[0] or None)
+        if path not in {one.path for one in known}:
+            return None
+        return Path(self.fetched(run_id, [path])[0])
 
     @contextmanager
     def _open(

@@ -73,6 +73,9 @@ class Prediction:
     looked
         ``[H, W]`` bool, which pixels of the map were looked at: not what a crop cut off, nor what
         lies outside of the region of interest, which have the map's lowest value. None for all.
+    p_value
+        Share of normal images that score as high, this one counted: (1 + how many of n do) /
+        (n + 1). None where the model has no out-of-fold scores, or its factors are not its own.
     """
 
     score: float
@@ -81,6 +84,7 @@ class Prediction:
     threshold: float
     pixel_threshold: float | None = None
     looked: NDArray[np.bool_] | None = None
+    p_value: float | None = None
 
 
 class Detector:
@@ -294,7 +298,8 @@ class Detector:
                 height, width = part[i][0].shape[:2]
                 raw = got.maps[i].float().cpu().numpy()
                 heat, where = own_map(raw, where, height, width, self.spec)
-                found.append(Prediction(score, verdict, heat, limit, pixel, where))
+                p = self.calibration.p_value(score) if head is self.head else None
+                found.append(Prediction(score, verdict, heat, limit, pixel, where, p))
         return found
 
     @torch.inference_mode()

@@ -8,6 +8,8 @@ Output, a row a sample:
 
 - ``score``, ``verdict`` (``normal`` or ``anomalous``, of pairs ``unchanged`` or ``changed``: score
   above threshold) and ``threshold``;
+- ``p_value``: the share of normal samples that score as high; missing where the model has no
+  out-of-fold scores of normals;
 - ``map``: the map of anomalies or changes over the whole image, as base64: at the extractor's
   input size, or, of models that keep an image's aspect, in that aspect. By default a
   16-bit grey PNG whose pixel v stands for ``map_low + v / 65535 * (map_high - map_low)``; with the
@@ -48,6 +50,7 @@ OUTPUTS = Schema(
         ColSpec("double", "map_low", required=False),
         ColSpec("double", "map_high", required=False),
         ColSpec("string", "error"),
+        ColSpec("double", "p_value", required=False),
     ]
 )
 SIGNATURES = {
@@ -143,7 +146,8 @@ class ServedModel(PythonModel):
             ]
             (got,) = self.detector.predict([images], **given)
         except ImageError as error:
-            return {**row, "map_low": None, "map_high": None, "error": str(error)}
+            missing = dict.fromkeys(("map_low", "map_high", "p_value"))
+            return {**row, **missing, "error": str(error)}
         return {
             **row,
             "score": got.score,
@@ -152,4 +156,5 @@ class ServedModel(PythonModel):
             "map": encode_map(got.map, kind),
             "map_low": float(got.map.min()),
             "map_high": float(got.map.max()),
+            "p_value": got.p_value,
         }

@@ -55,8 +55,10 @@ def test_run_ends_with_a_leaderboard_pictures_and_the_ui_command(work, first):
     assert "headwater ui --home" in first
     # Every image and mask, whoever of forecast and extraction read it.
     assert "24 files read" in first
-    # Few held-out images promise little: said, and once for both heads.
-    assert first.count("4 held-out normals promise a false-positive rate of 20.00%") == 1
+    # Few images promise little: said, and once for both heads.
+    assert first.count("12 normals can promise a false-positive rate of 7.69%, not 5.00%") == 1
+    # That every fold is a training is said before it begins.
+    assert "(6 trainings each: 5 folds set the thresholds" in first
 
 
 def test_plan_finds_what_a_run_would_find(work, first):

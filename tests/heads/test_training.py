@@ -13,7 +13,8 @@ import torch
 from heads.catalogue import all_heads
 from heads.contract import Head, NullProgress, TrainOptions
 from heads.flow.flow_head import FlowHead
-from heads.gallery.f2r import F2R, _Factorization
+from heads.gallery.f2r import F2R
+from heads.gallery.f2r_loss import Factorization
 from heads.parts.seeds import seeded
 from headwater.errors import TrainingError
 from tests.heads.tiny import TINY, build
@@ -152,7 +153,7 @@ def test_gradients_reach_everything_that_f2r_and_pair_diff_train() -> None:
     head = build("f2r")
     assert isinstance(head, F2R)
     with seeded(0):
-        module = _Factorization(head.glow, head.channels, 12, head.config)
+        module = Factorization(head.net, head.channels, 12, gamma=0.001, positions=0, squared=False)
     # couplings begin at zero: their first layers learn from the second step on
     for parameter in module.parameters():
         parameter.data.add_(0.05 * torch.randn(parameter.shape))

@@ -10,7 +10,7 @@ Columns (their case does not matter, others are left alone):
 - ``mask``: path of the mask, or empty;
 - ``split``: ``train`` (``val`` counts as such), ``test``, or empty: then defective images are
   tested, and of the normal ones a fifth if there are defective ones;
-- ``group``: what must not be torn apart by that: a part, a batch.
+- ``group``: what must not be torn apart by that, nor by a calibration's folds: a part, a batch.
 
 Relative paths are below the list's folder, or ``--root``; no path leads out of it.
 """

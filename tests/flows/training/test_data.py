@@ -40,7 +40,8 @@ PLAN = HeadPlan(
     (LayerSpec.parse("layer2"), LayerSpec.parse("layer3~avg3s1")),
     dataclasses.replace(SPEC, views=ViewSpec(2)),
 )
-OPTIONS = Settings.model_validate({"training": {"epochs": 2, "device": "cpu", "workers": 3}})
+QUICK = {"epochs": 2, "device": "cpu", "workers": 3, "calibrate": "quick"}
+OPTIONS = Settings.model_validate({"training": QUICK})
 
 
 def trainings_of(settings, home, *, seed=None, known_by=None):
@@ -49,12 +50,12 @@ def trainings_of(settings, home, *, seed=None, known_by=None):
     return Request(settings, home, plan_job(settings, home, seed), at, known_by).trainings(at)
 
 
-def key_of(samples, lacking=(), held_out=0.1):
+def key_of(samples, lacking=(), plan=PLAN, **settings):
     """Return the key of a training that sees these samples."""
     data = object.__new__(TrainingData)
-    options = OPTIONS.training.model_copy(update={"held_out": held_out})
+    options = OPTIONS.training.model_copy(update={"held_out": 0.1, **settings})
     home, at = Home(Path("h")), Version(("x",))
-    data.training = Training(PLAN, "s", home, at, Path("r"), None, options)
+    data.training = Training(plan, "s", home, at, Path("r"), None, options)
     data.all, data.lacking = samples, list(lacking)
     return data.key()
 
@@ -77,6 +78,12 @@ def test_trainings_of_long_ago_are_found_by_the_same_keys():
     paths = (root / "test/current/2.png", Path("/elsewhere/2.png"))
     bare = Sample("test/2", "test", "unlabelled", ("c" * 64, "b" * 64), paths)
     assert key_of([crop, bare], held_out=0.2) == "58429930a7220570"
+    # What folds a calibration has is part of it; where there is none they are of no matter.
+    folded = [key_of(images, calibrate="folds", folds=n) for n in (5, 6)]
+    assert len({*folded, key_of(images)}) == 3
+    assert key_of(images, folds=6) == key_of(images)
+    labelled = dataclasses.replace(PLAN, head="pair_diff")
+    assert len({key_of([bare], plan=labelled, calibrate=c) for c in ("folds", "quick")}) == 1
     listed = PairList(root, (crop, bare))
     assert digest(listed.to_json()) == "9654127a03c3566a"
     assert PairList.from_json(json.loads(json.dumps(listed.to_json()))) == listed
@@ -112,7 +119,7 @@ def test_a_training_on_the_past_is_judged_by_images_that_have_left_since(small):
     data = TrainingData(training)
     assert len(data.all) == 13
     train, held_out = data.sources()
-    assert len(train) + len(held_out) == 10
+    assert len(train) + len(held_out) == len(data.normals()) == 10
     head = get_head("patchcore")(training.plan.make_config(), train.shapes, data.spec.input_size)
     head.fit(train, held_out, TrainOptions(), NullProgress())
     judged = judge(data, head, held_out)

@@ -40,7 +40,7 @@ def home(tiles):
             "backbone": {"name": "resnet18", "weights": tiles / "resnet18.safetensors"},
             "extraction": {"size": 64},
             "heads": {"f2r": {"steps": 2, "ratio": 0.05, "factorize": "always"}},
-            "training": {"epochs": 1, "preset": "small"},
+            "training": {"epochs": 1, "preset": "small", "calibrate": "quick"},
         }
     )
     place = Home.at(tiles / "grid-home")

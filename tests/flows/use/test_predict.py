@@ -43,7 +43,7 @@ def test_images_and_pairs_give_a_row_and_a_picture_each(home, every):  # noqa: F
         rows, broken = predict(home, SETS[head], quiet, **given[head])
         kind = one.detector.kind
         own = ["changed_share", "change_map"] if kind.paired else ["heat_map"]
-        names = [*kind.images, "score", "threshold", "verdict", *own]
+        names = [*kind.images, "score", "p_value", "threshold", "verdict", *own]
         assert [list(row) for row in rows] == [names] * 2
         scores = one.scores.image[:2].tolist()
         assert [r["score"] for r in rows] == pytest.approx(scores, rel=one.near, abs=0)

@@ -11,7 +11,8 @@ import torch
 
 from heads.catalogue import make_config
 from heads.contract import Batch, NullProgress
-from heads.gallery.f2r import F2R, F2RConfig, _Factorization
+from heads.gallery.f2r import F2R, F2RConfig
+from heads.gallery.f2r_loss import Factorization
 from heads.gallery.f2r_grid import grid
 from heads.gallery.patchcore import PatchCore, PatchCoreConfig
 from heads.parts.vector import vector_glow
@@ -217,6 +218,6 @@ def test_the_squared_error_is_a_vectors() -> None:
     torch.testing.assert_close(found, ((f - guess) ** 2).sum(1).mean())
 
 
-def _factorization(implementation: str) -> _Factorization:
-    config = make_config("f2r", {**TINY, "implementation": implementation})
-    return _Factorization(vector_glow(8, 2, 9, 1.9, 0), 8, 20, config)  # type: ignore[arg-type]
+def _factorization(implementation: str) -> Factorization:
+    glow, squared = vector_glow(8, 2, 9, 1.9, 0), implementation == "reg"
+    return Factorization(glow, 8, 20, gamma=0.001, positions=0, squared=squared)

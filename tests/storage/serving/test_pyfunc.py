@@ -73,7 +73,7 @@ def test_signatures_stay_what_they_were(trained, model):
     )
     assert told.inputs.input_names() == inputs
     assert [p.name for p in told.params.params] == params
-    outputs = ["score", "verdict", "threshold", "map", "map_low", "map_high", "error"]
+    outputs = ["score", "verdict", "threshold", "map", "map_low", "map_high", "error", "p_value"]
     assert told.outputs.input_names() == outputs
 
 

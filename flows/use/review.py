@@ -1,0 +1,142 @@
+"""Normals that do not look normal: found by their out-of-fold scores, settled by people."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows.extraction.samples import ACCEPTED, REJECTED
+from flows.runtime.home import Home
+from flows.training.artifacts import ODD
+from heads.judging.calibration import standing_out
+from headwater.errors import DataError, ModelError
+from storage.registry.registry import Registry
+
+#: Normals with a p-value up to this are worth a look.
+WORTH_A_LOOK = 0.05
+
+
+def odd_normals(
+    home: Home, image_set: str, head: str | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the normals of a set that look least normal to its newest models, and their sheets.
+
+    Parameters
+    ----------
+    head
+        Of one head alone; by default of all.
+
+    Returns
+    -------
+    tuple
+        A row an image, the oddest first: ``path`` (of pairs ``key``), ``sha256``, ``p_value`` (the
+        lowest of all heads), ``stands_out`` (to any), ``heads`` (of each: fold, score, p-value) and
+        what was said of it: ``said``, ``who``, ``when``. Those that were settled come last. And
+        local pictures of the oddest with their heat maps.
+
+    Raises
+    ------
+    ModelError
+        Where no model of the set has out-of-fold scores.
+    """
+    registry = Registry(home.root, home.tracking_url)
+    newest: dict[str, str] = {}
+    for row in sorted(registry.leaderboard(image_set, 1), key=lambda row: row["head"]):
+        if head in (None, row["head"]):
+            newest[row["head"]] = row["run_id"]
+    found: dict[str, dict[str, Any]] = {}
+    sheets: list[str] = []
+    for name, run_id in newest.items():
+        if (file := registry.artifact(run_id, "tables/normals.json")) is None:
+            continue
+        rows = json.loads(file.read_text())
+        out = standing_out([row["score"] for row in rows])
+        for row, odd in zip(rows, out.tolist(), strict=True):
+            about = {k: row[k] for k in ("fold", "score", "p_value")}
+            kept = {k: row[k] for k in ("path", "key", "sha256") if k in row}
+            new = {**kept, "p_value": 1.0, "stands_out": False, "heads": {}}
+            one = found.setdefault(row["sha256"], new)
+            one["p_value"] = min(one["p_value"], row["p_value"])
+            one["stands_out"] |= odd
+            one["heads"][name] = about
+        sheet = registry.artifact(run_id, f"figures/{ODD}")
+        sheets += [] if sheet is None else [str(sheet)]
+    if not found:
+        raise ModelError(
+            f"no model of {image_set!r} has out-of-fold scores" + (f" ({head})" if head else ""),
+            expected="one that was trained with calibrate: folds",
+            remedy=f"headwater train {image_set} --calibrate folds",
+        )
+    for image, said in home.reviews(image_set).items():
+        bare = {"path": said["path"], "sha256": image, "p_value": None, "stands_out": False}
+        one = found.setdefault(image, {**bare, "heads": {}})
+        one |= {k: said[k] for k in ("said", "who", "when")}
+    order = sorted(
+        found.values(),
+        key=lambda r: ("said" in r, not r["stands_out"], r["p_value"] or 0, r["sha256"]),
+    )
+    return order, sheets
+
+
+def settle(
+    home: Home,
+    image_set: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    accept: Sequence[str] = (),
+    reject: Sequence[str] = (),
+    who: str | None = None,
+) -> dict[str, dict[str, str]]:
+    """Keep what somebody says of normals; the next training goes by it.
+
+    An accepted one counts for the threshold however odd it is; of a rejected one nothing learns.
+
+    Parameters
+    ----------
+    rows
+        As of `odd_normals`.
+    accept, reject
+        Images: the end of a path, or the beginning of a hash of at least 8 digits.
+    who
+        Says so; by default the user of this process.
+
+    Raises
+    ------
+    DataError
+        For a name that no normal has, or several have, or that is in both.
+    """
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    said: dict[str, dict[str, str]] = {}
+    for word, names in ((ACCEPTED, accept), (REJECTED, reject)):
+        for name in names:
+            fit = [row for row in rows if _is(row, name)]
+            if len(fit) != 1:
+                raise DataError(
+                    f"{name}: {len(fit)} of the normals of {image_set}",
+                    expected="the end of one path, or the beginning of its hash",
+                    remedy=f"headwater review {image_set} --json names them",
+                )
+            (row,) = fit
+            if said.get(row["sha256"], {}).get("said", word) != word:
+                raise DataError(f"{name}: accepted and rejected", expected="one of them")
+            said[row["sha256"]] = {
+                "said": word, "who": who or getpass.getuser(), "when": when, "path": _name(row),
+            }  # fmt: skip
+    home.add_reviews(image_set, said)
+    return said
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row.get("path", row.get("key")))
+
+
+def _is(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a row is what a name means."""
+    by_hash = len(name) >= 8 and str(row["sha256"]).startswith(name.lower())
+    path = Path(_name(row)).parts
+    wanted = Path(name).parts
+    return by_hash or (bool(wanted) and path[-len(wanted) :] == wanted)

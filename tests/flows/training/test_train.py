@@ -1,0 +1,158 @@
+"""One training: its folds set the thresholds, all normals are learnt, and what was done is kept."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from features.images.pixels import read_image
+from flows.extraction.plan import plan_job, ready
+from flows.training import train
+from flows.training.data import TrainingData
+from flows.training.train import find_trained, score_fold, train_head
+from flows.training.trainings import Request
+from flows.use.predict import predict
+from heads.training.folds import Folds
+from heads.training.out_of_fold import FoldByFold
+from storage.registry.client import mlflow
+from storage.registry.registry import Registry
+from storage.serving.detector import Detector
+from storage.serving.encoding import encode_image
+from tests.flows.setkit import QUIET, SmallSet
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """A set of 12 normal images, and 2 good and 1 defective to test, extracted."""
+    made = SmallSet(tmp_path_factory.mktemp("set"))
+    for part, numbers in (("train/good", range(12)), ("test/good", (20, 21)), ("test/x", (30,))):
+        for number in numbers:
+            made.draw(number, part)
+    return made, made.run().version
+
+
+def training_of(extracted, **options):
+    small, at = extracted
+    settings = ready(small.settings(), small.home, images=False)
+    training = settings.training.model_copy(update=options)
+    settings = settings.model_copy(update={"training": training})
+    return Request(settings, small.home, plan_job(settings, small.home, 3), at).trainings(at)[0]
+
+
+def artifact(home, run_id, name):
+    registry = Registry(home.root)
+    return json.loads(Path(registry.client.download_artifacts(run_id, name)).read_text())
+
+
+def trained_folds(monkeypatch):
+    """Return the folds that are trained from here on, as they come."""
+    seen, fit = [], FoldByFold.one
+
+    def one(self, fold, options, progress):
+        kept = self.keep / f"fold-{fold}.safetensors"
+        if not kept.is_file():
+            seen.append(fold)
+        return fit(self, fold, options, progress)
+
+    monkeypatch.setattr(FoldByFold, "one", one)
+    return seen
+
+
+def test_folds_done_ahead_are_not_done_again_and_the_model_tells_of_them(extracted, monkeypatch):
+    small, _ = extracted
+    training = training_of(extracted, folds=4)
+    seen = trained_folds(monkeypatch)
+    score_fold(training, 2)
+    score_fold(training, 9)  # there is none of that number
+    assert seen == [2]
+    outcome = train_head(training)
+    assert sorted(seen) == [0, 1, 2, 3]
+    assert not (small.home.checkpoints / TrainingData(training).key()).exists()
+    score_fold(training, 0)  # found, as the training is
+    assert len(seen) == 4
+
+    registry = Registry(small.home.root)
+    row = registry.get_model("s", "patchcore", outcome.version)
+    detector = Detector.load(row["uri"], registry, "cpu")
+    found = detector.calibration
+    assert (found.n, found.rule, found.odd) == (12, "largest", 0)
+    assert found.folds["by"] == "file order"
+    assert found.folds["count"] == 4
+    assert found.threshold == max(found.scores)
+    assert any("12 normals can promise a false-positive rate of 7.69%" in n for n in outcome.notes)
+    assert outcome.metrics.keys() >= {"image_auroc", "recall"}
+
+    folds = Folds.from_json(artifact(small.home, outcome.run_id, "folds.json"))
+    rows = artifact(small.home, outcome.run_id, "tables/normals.json")
+    assert [r["score"] for r in rows] == sorted(found.scores, reverse=True)
+    assert {r["sha256"]: r["fold"] for r in rows} == folds.of
+    by_name = sorted(rows, key=lambda r: int(Path(r["path"]).stem))
+    assert [r["fold"] for r in by_name] == sorted(r["fold"] for r in rows)
+    assert [r["p_value"] for r in rows] == [(i + 1) / 12 for i in range(12)]
+    run = registry.client.get_run(outcome.run_id)
+    assert run.data.metrics["promised_false_positive_rate"] == pytest.approx(1 / 13)
+    assert run.data.metrics["calibration_seconds"] > 0
+    assert (run.data.params["train_rows"], run.data.params["held_out_images"]) == ("12", "0")
+
+    # What a fold's head gave is what a head without these images gives.
+    image = small.images / "train/good" / Path(by_name[0]["path"]).name
+    (got,) = detector.predict([read_image(image)])
+    assert got.score < by_name[0]["score"]  # the model has learnt it, the fold's head had not
+    assert got.p_value == (1 + sum(s >= got.score for s in found.scores)) / 13
+    told, _ = predict(small.home, "s", QUIET, images=[image], head="patchcore")
+    assert told[0]["p_value"] == got.p_value
+    # Served, by the model's own code: a column, empty where the image cannot be read.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    table = pd.DataFrame({"image": [encode_image(read_image(image)), "no image"]})
+    served = mlflow.pyfunc.load_model(row["uri"]).predict(table)
+    assert served["p_value"].tolist() == [got.p_value, None]
+
+
+def test_quick_holds_images_out_as_before(extracted, monkeypatch):
+    small, _ = extracted
+    seen = trained_folds(monkeypatch)
+    training = training_of(extracted, calibrate="quick")
+    outcome = train_head(training)
+    assert (training.folds, seen) == (0, [])
+    registry = Registry(small.home.root)
+    detector = Detector.load(registry.get_model("s", "patchcore", outcome.version)["uri"], registry)
+    assert (detector.calibration.rule, detector.calibration.n) == ("tail", 2)
+    assert detector.predict([np.zeros((48, 48, 3), np.uint8)])[0].p_value is None
+    # Another way to set thresholds is another training.
+    assert find_trained(training, TrainingData(training_of(extracted)).key(), registry) is None
+
+
+def test_a_training_that_was_killed_keeps_its_folds(extracted, monkeypatch):
+    training = training_of(extracted, folds=3, seed=7)
+    seen = trained_folds(monkeypatch)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "judge", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_head(training)
+    assert seen == [0, 1, 2]
+    train_head(training)
+    assert seen == [0, 1, 2]
+
+
+def test_folds_are_by_group_where_there_are_groups(extracted):
+    small, _ = extracted
+    training = training_of(extracted)
+    data = TrainingData(training)
+    before = data.key()
+    shas = [s.contents[0] for s in data.learnt]
+    small.home.add_groups("s", {sha: f"part {i % 3}" for i, sha in enumerate(shas)})
+    try:
+        data = TrainingData(dataclasses.replace(training))
+        folds = data.folds(data.normals())
+        assert (folds.by, folds.count) == ("group", 3)
+        assert all(folds.of[sha] == folds.of[shas[i % 3]] for i, sha in enumerate(shas))
+        assert data.key() != before
+    finally:
+        (small.home.root / "groups/s.json").unlink()
