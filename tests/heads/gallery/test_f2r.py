@@ -12,8 +12,8 @@ import torch
 from heads.catalogue import make_config
 from heads.contract import Batch, NullProgress
 from heads.gallery.f2r import F2R, F2RConfig
-from heads.gallery.f2r_loss import Factorization
 from heads.gallery.f2r_grid import grid
+from heads.gallery.f2r_loss import Factorization
 from heads.gallery.patchcore import PatchCore, PatchCoreConfig
 from heads.parts.vector import vector_glow
 from heads.training.sources import TensorSource
