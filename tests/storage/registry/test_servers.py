@@ -15,7 +15,7 @@ from storage.registry.registry import Registry
 class Server:
     """A stand-in for MLflow's server that lets one user in; it has no models."""
 
-    def __init__(self, user="", password=""):
+    def __init__(self, user="", password="", refused=401):
         wanted = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
         self.heard = heard = []
 
@@ -24,7 +24,7 @@ class Server:
                 sent = self.headers.get("Authorization")
                 heard.append((self.path.partition("?")[0], sent))
                 free = self.path == "/health" or not user or sent == wanted
-                self.send_response(200 if free else 401)
+                self.send_response(200 if free else refused)
                 self.end_headers()
                 self.wfile.write(json.dumps({} if free else "You are not authenticated").encode())
 
@@ -68,6 +68,12 @@ def test_a_wrong_password_is_told_without_it(serve, tmp_path):
     with pytest.raises(StoreError, match="401") as error:
         Registry(tmp_path, f"http://me:wrong-password@{locked.place}").leaderboard("bottles")
     assert "wrong-password" not in str(error.value)
+
+
+def test_a_user_without_the_right_is_told_where_rights_are_given(serve, tmp_path):
+    locked = serve("admin", "password", 403)
+    with pytest.raises(StoreError, match=r"(?s)403.*a user who may do that.*operations\.md"):
+        Registry(tmp_path, f"http://anna:password@{locked.place}").leaderboard("bottles")
 
 
 def test_mlflows_own_variables_hold_where_the_address_has_no_user(serve, tmp_path, monkeypatch):
