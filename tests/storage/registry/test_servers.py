@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -115,3 +116,14 @@ def test_a_database_that_does_not_answer_is_told_at_once(tmp_path):
         StoreError, match=r"(?s)postgresql\+psycopg2://127.0.0.1:1/x cannot be used.*refused"
     ):
         Registry(tmp_path, "postgresql+psycopg2://me:hunter22@127.0.0.1:1/x").leaderboard("bottles")
+
+
+def test_a_database_that_takes_the_connection_and_says_nothing_is_told(tmp_path, monkeypatch):
+    pytest.importorskip("psycopg2")
+    monkeypatch.setattr("storage.registry.servers.PATIENCE", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"postgresql+psycopg2://127.0.0.1:{silent.getsockname()[1]}/x"
+        with pytest.raises(StoreError, match="no answer within"):
+            Registry(tmp_path, address).leaderboard("bottles")
