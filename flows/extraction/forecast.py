@@ -91,7 +91,11 @@ class ExtractionAhead:
 
 
 def extraction_ahead(
-    home: Home, plan: JobPlan, found: Found, options: ExtractionSettings, measure_from: int = 1
+    home: Home,
+    plan: JobPlan,
+    found: Found,
+    options: ExtractionSettings,
+    measure_from: int | None = None,
 ) -> list[ExtractionAhead]:
     """Return what `plan` lacks in the stores of a set; nothing is made or written.
 
@@ -104,7 +108,8 @@ def extraction_ahead(
     options
         How images become features.
     measure_from
-        The time an image takes is measured where at least so many are to be computed.
+        The time an image takes is measured where at least so many are to be computed; None: not
+        at all.
     """
     ahead = []
     for name, rows in found.sides.items():
@@ -122,7 +127,7 @@ def extraction_ahead(
                 for n in [missing.missing.get(k, 0)]
             )
             rate = None
-            if missing.todo >= measure_from:
+            if measure_from is not None and missing.todo >= measure_from:
                 work = max(missing.tasks, key=lambda task: len(task.keys))
                 jobs = [Job(s, found.root / known[s].path, view) for s, view in work.keys]
                 rate = _measured(plan, one, jobs, options)

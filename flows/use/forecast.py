@@ -90,6 +90,8 @@ class Forecast:
         As a run would tell them.
     refusal
         Why the run would not begin, where the features do not fit on the disk.
+    read
+        Files that were read for it, the others being known.
     """
 
     image_set: str
@@ -102,6 +104,7 @@ class Forecast:
     set_aside: list[tuple[str, str]]
     notes: list[str]
     refusal: DiskFullError | None = None
+    read: int = 0
 
     def check(self) -> None:
         """Raise `DiskFullError` where the features do not fit on the disk."""
@@ -176,6 +179,7 @@ def forecast(
     plan: JobPlan,
     reporter: Reporter,
     *,
+    rehash: bool = False,
     beside: Home | None = None,
     measure_from: int = WORTH_MEASURING,
 ) -> Forecast:
@@ -187,6 +191,8 @@ def forecast(
         Made whole.
     home, plan
         Where, and what is read.
+    rehash
+        Read every file, even those that look unchanged.
     beside
         Instead of `home`: where is noted what files were read.
     measure_from
@@ -198,9 +204,9 @@ def forecast(
         Where MLflow does not answer.
     """
     given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
-    found = find(require_set(settings), given, beside or home, reporter)
+    found = find(require_set(settings), given, beside or home, reporter, rehash)
     looked = ExtractionReport(require_set(settings), notes=list(found.notes))
-    settings, plan = as_seen(settings, plan, beside or home, found, looked)
+    settings, plan = as_seen(settings, plan, found, looked)
     ahead = extraction_ahead(home, plan, found, settings.extraction, measure_from)
     samples = _samples(found)
     normal = sum(s.split == "train" and not s.defective for s in samples)
@@ -220,6 +226,7 @@ def forecast(
         found.set_aside,
         looked.notes,
         refusal,
+        found.hashed,
     )
 
 
