@@ -15,7 +15,7 @@ from pathlib import Path
 from features.images.cache import FileCache, Progress
 from features.images.folders import Links, Walker, folder
 from features.images.masks import read_mask
-from features.images.records import BrokenImage, ImageRecord, Scan, Split, about_links
+from features.images.records import BrokenImage, ImageRecord, Scan, Split, about
 from headwater.errors import DataError
 from headwater.spec import SIDES
 
@@ -148,7 +148,7 @@ def scan_pairs(
         ),
         key=lambda p: (p.split == "test", p.key),
     )
-    result.problems += [*walker.problems, *about_links(walker.left_out)]
+    result.problems += [*walker.problems, *about(walker.left_out)]
     result.left_out = walker.left_out
     if not result.pairs:
         first = f"; the first: {result.broken[0].path}: {result.broken[0].reason}"

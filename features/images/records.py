@@ -109,9 +109,22 @@ class LeftOut:
         return ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
 
 
-def about_links(left_out: LeftOut) -> list[str]:
-    """Return what to do about links that were not followed, a line a reason."""
+#: Pictures that are not read as they are.
+_PHOTOGRAPHS = ("heic", "heif", "avif", "jxl", "jp2", "gif", "cr2", "cr3", "nef", "arw", "dng")
+
+
+def about(left_out: LeftOut) -> list[str]:
+    """Return what to do about links that were not followed and types not read, a line a reason."""
     told = []
+    for kind in _PHOTOGRAPHS:
+        reason = f"files of type .{kind}"
+        if first := left_out.first.get(reason):
+            told.append(
+                f"{left_out.counts[reason]} {reason} are pictures that are not read, the first: "
+                f"{first}; save them as PNG or TIFF "
+                f"({'heif-convert' if kind in ('heic', 'heif', 'avif') else 'magick'} "
+                f"NAME.{kind} NAME.png)"
+            )
     if first := left_out.first.get(OUT):
         told.append(
             f"{left_out.counts[OUT]} link(s) out of the folder are not followed, the first: "
@@ -234,7 +247,7 @@ class ScanResult(Scan):
             told.append(f"{len(self.broken)} set aside, the first: {first.path}: {first.reason}")
         if line := self.left_out.line():
             told.append(f"not read: {line}")
-        told += about_links(self.left_out)
+        told += about(self.left_out)
         return "; ".join(told)
 
 

@@ -7,6 +7,7 @@ Exit status: 0 all went well, 1 a fault of Headwater's own, 2 a mistake that the
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -53,6 +54,9 @@ def main() -> None:
 
     Those that typer finds in the command line are printed as all others are.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal of Latin-1 lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     for note in hide_passwords(os.environ):
         err.print(note, markup=False)
     hide_in_tracebacks()

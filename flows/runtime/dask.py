@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from flows.runtime.console import reporter
 from headwater.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def needs_gpu(client: Client, device: str) -> dict[str, float]:
 
     So a cluster started with ``dask worker --resources GPU=1`` trains one head a GPU at a time.
     """
-    workers = client.scheduler_info()["workers"].values()
+    # All of them: left to themselves older Dasks tell of five.
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
     offered = any("GPU" in (w.get("resources") or {}) for w in workers)
     return {"GPU": 1} if offered and device != "cpu" else {}
 
@@ -162,7 +164,7 @@ def dask_client(
                     expected="an address such as tcp://host:8786, or tls:// and keys that it knows",
                     remedy="start one with `dask scheduler`, or leave dask.scheduler out",
                 ) from error
-            with client:
+            with client, _workers_watched(client, scheduler):
                 yield client
             return
         with (
@@ -182,6 +184,43 @@ def dask_client(
             Client(cluster, set_as_default=False) as client,
         ):
             yield client
+
+
+@contextmanager
+def _workers_watched(client: Client, scheduler: str, patience: float = 15.0) -> Iterator[None]:
+    """Say so while a scheduler of yours has had no workers for `patience` seconds, and when it has.
+
+    Dask waits for workers for ever and without a word. That is right where a cluster grows with its
+    work, and all that there will be where it has died.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        since, said = time.monotonic(), False
+        while not done.wait(min(2.0, patience)):
+            try:
+                there = bool(client.scheduler_info(n_workers=-1)["workers"])
+            except Exception:  # a scheduler that is gone is told by those who wait for results
+                continue
+            if there:
+                since = time.monotonic()
+                if said:
+                    reporter().line("note: a Dask worker is there, the work goes on")
+                said = False
+            elif not said and time.monotonic() - since >= patience:
+                said = True
+                reporter().line(
+                    f"note: {scheduler} has no workers: the work waits for one "
+                    f"(dask worker {scheduler}); what is done is kept"
+                )
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(5)
 
 
 @contextmanager

@@ -304,7 +304,7 @@ class RegistryReader:
             )
         except (MlflowException, OSError) as error:
             raise ModelError(
-                f"model {uri} cannot be fetched: {str(error).splitlines()[0]}",
+                f"model {uri} cannot be fetched: {' '.join(str(error).split())[:300]}",
                 remedy="headwater compare SET lists what is registered",
             ) from error
         return Path(found)
@@ -394,7 +394,11 @@ def told() -> Iterator[None]:
     except HeadwaterError:
         raise
     except MlflowException as error:
+        refused = error.error_code == "PERMISSION_DENIED" or "error code 403" in str(error)
         raise StoreError(
             f"MLflow: {str(error).splitlines()[0]}",
-            remedy="see to the MLflow server, or to the database and disk of the home",
+            expected="a user who may do that" if refused else "",
+            remedy="docs/operations.md, Several users, says which rights on the server it takes"
+            if refused
+            else "see to the MLflow server, or to the database and disk of the home",
         ) from error

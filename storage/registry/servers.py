@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -117,13 +119,17 @@ def _ask_database(uri: str) -> None:
 
     url = make_url(whole(uri))
     engine = create_engine(url)
+
+    def connect() -> None:
+        with engine.connect():
+            pass
+
     try:
         if url.host and not url.host.startswith("/"):
             port = url.port or _PORTS.get(url.get_backend_name())
             # First, as no two drivers call their patience the same.
             socket.create_connection((url.host, port), PATIENCE).close()
-        with engine.connect():
-            pass
+        _within(PATIENCE, connect)
     except (OSError, SQLAlchemyError) as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise StoreError(
@@ -133,3 +139,30 @@ def _ask_database(uri: str) -> None:
         ) from error
     finally:
         engine.dispose()
+
+
+def _within(seconds: float, work: Callable[[], None]) -> None:
+    """Do `work` beside, so that neither its patience nor its deafness to signals is ours.
+
+    PostgreSQL's driver waits for a server that took the connection and says nothing for ever, in C.
+
+    Raises
+    ------
+    TimeoutError
+        Where it takes longer; it is left to itself.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    if raised:
+        raise raised[0]

@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,25 @@ def set_exists(location: str, image_set: str) -> bool:
     if not is_remote(location) and not (Path(location) / image_set / "refs").is_dir():
         return False
     with guard(f"store {location}/{image_set}"):
-        return icechunk.Repository.exists(storage_for(location, image_set))
+        storage = storage_for(location, image_set)
+        return _heard(lambda: icechunk.Repository.exists(storage))
+
+
+def _heard(work: Callable[[], bool]) -> bool:
+    """Return what `work` does, in a thread beside this one, which stays open to signals.
+
+    The engine waits for a bucket that does not answer for minutes, and hears no Ctrl-C meanwhile.
+    """
+    done: Future[bool] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 def list_sets(location: str | Path) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from features.images.folders import Links, Walker, folder
 from features.images.junk import mask_stem
 from features.images.pixels import SUFFIXES
-from features.images.records import Candidate, ScanResult, about_links
+from features.images.records import Candidate, ScanResult, about
 
 #: Names of folders and labels that say: nothing is wrong here.
 GOOD = frozenset({"good", "ok", "normal"})
@@ -68,7 +68,7 @@ class Reading:
         for walker in self.walkers:
             self.result.problems += walker.problems
             self.result.left_out.take(walker.left_out)
-        self.result.problems += about_links(self.result.left_out)
+        self.result.problems += about(self.result.left_out)
 
 
 @dataclass(frozen=True)

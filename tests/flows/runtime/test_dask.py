@@ -1,5 +1,6 @@
 """The Dask runtime: progress reaches the driver, a lost worker's work is done by another."""
 
+import functools
 import mmap
 import os
 import signal
@@ -22,6 +23,7 @@ from flows.runtime.dask import (
     TOPIC,
     PeakMemory,
     WorkerProgress,
+    _workers_watched,
     cores,
     dask_client,
     needs_gpu,
@@ -30,6 +32,13 @@ from flows.runtime.dask import (
 )
 from headwater.errors import ConfigError, HeadwaterError, TrainingError
 from tests.flows.commandkit import HEADWATER, draw_image, environment
+
+
+class Lines:
+    """Stands for the reporter: keeps the lines."""
+
+    def __init__(self, kept):
+        self.line = kept.append
 
 
 def die_once(folder: str) -> str:
@@ -164,6 +173,28 @@ def test_a_training_takes_a_gpu_of_a_cluster_that_offers_some(client):
     ):
         assert needs_gpu(offering, "auto") == {"GPU": 1}
         assert needs_gpu(offering, "cpu") == {}
+
+
+def test_a_scheduler_without_workers_is_told_and_so_is_the_first_one(monkeypatch):
+    lines = []
+    monkeypatch.setattr("flows.runtime.dask.reporter", lambda: Lines(lines))
+    quick = functools.partial(_workers_watched, patience=0.3)
+    monkeypatch.setattr("flows.runtime.dask._workers_watched", quick)
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty,
+        dask_client(1, empty.scheduler_address) as one,
+    ):
+        future = one.submit(lambda: 5)
+        deadline = time.monotonic() + 30
+        while not lines and time.monotonic() < deadline:
+            time.sleep(0.05)
+        empty.scale(1)
+        assert future.result(timeout=60) == 5
+        while len(lines) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert len(lines) == 2
+    assert f"{empty.scheduler_address} has no workers" in lines[0]
+    assert "the work goes on" in lines[1]
 
 
 def test_no_scheduler_at_the_address_is_a_clear_error():

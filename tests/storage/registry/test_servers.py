@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,7 @@ from storage.registry.registry import Registry
 class Server:
     """A stand-in for MLflow's server that lets one user in; it has no models."""
 
-    def __init__(self, user="", password=""):
+    def __init__(self, user="", password="", refused=401):
         wanted = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
         self.heard = heard = []
 
@@ -24,7 +25,7 @@ class Server:
                 sent = self.headers.get("Authorization")
                 heard.append((self.path.partition("?")[0], sent))
                 free = self.path == "/health" or not user or sent == wanted
-                self.send_response(200 if free else 401)
+                self.send_response(200 if free else refused)
                 self.end_headers()
                 self.wfile.write(json.dumps({} if free else "You are not authenticated").encode())
 
@@ -70,6 +71,12 @@ def test_a_wrong_password_is_told_without_it(serve, tmp_path):
     assert "wrong-password" not in str(error.value)
 
 
+def test_a_user_without_the_right_is_told_where_rights_are_given(serve, tmp_path):
+    locked = serve("admin", "password", 403)
+    with pytest.raises(StoreError, match=r"(?s)403.*a user who may do that.*operations\.md"):
+        Registry(tmp_path, f"http://anna:password@{locked.place}").leaderboard("bottles")
+
+
 def test_mlflows_own_variables_hold_where_the_address_has_no_user(serve, tmp_path, monkeypatch):
     locked = serve("you", "from-the-environment")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "you")
@@ -109,3 +116,14 @@ def test_a_database_that_does_not_answer_is_told_at_once(tmp_path):
         StoreError, match=r"(?s)postgresql\+psycopg2://127.0.0.1:1/x cannot be used.*refused"
     ):
         Registry(tmp_path, "postgresql+psycopg2://me:hunter22@127.0.0.1:1/x").leaderboard("bottles")
+
+
+def test_a_database_that_takes_the_connection_and_says_nothing_is_told(tmp_path, monkeypatch):
+    pytest.importorskip("psycopg2")
+    monkeypatch.setattr("storage.registry.servers.PATIENCE", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"postgresql+psycopg2://127.0.0.1:{silent.getsockname()[1]}/x"
+        with pytest.raises(StoreError, match="no answer within"):
+            Registry(tmp_path, address).leaderboard("bottles")

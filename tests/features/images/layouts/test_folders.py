@@ -302,6 +302,8 @@ def test_what_network_drives_systems_and_tools_leave_is_no_product(tmp_path):
     counts = result.left_out.counts
     assert counts["thumbnails (@eaDir)"] == 3
     assert counts["files of type .heic"] == 2
+    (advice,) = [note for note in result.problems if ".heic" in note]
+    assert f"{good / 'a.heic'}; save them as PNG" in advice
     assert counts["masks beside images"] == 2
     assert counts["pipes, sockets or devices"] == 1
     assert "3 thumbnails (@eaDir)" in result.left_out.line()
