@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from features.images.depth import about_depths, find_range, written
 from features.images.pairs import CHANGED
 from features.images.places.aspect import choose_fitting
+from features.images.places.tiles import about_tiles, seen_shapes
 from flows.extraction.backbone import forget
 from flows.extraction.cluster import fill_on_cluster
 from flows.extraction.fill import Gap, fill
@@ -24,6 +25,8 @@ from flows.extraction.plan import (
     plan_extraction,
     plan_job,
     ready,
+    size_of,
+    tiles_of,
 )
 from flows.extraction.regions import keep_region, regions_of
 from flows.extraction.report import ExtractionReport, PairCounts, SideReport
@@ -153,14 +156,21 @@ def as_seen(
     """
     wanted, every = settings.extraction, [r for rows in found.sides.values() for r in rows]
     how = wanted.resize
+    tiles, shapes = tiles_of(wanted), [(r.height, r.width) for r in every]
     if how is None:
-        target = height_width(wanted.size or wanted.default_size)
-        how, why = choose_fitting([(r.height, r.width) for r in every], target)
+        target = size_of(wanted) or height_width(wanted.default_size)
+        how, why = choose_fitting(seen_shapes(shapes, tiles), target)
         report.notes += [why] if why else []
     region = keep_region(wanted.roi, home, every)
     value_range, text = _range(wanted.range, found, report)
     report.seen = {"fitting": how, "value_range": value_range}
     kept = {"resize": how, "roi": Path(region) if region else None, "range": text}
+    if tiles is None:
+        kept |= {"tile": None, "overlap": None, "scale": "tiles"}
+    else:
+        views = [h.view_spec.views.count for h in plan.heads if h.view_spec and h.view_spec.views]
+        spec = plan.heads[0].spec
+        report.notes.append(about_tiles(shapes, spec, tiles, max(views, default=1)))
     settings = changed(settings, {f"extraction.{key}": value for key, value in kept.items()})
     return settings, plan.seeing(**report.seen)
 

@@ -36,6 +36,7 @@ from flows.runtime.home import Home
 from flows.runtime.resolve import FOLDERS, READING, require_set
 from flows.training.trainings import Request
 from headwater.errors import DiskFullError
+from headwater.tiles import parts
 from storage.registry.registry import Registry
 
 if TYPE_CHECKING:
@@ -126,9 +127,12 @@ class Forecast:
         todo = sum(one.todo for one in self.extractions)
         if todo:
             layers = len({x.name for one in self.extractions for x in one.layers if x.missing})
+            tiles = " tiles" * any(one.tiles for one in self.extractions)
             room = "" if self.free is None else f" of {size(self.free)} free"
             took = "" if self.seconds is None else f", about {duration(self.seconds)}"
-            said.append(f"{counted(layers, 'layer')} of {todo:,}: {size(self.bytes)}{room}{took}")
+            said.append(
+                f"{counted(layers, 'layer')} of {todo:,}{tiles}: {size(self.bytes)}{room}{took}"
+            )
         else:
             said.append("every feature is stored")
         new = [one for one in self.trainings if not one.model]
@@ -201,7 +205,7 @@ def forecast(
     found = find(require_set(settings), given, beside or home, reporter)
     looked = ExtractionReport(require_set(settings), notes=list(found.notes))
     settings, plan = as_seen(settings, plan, beside or home, found, looked)
-    ahead = extraction_ahead(home, plan, found, settings.extraction, measure_from)
+    ahead = extraction_ahead(beside or home, plan, found, settings.extraction, measure_from)
     samples = _samples(found)
     normal = sum(s.split == "train" and not s.defective for s in samples)
     refusal = None
@@ -234,6 +238,8 @@ def _shadow(home: Home, image_set: str) -> Iterator[Home]:
             # A cache that cannot be copied is one that remembers nothing.
             with contextlib.suppress(sqlite3.Error, OSError):
                 shutil.copy(home.file_cache, beside.file_cache)
+        if (home.root / "regions").is_dir():
+            shutil.copytree(home.root / "regions", beside.root / "regions")
         yield beside
 
 
@@ -265,7 +271,11 @@ def _training(
     before = registry.last_fit(head, one.kind_of_cost())
     if before is None:
         return TrainingAhead(head, preset, basis="not known: no such training on this machine yet")
-    normal = sum(s.split == "train" and not s.defective for s in samples)
+    normal = sum(
+        1 if s.size is None else len(parts(*s.size, one.plan.spec.tiles))
+        for s in samples
+        if s.split == "train" and not s.defective
+    )
     assert one.options.held_out is not None
     views = one.plan.view_spec.views.count if one.plan.view_spec and one.plan.view_spec.views else 0
     rows = normal * (1 - one.options.held_out) * (1 + views)

@@ -146,16 +146,16 @@ def test_decoding_goes_on_while_the_backbone_computes_with_little_in_memory(
     load, lock = module._load, threading.Lock()
     started, loading, computing, overlaps = [], set(), set(), []
 
-    def slow_load(job, spec):
+    def slow_load(*given):
         me = threading.get_ident()
         with lock:
-            started.append(job)
+            started.append(given[0])
             loading.add(me)
             overlaps.append(bool(computing))
         time.sleep(0.01)
         with lock:
             loading.discard(me)
-        return load(job, spec)
+        return load(*given)
 
     def slow_maps(batch, layers, precision):
         me = threading.get_ident()
