@@ -8,25 +8,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from features.images.masks import read_mask
+from features.images.masks import read_mask, scaled
 from features.images.pixels import read_image
 from features.images.preprocess import mask_to_input
 from flows.extraction.samples import Sample, what_is_left_out
 from flows.training.data import TrainingData
+from flows.training.scoring import Maps, Scoring
 from heads.contract import FeatureSource, Head
 from heads.judging.calibration import Calibration, calibrate, fixed
 from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
-from heads.looking import LOOKED, seen_of
+from heads.looking import seen_of
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec
+from headwater.tiles import joined_size
 
 #: A probability above this is a defect or a change.
 EVEN = 0.5
@@ -42,7 +43,8 @@ class Judgement:
         ``N`` test samples.
     scores, maps, masks
         What the head gave, ``[N]`` and ``[N, H, W]`` float32, and ``N`` of ``[H, W]`` bool or None.
-        The maps are a masked array where not all of every image is looked at.
+        The maps are a masked array where not all of every image is looked at; of images seen in
+        tiles the joined ones, a list: each has a size of its own.
     calibration
         Thresholds.
     held_scores
@@ -59,7 +61,7 @@ class Judgement:
 
     samples: Sequence[Sample]
     scores: np.ndarray
-    maps: np.ndarray
+    maps: Maps
     masks: Sequence[np.ndarray | None]
     calibration: Calibration
     held_scores: np.ndarray | None
@@ -111,15 +113,17 @@ def judge(data: TrainingData, head: Head, held_out: FeatureSource) -> Judgement:
     """
     judging, target = JUDGING[data.kind], data.training.options.target_fpr
     calibration, held_scores = fixed(EVEN, target), None
+    scored = Scoring(head, data)
     if not head.labelled:
-        held_scores, maps = score_source(head, held_out)
-        calibration = calibrate(held_scores, maps, target_fpr=target, upper=head.score_limit)
+        held_scores, maps = scored.held_out(held_out)
+        found = calibrate(held_scores, maps, target_fpr=target, upper=scored.limit)
+        calibration = dataclasses.replace(found, standard=scored.standard)
     samples = data.test
     data.check_files(samples, masks=True)
     began = time.perf_counter()
     scores, maps = np.empty(0, np.float32), np.empty((0, *head.map_size), np.float32)
     if samples:
-        scores, maps = score_source(head, data.source(samples))
+        scores, maps = scored(data.source(samples))
     seconds = time.perf_counter() - began
     notes = what_is_left_out(data.head, data.readable)
     masks = [mask_of(s, data.spec, notes) for s in samples]
@@ -143,7 +147,7 @@ def judge(data: TrainingData, head: Head, held_out: FeatureSource) -> Judgement:
 def _as_looked_at(
     data: TrainingData,
     samples: Sequence[Sample],
-    maps: np.ndarray,
+    maps: Maps,
     masks: Sequence[np.ndarray | None],
     notes: list[str],
 ) -> tuple[list[Sample], list[np.ndarray | None]]:
@@ -192,34 +196,15 @@ def ties(head: str, kind: str, scores: np.ndarray) -> list[str]:
     ]
 
 
-@torch.no_grad()
-def score_source(
-    head: Head, source: FeatureSource, batch: int = 8
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(scores [N], maps [N, H, W])`` of a source, float32, in its order.
-
-    The maps are a masked array where the source says what is looked at.
-    """
-    scores = np.empty(len(source), np.float32)
-    maps = np.empty((len(source), *head.map_size), np.float32)
-    outside = np.zeros(maps.shape, bool)
-    for start in range(0, len(source), batch):
-        stop = min(start + batch, len(source))
-        rows = source.read(start, stop)
-        if isinstance(rows, Mapping) and LOOKED in rows:
-            outside[start:stop] = ~rows[LOOKED].numpy()
-        got = head.score(rows)
-        scores[start:stop] = got.image.float().cpu().numpy()
-        maps[start:stop] = got.maps.float().cpu().numpy()
-    return scores, np.ma.masked_array(maps, outside) if outside.any() else maps
-
-
 def mask_of(sample: Sample, spec: ExtractorSpec, notes: list[str]) -> np.ndarray | None:
-    """Return a sample's mask at the net's input size; None, noted, where it cannot be read."""
+    """Return a sample's mask at the size of its map; None, noted, where it cannot be read."""
     if sample.mask is None:
         return None
     try:
-        return mask_to_input(read_mask(sample.mask, sample.size), spec)
+        mask = read_mask(sample.mask, sample.size)
+        if spec.tiles is not None:
+            return scaled(mask, joined_size(*mask.shape))
+        return mask_to_input(mask, spec)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         notes.append(f"{sample.mask}: {first}; counts for image metrics only")

@@ -44,6 +44,9 @@ class Calibration:
         Pixels of one image are not independent, so the pixel rate is an empirical one, no promise.
     median
         Median held-out image score: with the threshold it gives scores a scale for display.
+    standard
+        Mean and deviation of the held-out maps of tiles, and of whole images, where images are seen
+        as both (`heads.judging.joining`); else None.
     """
 
     threshold: float
@@ -55,6 +58,7 @@ class Calibration:
     pixel_target_fpr: float | None = None
     pixel_n: int = 0
     median: float = 0.0
+    standard: tuple[tuple[float, float], tuple[float, float]] | None = None
 
     @property
     def caveats(self) -> list[str]:
@@ -69,7 +73,9 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping; `from_json` reads it back."""
-        return dataclasses.asdict(self)
+        # Without what there is only of some, so that others' are as they always were.
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k != "standard" or v is not None}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:

@@ -36,6 +36,7 @@ from headwater.spec import ExtractorSpec, LayerSpec
 from storage.serving.bundle import read_bundle
 from storage.serving.encoding import decode_base64, encode_image
 from storage.serving.files import HEAD_FILE, read_files, write_files
+from storage.serving.tiled import scored_in_tiles
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -64,7 +65,8 @@ class Prediction:
         ``"changed"`` or ``"unchanged"``.
     map
         ``[H, W]`` float32 map of anomalies, or of changes, over the whole image: at the extractor's
-        input size, or in the image's own aspect where that was kept (`own_map`).
+        input size, or in the image's own aspect where that was kept (`own_map`). Of a model over
+        tiles at the image's size, or smaller (`headwater.tiles.joined_size`).
     threshold
         What the score was compared with.
     pixel_threshold
@@ -266,20 +268,39 @@ class Detector:
         given = self._images(samples)
         head = self._with_factors(alpha, beta)
         limit = self.threshold if threshold is None else float(threshold)
+        if self.spec.tiles is not None:
+            return [self._joined(images[0], head, limit, batch) for images in given]
         found: list[Prediction] = []
         for start in range(0, len(given), batch):
             part = given[start : start + batch]
             maps = self.features(part)
             got, seen = head.score(maps), maps.get(LOOKED)
             for i, score in enumerate(got.image.float().tolist()):
-                verdict = self.kind.verdicts[score > limit]
-                pixel = self.calibration.pixel_threshold
                 where = None if seen is None or seen[i].all() else seen[i].cpu().numpy()
                 height, width = part[i][0].shape[:2]
                 raw = got.maps[i].float().cpu().numpy()
                 heat, where = own_map(raw, where, height, width, self.spec)
-                found.append(Prediction(score, verdict, heat, limit, pixel, where))
+                found.append(self._said(score, heat, where, limit))
         return found
+
+    def _said(
+        self, score: float, heat: NDArray[np.float32], where: NDArray[np.bool_] | None, limit: float
+    ) -> Prediction:
+        verdict, pixel = self.kind.verdicts[score > limit], self.calibration.pixel_threshold
+        return Prediction(score, verdict, heat, limit, pixel, where)
+
+    def _joined(self, image: Image, head: Head, limit: float, batch: int) -> Prediction:
+        """Score an image tile by tile."""
+
+        def score(rows: Sequence[Any], regions: Sequence[Any]) -> tuple[Any, Any]:
+            maps = self._seen(self.kind.images[0], rows, regions)
+            seen = maps[LOOKED].cpu().numpy() if LOOKED in maps else None
+            return head.score(maps).maps.float().cpu().numpy(), seen
+
+        region = self._region_on(image)
+        standard = self.calibration.standard
+        found = scored_in_tiles(image, region, self.spec, standard, score, batch)
+        return self._said(*found, limit)
 
     @torch.inference_mode()
     def features(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
@@ -287,32 +308,39 @@ class Detector:
 
         Float32 ``[B, C, H, W]`` by layer, of pairs by ``current:LAYER`` and ``history:LAYER``.
         Without a backbone: the preprocessed images themselves, under the one layer's name. Where
-        not all of an image may be looked at, `heads.looking.LOOKED` says of what.
+        not all of an image may be looked at, `heads.looking.LOOKED` says of what. Of a model over
+        tiles each sample is taken for a tile.
         """
         made: dict[str, torch.Tensor] = {}
-        tensors = *self.head.buffers(), *self.head.parameters(), torch.empty(0)
         sides = zip(*self._images(samples), strict=True)
         for name, images in zip(self.kind.images, sides, strict=True):
             regions = [self._region_on(x) for x in images]
-            inputs = [
-                preprocess(blanked(x, r, self.spec), self.spec)
-                for x, r in zip(images, regions, strict=True)
-            ]
-            pixels = torch.stack(inputs).to(tensors[0].device)
-            if self.spec.fitting == "fit" or self.region is not None:
-                seen = torch.stack([
-                    torch.from_numpy(looked(x.shape[0], x.shape[1], self.spec, r))
-                    for x, r in zip(images, regions, strict=True)
-                ]).to(pixels.device)  # fmt: skip
-                made[LOOKED] = seen & made[LOOKED] if LOOKED in made else seen
-            if self.backbone is None:
-                maps = {self.layers[0].name: pixels}
-            else:
-                maps = self.backbone.maps(pixels, self.layers, self.spec.precision)
-                dtype = _DTYPES[self.spec.dtype]
-                maps = {k: v.to(dtype).float() for k, v in maps.items()}
-            made |= {self.kind.key(name, layer): x for layer, x in maps.items()}
+            rows = [blanked(x, r, self.spec) for x, r in zip(images, regions, strict=True)]
+            maps = self._seen(name, rows, regions)
+            if LOOKED in made and LOOKED in maps:
+                maps[LOOKED] &= made[LOOKED]
+            made |= maps
         return made
+
+    def _seen(
+        self, name: str, rows: Sequence[Image], regions: Sequence[NDArray[np.bool_] | None]
+    ) -> dict[str, torch.Tensor]:
+        """Return the features of images, or of tiles, of the side `name`; see `features`."""
+        tensors = *self.head.buffers(), *self.head.parameters(), torch.empty(0)
+        inputs = [preprocess(x, self.spec) for x in rows]
+        pixels, made = torch.stack(inputs).to(tensors[0].device), {}
+        if self.spec.fitting == "fit" or self.region is not None:
+            made[LOOKED] = torch.stack([
+                torch.from_numpy(looked(x.shape[0], x.shape[1], self.spec, r))
+                for x, r in zip(rows, regions, strict=True)
+            ]).to(pixels.device)  # fmt: skip
+        if self.backbone is None:
+            maps = {self.layers[0].name: pixels}
+        else:
+            maps = self.backbone.maps(pixels, self.layers, self.spec.precision)
+            dtype = _DTYPES[self.spec.dtype]
+            maps = {k: v.to(dtype).float() for k, v in maps.items()}
+        return made | {self.kind.key(name, layer): x for layer, x in maps.items()}
 
     def _region_on(self, image: Image) -> NDArray[np.bool_] | None:
         """Return the region of interest at an image's size, None where there is none."""
