@@ -64,7 +64,7 @@ def extract_task(asked: Request) -> ExtractionReport:
         asked.home,
         live_reporter(),
         asked.plan,
-        rehash=asked.rehash,
+        already_read=asked.already_read,
         at_least=AT_LEAST,
     )
 
@@ -169,11 +169,12 @@ def run_pipeline(
     settings = ready(settings, home)
     check_device(settings.training.device, settings.dask.scheduler)
     plan = plan_job(settings, home)
-    ahead = forecast(settings, home, plan, reporter)
+    # What it reads the cache knows: the flow reads no file again to learn what it is.
+    ahead = forecast(settings, home, plan, reporter, rehash=rehash)
     reporter.line(ahead.line())
     ahead.check()
     reporter.update("starting", 0, 1, "Prefect")
-    return _run(run_flow, Request(settings, home, plan, rehash=rehash))
+    return _run(run_flow, Request(settings, home, plan, already_read=ahead.read))
 
 
 def train_pipeline(

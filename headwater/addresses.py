@@ -11,6 +11,8 @@ import re
 from urllib.parse import parse_qsl, unquote, urlencode
 
 HIDDEN = "***"
+#: Seconds in which a server must have answered. The clients of Prefect and MLflow try for minutes.
+PATIENCE = 10.0
 #: Bare address: the address as it was given. The last one given holds.
 _GIVEN: dict[str, str] = {}
 #: Parameters of an address that are for the server alone.
@@ -69,6 +71,24 @@ def user_and_password(address: str) -> tuple[str, str] | None:
         return None
     user, _, password = found[1].partition(":")
     return unquote(user), unquote(password)
+
+
+def no_answer(address: str) -> Exception | None:
+    """Return why nothing answers at a server's bare address within `PATIENCE`; None if it does.
+
+    Whether it is the server that was meant, the first call of its client will tell.
+    """
+    import urllib.request  # late: every command imports this module, few ask a server
+    from urllib.error import HTTPError
+
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=PATIENCE) as answer:
+            answer.read(64)
+    except HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return error
+    return None
 
 
 def hidden(text: str) -> str:

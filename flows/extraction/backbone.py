@@ -77,15 +77,16 @@ def forget() -> None:
 def settle_precision(backbone: Backbone, wanted: str, home: Home, image_set: str) -> Precision:
     """Return the arithmetic a backbone is to run in.
 
-    ``auto`` is settled by a measurement once for a set and backbone, and remembered: the arithmetic
-    is part of the extractor's identity and must not change with the machine's mood.
+    ``auto`` is what the set remembers of this backbone, or is measured: the arithmetic is part of
+    the extractor's identity and must not change with the machine's mood.
     """
     if wanted != "auto":
         return "bfloat16" if wanted == "bfloat16" else "float32"
-    card = home.card(image_set)
-    settled: dict[str, Precision] = card.setdefault("precision", {})
-    key = f"{backbone.name}:{backbone.weights_id}"
-    if key not in settled:
-        settled[key] = backbone.best_precision()
-        home.write_card(image_set, card)
-    return settled[key]
+    settled: dict[str, Precision] = home.card(image_set).get("precision", {})
+    known = settled.get(arithmetic_key(backbone.name, backbone.weights_id))
+    return known or backbone.best_precision()
+
+
+def arithmetic_key(name: str, weights_id: str) -> str:
+    """Return what a set remembers the arithmetic of a backbone by."""
+    return f"{name}:{weights_id}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from features.images.depth import about_depths, find_range, written
 from features.images.pairs import CHANGED
 from features.images.places.aspect import choose_fitting
 from features.images.places.tiles import about_tiles, seen_shapes
-from flows.extraction.backbone import forget
+from flows.extraction.backbone import arithmetic_key, forget
 from flows.extraction.cluster import fill_on_cluster
 from flows.extraction.fill import Gap, fill
 from flows.extraction.find import Found, find
@@ -28,7 +27,7 @@ from flows.extraction.plan import (
     size_of,
     tiles_of,
 )
-from flows.extraction.regions import keep_region, regions_of
+from flows.extraction.regions import check_region, keep_region, regions_given, regions_of
 from flows.extraction.report import ExtractionReport, PairCounts, SideReport
 from flows.extraction.samples import usable, what_is_left_out
 from flows.runtime.resolve import FOLDERS, READING, remember, require_set
@@ -83,12 +82,20 @@ def bring_up_to_date(
     plan: JobPlan,
     *,
     rehash: bool = False,
+    already_read: int = 0,
     at_least: int = 1,
 ) -> ExtractionReport:
     """Bring the stores of a set up to date for `plan`; needs `at_least` normal training images.
 
     A store knows what is missing, so a killed run goes on where its last commit was. An image that
     is on both sides of a set of pairs is computed once: the second side copies its features.
+
+    Parameters
+    ----------
+    rehash
+        Read every file, even those that look unchanged.
+    already_read
+        Files that were read for this run before, by its forecast: the cache knows them since.
 
     Raises
     ------
@@ -102,28 +109,33 @@ def bring_up_to_date(
     found = find(image_set, given, home, reporter, rehash)
     report = ExtractionReport(
         image_set,
-        found.hashed,
+        already_read + found.hashed,
         layout=found.layout,
         left_out=found.left_out,
         scanned_aside=found.set_aside,
         notes=found.notes,
     )
     _look(report, found, plan.heads, at_least)
-    settings, plan = as_seen(settings, plan, home, found, report)
+    given_region = settings.extraction.roi
+    settings, plan = as_seen(settings, plan, found, report)
     extractions = plan_extraction(plan.heads)
     for one in extractions:
         assert plan.backbone is not None
         # Before a store is made: a run that cannot work leaves nothing behind.
         plan.backbone.kept().check_weights(one.layers)
     if extractions:
-        ahead = extraction_ahead(home, plan, found, settings.extraction, sys.maxsize)
+        regions = regions_given(given_region, home)
+        ahead = extraction_ahead(home, plan, found, settings.extraction, regions)
         check_room(home, ahead, settings.extraction)
     report.scan_seconds = time.perf_counter() - began
     # Heads that read images need the table of a set of images; pairs are joined by their list.
     sides = found.sides if extractions or found.pairs is None else {}
     options = StoreOptions(compression=settings.extraction.compression)
     stores = [FeatureStore.open(home.store, name, options=options) for name in sides]
-    remember(settings, home, image_set, found.root)
+    keep_region(given_region, home)
+    specs = [one.spec for one in extractions]
+    used = {arithmetic_key(s.backbone, s.weights): s.precision for s in specs}
+    remember(settings, home, image_set, found.root, used)
     # As they are before this run changes them: what moves from one side to the other is there.
     before = [(store, store.snapshot) for store in stores]
     for store, (name, rows) in zip(stores, sides.items(), strict=True):
@@ -148,11 +160,11 @@ def bring_up_to_date(
 
 
 def as_seen(
-    settings: Settings, plan: JobPlan, home: Home, found: Found, report: ExtractionReport
+    settings: Settings, plan: JobPlan, found: Found, report: ExtractionReport
 ) -> tuple[Settings, JobPlan]:
     """Settle what only the images can say: their shapes, and which values are black and white.
 
-    The settings are as the set will remember them.
+    The settings are as the set will remember them; nothing is written.
     """
     wanted, every = settings.extraction, [r for rows in found.sides.values() for r in rows]
     how = wanted.resize
@@ -161,7 +173,7 @@ def as_seen(
         target = size_of(wanted) or height_width(wanted.default_size)
         how, why = choose_fitting(seen_shapes(shapes, tiles), target)
         report.notes += [why] if why else []
-    region = keep_region(wanted.roi, home, every)
+    region = check_region(wanted.roi, every)
     value_range, text = _range(wanted.range, found, report)
     report.seen = {"fitting": how, "value_range": value_range}
     kept = {"resize": how, "roi": Path(region) if region else None, "range": text}

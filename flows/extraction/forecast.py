@@ -14,7 +14,6 @@ import numpy as np
 from features.extract import Job, extract
 from flows.extraction.fill import wanted_rows
 from flows.extraction.plan import plan_extraction
-from flows.extraction.regions import regions_of
 from flows.runtime.console import size
 from headwater.errors import DiskFullError
 from storage.store.engine import is_remote, set_exists
@@ -23,6 +22,7 @@ from storage.store.feature_store import FeatureStore
 from storage.store.layout import DISK_DTYPE
 
 if TYPE_CHECKING:
+    from features.images.places.regions import Regions
     from flows.extraction.find import Found
     from flows.extraction.plan import ExtractionPlan, JobPlan
     from flows.runtime.home import Home
@@ -95,7 +95,12 @@ class ExtractionAhead:
 
 
 def extraction_ahead(
-    home: Home, plan: JobPlan, found: Found, options: ExtractionSettings, measure_from: int = 1
+    home: Home,
+    plan: JobPlan,
+    found: Found,
+    options: ExtractionSettings,
+    regions: Regions,
+    measure_from: int | None = None,
 ) -> list[ExtractionAhead]:
     """Return what `plan` lacks in the stores of a set; nothing is made or written.
 
@@ -107,8 +112,11 @@ def extraction_ahead(
         What is read, and which images there are.
     options
         How images become features.
+    regions
+        Regions of interest, as they were given.
     measure_from
-        The time an image takes is measured where at least so many are to be computed.
+        The time an image takes is measured where at least so many are to be computed; None: not
+        at all.
     """
     ahead = []
     for name, rows in found.sides.items():
@@ -116,7 +124,7 @@ def extraction_ahead(
         for one in plan_extraction(plan.heads):
             assert plan.backbone is not None
             backbone = plan.backbone.kept()
-            wanted = wanted_rows(one, known, regions_of(one.spec, home))
+            wanted = wanted_rows(one, known, regions)
             missing = _missing(home, name, one, wanted)
             shapes = backbone.shapes(one.layers, one.spec.input_size)
             itemsize = DISK_DTYPE[one.spec.dtype].itemsize
@@ -126,7 +134,7 @@ def extraction_ahead(
                 for n in [missing.missing.get(k, 0)]
             )
             rate = None
-            if missing.todo >= measure_from:
+            if measure_from is not None and missing.todo >= measure_from:
                 work = max(missing.tasks, key=lambda task: len(task.keys))
                 jobs = [Job(s, found.root / known[s].path, view) for s, view in work.keys]
                 rate = _measured(plan, one, jobs, options)

@@ -46,8 +46,8 @@ def region_id(given: Path | None) -> str:
     return sha256_of(given)
 
 
-def keep_region(given: Path | None, home: Home, rows: Iterable[ImageRow]) -> str:
-    """Keep a region that was given as a file in the home; return its id.
+def check_region(given: Path | None, rows: Iterable[ImageRow]) -> str:
+    """Return the id of a region as it was given; a file is looked at with all shapes of images.
 
     Raises
     ------
@@ -55,10 +55,7 @@ def keep_region(given: Path | None, home: Home, rows: Iterable[ImageRow]) -> str
         Where it cannot be read, is black, or fits an image of the set no more than badly.
     """
     name = region_id(given)
-    if not name:
-        return ""
-    kept = _file(home, name)
-    if given is not None and str(given) != name and not kept.exists():
+    if name and given is not None and str(given) != name:
         try:
             mask = read_mask(given)
             if min(mask.shape) < SMALLEST_SIDE:
@@ -71,11 +68,18 @@ def keep_region(given: Path | None, home: Home, rows: Iterable[ImageRow]) -> str
                 expected="one mask of all images' aspect, white where to look",
                 remedy="make sets of the images of each shape",
             ) from error
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f".{name}.part")
-        shutil.copyfile(given, part)
-        part.replace(kept)
     return name
+
+
+def keep_region(given: Path | None, home: Home) -> None:
+    """Keep a region that was given as a file in the home, under its id."""
+    name = region_id(given)
+    if not name or given is None or str(given) == name or (kept := _file(home, name)).exists():
+        return
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    part = kept.with_name(f".{name}.part")
+    shutil.copyfile(given, part)
+    part.replace(kept)
 
 
 def regions_of(spec: ExtractorSpec, home: Home) -> Regions:
@@ -86,10 +90,20 @@ def regions_of(spec: ExtractorSpec, home: Home) -> Regions:
     DataError
         Where the file is not there any more, or is another.
     """
-    if not spec.region:
+    return _kept(spec.region, home)
+
+
+def regions_given(given: Path | None, home: Home) -> Regions:
+    """Return the regions of interest as they were given, before they are kept; as `regions_of`."""
+    name = region_id(given)
+    return Regions(given) if name and str(given) != name else _kept(name, home)
+
+
+def _kept(name: str, home: Home) -> Regions:
+    if not name:
         return Regions()
-    path = _file(home, spec.region)
-    if not path.is_file() or sha256_of(path) != spec.region:
+    path = _file(home, name)
+    if not path.is_file() or sha256_of(path) != name:
         raise DataError(
             f"{path}: the region of interest is missing or was changed",
             expected="the file as an extraction kept it",

@@ -74,9 +74,27 @@ def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:
     return _as_before(settings, card) if "root" in card else _named(settings)
 
 
-def remember(settings: Settings, home: Home, image_set: str, root: Path) -> None:
-    """Remember the values of an extraction's resolved settings for the commands that follow."""
+def remember(
+    settings: Settings,
+    home: Home,
+    image_set: str,
+    root: Path,
+    arithmetic: Mapping[str, str] | None = None,
+) -> None:
+    """Remember the values of an extraction's resolved settings for the commands that follow.
+
+    Parameters
+    ----------
+    settings, home, image_set
+        What, where, and of which set.
+    root
+        Folder that its paths are relative to.
+    arithmetic
+        The arithmetic of each backbone used, by `flows.extraction.backbone.arithmetic_key`.
+    """
     card = {**home.card(image_set), "root": str(root)}
+    if arithmetic:
+        card["precision"] = {**card.get("precision", {}), **arithmetic}
     for folder in FOLDERS:
         path: Path | None = getattr(settings, folder)
         card[folder] = str(path.absolute()) if path else None

@@ -6,15 +6,13 @@ import os
 import secrets
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from typing import Any
 
 from prefect.context import refresh_global_settings_context
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
-from headwater.addresses import hidden
+from headwater.addresses import hidden, no_answer
 from headwater.errors import StoreError
 
 #: Ends when its standard input does: that is when the process that holds the other end is gone.
@@ -88,14 +86,10 @@ def check_server() -> str:
     url = get_current_settings().api.url
     if not url:
         return ""
-    try:
-        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
-    except urllib.error.HTTPError:
-        return url  # Something answers; whether it is Prefect, the first call will tell.
-    except (OSError, ValueError) as error:
+    if (error := no_answer(url)) is not None:
         raise StoreError(
             f"no Prefect server answers at {hidden(url)}: {getattr(error, 'reason', error)}",
             expected="a running server at PREFECT_API_URL (or the active profile's address)",
             remedy="start it, or unset PREFECT_API_URL: without it a server is started for the run",
-        ) from None
+        )
     return url

@@ -38,8 +38,8 @@ class Request:
         What to train on; None where an extraction comes first.
     known_by
         Train only on images that had arrived by then, nanoseconds UTC.
-    rehash
-        Read every file, even those that look unchanged.
+    already_read
+        Files that were read to settle it, for the extraction's report.
     """
 
     settings: Settings
@@ -47,7 +47,7 @@ class Request:
     plan: JobPlan
     at: Version | None = None
     known_by: int | None = None
-    rehash: bool = False
+    already_read: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping; `from_json` reads it back."""

@@ -28,6 +28,7 @@ from flows.extraction.forecast import (
 )
 from flows.extraction.pair_list import Version
 from flows.extraction.plan import plan_job, ready
+from flows.extraction.regions import regions_given
 from flows.extraction.report import ExtractionReport
 from flows.extraction.samples import Sample, digest_of
 from flows.runtime.console import counted, duration, size
@@ -91,6 +92,8 @@ class Forecast:
         As a run would tell them.
     refusal
         Why the run would not begin, where the features do not fit on the disk.
+    read
+        Files that were read for it, the others being known.
     """
 
     image_set: str
@@ -103,6 +106,7 @@ class Forecast:
     set_aside: list[tuple[str, str]]
     notes: list[str]
     refusal: DiskFullError | None = None
+    read: int = 0
 
     def check(self) -> None:
         """Raise `DiskFullError` where the features do not fit on the disk."""
@@ -180,6 +184,7 @@ def forecast(
     plan: JobPlan,
     reporter: Reporter,
     *,
+    rehash: bool = False,
     beside: Home | None = None,
     measure_from: int = WORTH_MEASURING,
 ) -> Forecast:
@@ -191,6 +196,8 @@ def forecast(
         Made whole.
     home, plan
         Where, and what is read.
+    rehash
+        Read every file, even those that look unchanged.
     beside
         Instead of `home`: where is noted what files were read.
     measure_from
@@ -202,10 +209,12 @@ def forecast(
         Where MLflow does not answer.
     """
     given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
-    found = find(require_set(settings), given, beside or home, reporter)
+    found = find(require_set(settings), given, beside or home, reporter, rehash)
     looked = ExtractionReport(require_set(settings), notes=list(found.notes))
-    settings, plan = as_seen(settings, plan, beside or home, found, looked)
-    ahead = extraction_ahead(beside or home, plan, found, settings.extraction, measure_from)
+    regions = regions_given(settings.extraction.roi, home)
+    settings, plan = as_seen(settings, plan, found, looked)
+    options = settings.extraction
+    ahead = extraction_ahead(home, plan, found, options, regions, measure_from)
     samples = _samples(found)
     normal = sum(s.split == "train" and not s.defective for s in samples)
     refusal = None
@@ -224,6 +233,7 @@ def forecast(
         found.set_aside,
         looked.notes,
         refusal,
+        found.hashed,
     )
 
 
@@ -238,8 +248,6 @@ def _shadow(home: Home, image_set: str) -> Iterator[Home]:
             # A cache that cannot be copied is one that remembers nothing.
             with contextlib.suppress(sqlite3.Error, OSError):
                 shutil.copy(home.file_cache, beside.file_cache)
-        if (home.root / "regions").is_dir():
-            shutil.copytree(home.root / "regions", beside.root / "regions")
         yield beside
 
 

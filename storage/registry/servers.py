@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-import urllib.error
-import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,11 +16,9 @@ from mlflow.tracking.request_auth.abstract_request_auth_provider import RequestA
 from mlflow.tracking.request_auth.registry import _request_auth_provider_registry
 from requests.auth import AuthBase, HTTPBasicAuth
 
-from headwater.addresses import user_and_password, whole
+from headwater.addresses import PATIENCE, no_answer, user_and_password, whole
 from headwater.errors import ConfigError, StoreError
 
-#: Seconds in which a server must have answered. MLflow's own client would try for minutes.
-PATIENCE = 10.0
 _PORTS = {"postgresql": 5432, "mysql": 3306}
 #: What brings the driver, by the name that SQLAlchemy has for it.
 _DRIVERS = {
@@ -106,12 +102,7 @@ def ask(uri: str) -> None:
     """Raise `StoreError` unless the server or database of a bare address answers in seconds."""
     if not uri.startswith(("http://", "https://")):
         return _ask_database(uri)
-    try:
-        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=PATIENCE) as answer:
-            answer.read(64)
-    except urllib.error.HTTPError:
-        return  # Something answers; whether it is MLflow, the first call will tell.
-    except (OSError, ValueError) as error:
+    if (error := no_answer(uri)) is not None:
         raise StoreError(
             f"no MLflow server answers at {uri}: {error}",
             expected="a running `mlflow server`",

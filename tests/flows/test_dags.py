@@ -53,6 +53,8 @@ def test_run_ends_with_a_leaderboard_pictures_and_the_ui_command(work, first):
         with Image.open(work / picture) as shown:
             assert shown.width > 300
     assert "headwater ui --home" in first
+    # Every image and mask, whoever of forecast and extraction read it.
+    assert "24 files read" in first
     # Few held-out images promise little: said, and once for both heads.
     assert first.count("4 held-out normals promise a false-positive rate of 20.00%") == 1
 

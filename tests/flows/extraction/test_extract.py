@@ -9,8 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from features.backbones.backbone import Backbone
+from flows.extraction import forecast
 from flows.runtime.home import Home
-from headwater.errors import SnapshotError
+from headwater.errors import DiskFullError, SnapshotError
 from storage.upkeep.contents import diff
 from storage.upkeep.history import log
 from tests.flows.commandkit import features, same
@@ -25,6 +31,26 @@ def test_nothing_changed_costs_nothing(small):
     assert (again.computed, again.backbone_calls, again.hashed) == (0, 0, 0)
     assert small.store.snapshot == before
     assert small.run(rehash=True).hashed >= 13
+
+
+def test_arithmetic_that_was_given_is_the_sets_from_then_on(small, monkeypatch):
+    monkeypatch.setattr(Backbone, "best_precision", lambda self: "bfloat16")
+    small.run()
+    small.extraction = {"size": 48}
+    again = small.run()
+    assert again.computed == 0
+    assert [e.spec.precision for e in small.store.extractors()] == ["float32"]
+
+
+def test_a_run_that_the_disk_is_too_small_for_leaves_nothing(small, monkeypatch):
+    monkeypatch.setattr(forecast, "free_bytes", lambda place: 10)
+    region = small.folder / "region.png"
+    Image.fromarray(np.full((48, 48), 255, np.uint8)).save(region)
+    small.extraction["roi"] = region
+    with pytest.raises(DiskFullError):
+        small.run()
+    assert not (small.home.root / "regions").exists()
+    assert small.home.card("s") == {}
 
 
 def test_added_removed_replaced_renamed(small):
