@@ -308,7 +308,7 @@ def _first_run(settings: Settings) -> Iterator[Finding]:
         row += views * itemsize * sum(math.prod(shape) for shape in shapes.values())
     names = ", ".join(chosen_heads(settings, settings.pairs is not None))
     said = (
-        f"{EXAMPLE:,} images with {names}: about {size(EXAMPLE * row)} of features, "
+        f"{EXAMPLE:,} {'tiles' if wanted.tile else 'images'} with {names}: about {size(EXAMPLE * row)} of features, "
         f"{duration(EXAMPLE * seconds)} of {backbone.name} on {backbone.device} in float32"
     )
     remedy = "`headwater plan SET --images DIR` says it of a set, with the trainings"

@@ -5,17 +5,25 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from benchmarks.tiles import make_images
 from features.images.masks import read_mask
 from features.images.pixels import read_image
+from flows.door.detector import load
+from flows.door.home import open_home
+from flows.extraction.extract import extract_set
 from flows.extraction.plan import plan_job, ready
 from flows.extraction.regions import regions_of
+from flows.runtime.home import Home
+from flows.runtime.settings import BackboneSettings
 from flows.training.data import TrainingData
 from flows.training.evaluation import judge
 from flows.training.train import train_head
 from flows.training.trainings import Request
+from flows.use.bundle import bundle
 from flows.use.predict import open_model, predict
 from heads.catalogue import get_head
 from heads.contract import NullProgress, TrainOptions
@@ -23,8 +31,10 @@ from headwater.errors import ConfigError
 from headwater.spec import TileSpec
 from headwater.tiles import parts
 from storage.serving.detector import Detector
+from storage.serving.encoding import decode_map, encode_image
+from storage.serving.pyfunc import ServedModel
 from storage.upkeep.contents import inspect
-from tests.flows.setkit import QUIET, SmallSet
+from tests.flows.setkit import QUIET, SmallSet, make_pairs, pair_settings
 
 SHAPE, TILE, OVERLAP = (96, 144), 48, 16
 COUNT = len(parts(*SHAPE, TileSpec(TILE, OVERLAP)))  # 3 rows of 4
@@ -140,6 +150,25 @@ def test_predictions_are_those_of_evaluation_and_lie_over_the_whole_image(tiled)
     assert small_one.map.shape == (30, 40)
 
 
+def test_every_way_to_ask_a_model_takes_whole_images(tiled, tmp_path):
+    small, *_ = tiled
+    path = small.images / "test/x/30.png"
+    (row,), _ = predict(small.home, "s", QUIET, images=[path])
+    opened = open_home(small.home.root, quiet=True).detector("s", device="cpu")
+    result = opened.predict(path)
+    assert (result.score, result.map.shape) == (row["score"], SHAPE)
+    assert max(result.image().size) > 0
+    served, table = ServedModel(), pd.DataFrame({"image": [encode_image(read_image(path))]})
+    served.detector = opened.inference
+    (answer,) = served.predict(None, table, {"map": "npy"}).to_dict("records")
+    assert answer["score"] == row["score"]
+    assert (decode_map(answer) == result.map).all()
+    bundle(small.home, "s", tmp_path / "s.zip")
+    other = load(tmp_path / "s.zip", device="cpu").predict(path)
+    assert (other.score, other.threshold) == (result.score, result.threshold)
+    assert (other.map == result.map).all()
+
+
 def test_an_image_that_lacks_a_tile_waits(tiled):
     _, _, training, _ = tiled
     data = TrainingData(training)
@@ -196,6 +225,32 @@ def test_views_of_tiles_train_a_head_that_asks_for_them(tmp_path):
     assert sorted(set(train.views)) == [0, 1, 2]
     assert train.views.count(1) == train.views.count(0)
     assert judged(training)[0].metrics["image_auroc"] > 0.9
+
+
+def test_pairs_are_not_cut(tmp_path):
+    make_pairs(tmp_path / "boards", "train", range(4), ())
+    settings = pair_settings(tmp_path, extraction={"tile": 48})
+    with pytest.raises(ConfigError, match="--tile with pair_diff: pairs are not cut into tiles"):
+        extract_set(settings, Home.at(tmp_path / "home"), QUIET, untrained_seed=3)
+
+
+@pytest.mark.slow
+def test_a_defect_of_20_pixels_in_an_image_of_4096_is_found(tmp_path):
+    small = SmallSet(tmp_path)
+    make_images(small.images, "gravel", 4096, 20, [5, 2, 2])
+    small.heads = {"patchcore": {"ratio": 0.01, "limit": 1000}}
+    found = {}
+    for name, how in (("tiles", {"tile": 1024, "size": 512}), ("whole", {"tile": 0, "size": 512})):
+        small.extraction = {"precision": "float32", "batch": 8, **how}
+        settings = small.settings().model_copy(update={"backbone": BackboneSettings()})
+        report = extract_set(settings, small.home, QUIET)
+        ready_ = ready(settings, small.home, images=False)
+        plan = plan_job(ready_, small.home).seeing(**report.seen)
+        (training,) = Request(ready_, small.home, plan).trainings(report.version)
+        found[name], _ = judged(training)
+    assert found["tiles"].maps[0].shape == (1024, 1024)
+    assert found["tiles"].metrics["image_auroc"] == 1
+    assert found["tiles"].metrics["aupro"] > found["whole"].metrics["aupro"] + 0.3
 
 
 @pytest.mark.parametrize(
