@@ -238,7 +238,7 @@ def test_pairs_are_not_cut(tmp_path):
 def test_a_defect_of_20_pixels_in_an_image_of_4096_is_found(tmp_path):
     small = SmallSet(tmp_path)
     make_images(small.images, "gravel", 4096, 20, [5, 2, 2])
-    small.heads = {"patchcore": {"ratio": 0.01, "limit": 1000}}
+    small.heads = {"patchcore": {"ratio": 0.1, "limit": 4000}}
     found = {}
     for name, how in (("tiles", {"tile": 1024, "size": 512}), ("whole", {"tile": 0, "size": 512})):
         small.extraction = {"precision": "float32", "batch": 8, **how}
@@ -248,9 +248,13 @@ def test_a_defect_of_20_pixels_in_an_image_of_4096_is_found(tmp_path):
         plan = plan_job(ready_, small.home).seeing(**report.seen)
         (training,) = Request(ready_, small.home, plan).trainings(report.version)
         found[name], _ = judged(training)
-    assert found["tiles"].maps[0].shape == (1024, 1024)
-    assert found["tiles"].metrics["image_auroc"] == 1
-    assert found["tiles"].metrics["aupro"] > found["whole"].metrics["aupro"] + 0.3
+    tiles, whole = found["tiles"], found["whole"]
+    assert tiles.maps[0].shape == (1024, 1024)
+    assert tiles.metrics["aupro"] > max(0.85, whole.metrics["aupro"] + 0.3)
+    for heat, mask in zip(tiles.maps, tiles.masks, strict=True):
+        if mask is not None and mask.any():
+            # Few places of the image stand out as much.
+            assert (heat > heat[mask].max()).mean() < 1e-3
 
 
 @pytest.mark.parametrize(
