@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -18,17 +19,20 @@ from features.backbones.lanes import lane_count
 from features.images.depth import levels
 from features.images.pixels import decode_image
 from features.images.places.regions import read_region
-from features.images.preprocess import blanked, make_view, preprocess
+from features.images.places.tiles import row_of
+from features.images.preprocess import blanked, preprocess
 from headwater.errors import ConfigError, HeadwaterError, ImageError
 from headwater.files import read_regular
 from headwater.spec import ExtractorSpec, LayerSpec
+from headwater.tiles import MOST_ROWS
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row of features to compute: an image, or an augmented view of it.
+    """One row of features to compute: an image, or by `view` another row of it.
 
-    Of an image with a region of interest, a mask's file, nothing else is looked at.
+    Which those are, tiles and augmented views, the specification says (`headwater.tiles`). Of an
+    image with a region of interest, a mask's file, nothing else is looked at.
     """
 
     sha256: str
@@ -70,7 +74,8 @@ def extract(
 
     Every lane (see `lanes`) takes a batch from file to stored dtype, so that one decodes
     while others compute and no core waits. Two blocks and the batches in hand are in memory.
-    A file whose bytes are no longer those of the job's hash fails, as unreadable ones do.
+    A file whose bytes are no longer those of the job's hash fails, as unreadable ones do. Where
+    images are seen in tiles, one is decoded once for all of its jobs that follow each other.
 
     Parameters
     ----------
@@ -112,12 +117,13 @@ def extract(
         rows -= rows % 64  # a block is then whole chunks of the store, but for the smallest maps
     batch = max(1, min(batch or backbone.batch_size(spec.input_size), rows))
     ahead = max(2 * lane_count(), -(-rows // batch))
+    pictures = _Pictures(spec)
 
     def run(some: Sequence[Job]) -> _Done:
         good, images, failed = [], [], []
         for job in some:
             try:
-                images.append(_load(job, spec))
+                images.append(_load(job, spec, pictures))
                 good.append(job)
             except HeadwaterError as error:
                 failed.append((job, error.culprit.removeprefix(f"{job.path}: ")))
@@ -195,7 +201,44 @@ class _Collector:
             yield block
 
 
-def _load(job: Job, spec: ExtractorSpec) -> Tensor:
+def _load(job: Job, spec: ExtractorSpec, pictures: _Pictures) -> Tensor:
+    return preprocess(row_of(pictures(job), job.sha256, job.view, spec), spec)
+
+
+class _Pictures:
+    """Decoded images, blank where they are not looked at; those seen in tiles are kept a while.
+
+    Lanes that want tiles of the same image wait for the one that decodes it.
+    """
+
+    def __init__(self, spec: ExtractorSpec) -> None:
+        self.spec = spec
+        # The last ones, one a lane and the next: of large images few are at work at a time.
+        self.most = lane_count() + 1
+        self._kept: OrderedDict[tuple[str, Path | None], Future[np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, job: Job) -> np.ndarray:
+        """Return a job's image; raises `ImageError`."""
+        if self.spec.tiles is None:
+            return _decoded(job, self.spec)
+        key = job.sha256, job.region
+        with self._lock:
+            found = self._kept.get(key)
+            mine = found is None
+            if found is None:
+                while len(self._kept) >= self.most:
+                    self._kept.popitem(last=False)
+                found = self._kept[key] = Future()
+        if mine:
+            try:
+                found.set_result(_decoded(job, self.spec))
+            except BaseException as error:
+                found.set_exception(error)
+        return found.result()
+
+
+def _decoded(job: Job, spec: ExtractorSpec) -> np.ndarray:
     try:
         data = read_regular(job.path)
     except OSError as error:
@@ -207,9 +250,7 @@ def _load(job: Job, spec: ExtractorSpec) -> Tensor:
         image = levels(image, None)
     if job.region is not None:
         image = blanked(image, read_region(job.region, *image.shape[:2]), spec)
-    if job.view and spec.views is not None:
-        image = make_view(image, job.sha256, job.view, spec.views)
-    return preprocess(image, spec)
+    return image
 
 
 def _numpy(x: Tensor) -> np.ndarray:
@@ -224,6 +265,9 @@ def _check(jobs: Sequence[Job], backbone: Backbone, spec: ExtractorSpec) -> None
             expected=f"{backbone.name} with {backbone.weights_id[:16]}, the backbone given",
         )
     limit = spec.views.count if spec.views else 0
+    if spec.tiles is not None:
+        # How many tiles an image has its size decides, which is known when it is read.
+        limit = MOST_ROWS
     wrong = next((j for j in jobs if not 0 <= j.view <= limit), None)
     if wrong is not None:
         raise ConfigError(

@@ -185,20 +185,13 @@ class TrainOptions:
 
 
 class Training(NamedTuple):
-    """All that one training is given.
+    """All that one training is given."""
 
-    Parameters
-    ----------
-    train
-        Normal images (and their views where the head asked for them).
-    held_out
-        Normal images that are not trained on: for validation and choices (`Head.chooses`), or none.
-    options, progress
-        How it is run, and who is told of it.
-    """
-
+    #: Normal images (and their views where the head asked for them).
     train: FeatureSource
+    #: Normal images that are not trained on: for validation and choices (`Head.chooses`), or none.
     held_out: FeatureSource
+    #: How it is run, and who is told of it.
     options: TrainOptions
     progress: Progress
 
@@ -233,6 +226,8 @@ class Head(nn.Module):
     pairs: ClassVar[bool] = False
     #: Learns from masks and scores with probabilities; otherwise from what is normal alone.
     labelled: ClassVar[bool] = False
+    #: Learns what is normal at each position: of tiles, whose positions mean nothing, it cannot.
+    by_position: ClassVar[bool] = False
 
     def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__()
@@ -346,6 +341,11 @@ class Head(nn.Module):
         """What no image score of the fitted head can exceed; None where there is no such value."""
         return None
 
+    @property
+    def map_limit(self) -> float | None:
+        """The same of its maps."""
+        return None
+
     def parameters_count(self) -> int:
         """Return the number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -372,8 +372,8 @@ def register(cls: H) -> H:
 def check_finite(batch: Mapping[str, Tensor], name: str, ids: Sequence[str] | None = None) -> None:
     """Raise `FeatureRangeError` naming layer and image where features are NaN or infinite.
 
-    Keys of the batch that begin with ``_`` are not looked at. `name` is who asks, `ids` the image
-    of each row of the *source*: with the batch's ``_rows`` it names the image.
+    Not of keys that begin with ``_``. `name` is who asks, `ids` the image of each row of the
+    *source*: with the batch's ``_rows`` it names the image.
 
     Examples
     --------

@@ -161,6 +161,37 @@ class ViewSpec:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class TileSpec:
+    """Square tiles of an image instead of the image; see `headwater.tiles` for where they lie.
+
+    Parameters
+    ----------
+    edge
+        Side of a tile, pixels of the image. Each tile is brought to the size as an image would be.
+    overlap
+        Pixels that neighbours share, at the least.
+    scale
+        Whether the whole image is seen too, beside its tiles.
+
+    Raises
+    ------
+    ConfigError
+        Tiles that are none, or that do not move on.
+    """
+
+    edge: int
+    overlap: int = 0
+    scale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.edge < 1 or not 0 <= self.overlap < self.edge:
+            raise ConfigError(
+                f"tiles of {self.edge} pixels, {self.overlap} of them shared with the next",
+                expected="an overlap of 0 pixels or more, and of less than the tile has",
+            )
+
+
 def seed_of_untrained(weights: str) -> int | None:
     """Return the seed of an untrained net from an `ExtractorSpec.weights`; None for real ones."""
     kind, _, seed = weights.partition(":")
@@ -204,6 +235,8 @@ class ExtractorSpec:
     value_range
         Values that are black and white in images of more than 8 bits (`features.images.depth`);
         None reads them as 8 bits.
+    tiles
+        What is seen of an image are tiles of it; None for the image itself.
 
     Examples
     --------
@@ -228,10 +261,13 @@ class ExtractorSpec:
     fitting: Fitting = "squash"
     region: str = ""
     value_range: tuple[float, float] | None = None
+    tiles: TileSpec | None = None
 
     #: What specifications meant that lack a field: where it means that, it is not in their JSON,
     #: so that their ids stay.
-    LATER: ClassVar[dict[str, Any]] = {"fitting": "squash", "region": "", "value_range": None}
+    LATER: ClassVar[dict[str, Any]] = {
+        "fitting": "squash", "region": "", "value_range": None, "tiles": None,
+    }  # fmt: skip
 
     @property
     def id(self) -> str:
@@ -261,6 +297,8 @@ class ExtractorSpec:
         values = {k: freeze(v) for k, v in data.items()}
         if data.get("views") is not None:
             values["views"] = ViewSpec(**data["views"])
+        if data.get("tiles") is not None:
+            values["tiles"] = TileSpec(**data["tiles"])
         return cls(**values)
 
 

@@ -17,6 +17,7 @@ from features.images.depth import levels
 from headwater.errors import ConfigError
 from headwater.geometry import Placement, place
 from headwater.spec import ExtractorSpec, ViewSpec
+from headwater.tiles import joined_size
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -93,7 +94,13 @@ def _eight_bits(seen: np.ndarray) -> np.ndarray:
 
 
 def own_picture(image: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
-    """Return the picture on which `own_map` lies: the whole image, but of one squashed its crop."""
+    """Return the picture on which a map lies: the whole image, but of one squashed its crop.
+
+    Of an image seen in tiles at the size of the joined map, else see `own_map`.
+    """
+    if spec.tiles is not None:
+        size = joined_size(image.shape[0], image.shape[1])
+        return _eight_bits(_scaled(image, Placement(size, 0, 0, size), spec))
     if spec.fitting == "squash":
         return picture(image, spec)
     return _eight_bits(_scaled(image, place(image.shape[0], image.shape[1], spec), spec))

@@ -82,10 +82,11 @@ def _show(ahead: Forecast) -> None:
         out.print(table(columns, rows))
         for one in ahead.extractions:
             if one.seconds_per_image is not None and one.seconds is not None:
-                views = f", {one.views} views an image" if one.views else ""
+                a_row = "a tile" if one.tiles else "an image"
+                views = f", {one.views} views {a_row}" if one.views else ""
                 out.print(
                     f"{one.store}: {one.backbone} on {one.device} in {one.precision}{views}: "
-                    f"{1000 * one.seconds_per_image:.0f} ms an image here, "
+                    f"{1000 * one.seconds_per_image:.0f} ms {a_row} here, "
                     f"about {duration(one.seconds)} for {one.todo:,}",
                     markup=False,
                 )

@@ -19,7 +19,8 @@ from flows.use.predict import draw_prediction, open_bundle
 from headwater.errors import ImageError
 
 if TYPE_CHECKING:
-    from storage.serving.detector import Detector, Prediction
+    from storage.serving.detector import Detector
+    from storage.serving.prediction import Prediction
 
 #: One picture: a file, a PIL image, or an array ``[H, W, 3]`` or ``[H, W]``: uint8, or of more bits
 #: where the model was trained on such, in the values of its files.

@@ -100,7 +100,7 @@ def fill_on_cluster(
         for work in gap.missing.tasks:
             waiting: list[Written] = []
             for block in _computed(client, gap, ref, work, options, max(1, cores() // workers)):
-                gap.side.set_aside += list(block.failed)
+                gap.set_aside(block.failed)
                 gap.done.backbone_calls += block.calls
                 if block.written is not None:
                     gap.done.count(block.written.crc32, len(block.written.keys))

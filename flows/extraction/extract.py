@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from features.images.depth import about_depths, find_range, written
 from features.images.pairs import CHANGED
 from features.images.places.aspect import about_shapes
+from features.images.places.tiles import about_tiles, seen_shapes
 from flows.extraction.backbone import arithmetic_key, forget
 from flows.extraction.cluster import fill_on_cluster
 from flows.extraction.fill import Gap, fill
@@ -23,8 +24,16 @@ from flows.extraction.plan import (
     plan_extraction,
     plan_job,
     ready,
+    size_of,
+    tiles_of,
 )
-from flows.extraction.regions import check_region, keep_region, own_regions, regions_of
+from flows.extraction.regions import (
+    check_region,
+    keep_region,
+    own_regions,
+    regions_given,
+    regions_of,
+)
 from flows.extraction.report import ExtractionReport, PairCounts, SideReport
 from flows.extraction.samples import usable, what_is_left_out
 from flows.runtime.resolve import FOLDERS, READING, remember, require_set
@@ -121,7 +130,8 @@ def bring_up_to_date(
         # Before a store is made: a run that cannot work leaves nothing behind.
         plan.backbone.kept().check_weights(one.layers)
     if extractions:
-        ahead = extraction_ahead(home, plan, found, settings.extraction)
+        regions = regions_given(given_region, home)
+        ahead = extraction_ahead(home, plan, found, settings.extraction, regions)
         check_room(home, ahead, settings.extraction)
     report.scan_seconds = time.perf_counter() - began
     # Heads that read images need the table of a set of images; pairs are joined by their list.
@@ -167,9 +177,10 @@ def as_seen(
     """
     wanted, every = settings.extraction, [r for rows in found.sides.values() for r in rows]
     how = wanted.resize or "squash"
+    tiles, shapes = tiles_of(wanted), [(r.height, r.width) for r in every]
     if wanted.resize is None:
-        target = height_width(wanted.size or wanted.default_size)
-        said = about_shapes([(r.height, r.width) for r in every], target)
+        target = size_of(wanted) or height_width(wanted.default_size)
+        said = about_shapes(seen_shapes(shapes, tiles), target)
         report.notes += [said] if said else []
     region = check_region(wanted.roi, every)
     if (own := own_regions(wanted.roi, found, home, require_set(settings))) is not None:
@@ -179,6 +190,12 @@ def as_seen(
     value_range, text = _range(wanted.range, found, report)
     report.seen |= {"fitting": how, "value_range": value_range}
     kept = {"resize": how, "roi": Path(region) if region else None, "range": text}
+    if tiles is None:
+        kept |= {"tile": None, "overlap": None, "scale": "tiles"}
+    else:
+        views = [h.view_spec.views.count for h in plan.heads if h.view_spec and h.view_spec.views]
+        spec = plan.heads[0].spec
+        report.notes.append(about_tiles(shapes, spec, tiles, max(views, default=1)))
     settings = changed(settings, {f"extraction.{key}": value for key, value in kept.items()})
     return settings, plan.seeing(**report.seen)
 

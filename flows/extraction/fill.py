@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.extract import Job, extract
-from features.images.places.regions import Regions
+from features.images.places.regions import Regions, parts_inside
 from flows.extraction.report import Extracted, SideReport
+from headwater.tiles import rows_of
 
 if TYPE_CHECKING:
     from features.backbones.backbone import Backbone
@@ -59,7 +60,7 @@ class Gap:
     ) -> Gap:
         """Look what is missing, and begin an entry of the report."""
         known = {row.sha256: row for row in rows}
-        wanted = wanted_rows(plan, known)
+        wanted = wanted_rows(plan, known, regions)
         missing = store.plan(plan.spec, plan.layers, wanted)
         views = plan.spec.views.count if plan.spec.views else 0
         names = [layer.name for layer in plan.layers]
@@ -72,19 +73,34 @@ class Gap:
         """Return the file of an image."""
         return self.root / self.rows[sha256].path
 
+    def set_aside(self, failed: Iterable[tuple[str, str]]) -> None:
+        """Note images that could not be used; one whose tiles all fail is told once."""
+        known = set(self.side.set_aside)
+        self.side.set_aside += [one for one in dict.fromkeys(failed) if one not in known]
 
-def wanted_rows(plan: ExtractionPlan, rows: Mapping[str, ImageRow]) -> list[tuple[str, int]]:
-    """Return the ``(sha256, view)`` pairs a plan wants: views only of normal training images."""
-    if plan.spec.views is None:
-        return [(sha, 0) for sha in rows]
-    views = range(1, plan.spec.views.count + 1)
-    normal = [s for s, r in rows.items() if r.split == "train" and r.kind == "good"]
-    return [(sha, view) for sha in normal for view in views]
+
+def wanted_rows(
+    plan: ExtractionPlan, rows: Mapping[str, ImageRow], regions: Regions = Regions()
+) -> list[tuple[str, int]]:
+    """Return the ``(sha256, row)`` pairs a plan wants: views only of normal training images.
+
+    Of images seen in tiles a row for each that is not wholly outside of the region of interest.
+    """
+    spec, found = plan.spec, list(rows.values())
+    if spec.views is not None:
+        found = [r for r in found if r.split == "train" and r.kind == "good"]
+    return [
+        (r.sha256, number)
+        for r in found
+        for part in parts_inside(r.height, r.width, spec.tiles, regions.of(r.sha256))
+        for number in rows_of(part, spec)
+    ]
 
 
 def fill(gap: Gap, backbone: Backbone, options: ExtractionSettings, reporter: Reporter) -> None:
     """Compute and commit what is missing, block by block."""
     spec, done = gap.plan.spec, gap.done
+    what = "images" if spec.tiles is None else "tiles"
     began, calls = time.perf_counter(), backbone.calls
     for work in gap.missing.tasks:
         jobs = [Job(sha, gap.path(sha), view, gap.regions.of(sha)) for sha, view in work.keys]
@@ -92,7 +108,7 @@ def fill(gap: Gap, backbone: Backbone, options: ExtractionSettings, reporter: Re
         for block in extract(
             jobs, backbone, spec, work.layers, batch=options.batch, block_bytes=size
         ):
-            gap.side.set_aside += [(str(job.path), reason) for job, reason in block.failed]
+            gap.set_aside((str(job.path), reason) for job, reason in block.failed)
             if block.jobs:
                 keys = [(job.sha256, job.view) for job in block.jobs]
                 gap.store.write(spec, keys, block.maps, images=[gap.rows[sha] for sha, _ in keys])
@@ -100,4 +116,4 @@ def fill(gap: Gap, backbone: Backbone, options: ExtractionSettings, reporter: Re
                 done.count(block.maps, len(keys))
             done.backbone_calls = backbone.calls - calls
             rate = done.computed / max(time.perf_counter() - began, 1e-9)
-            reporter.update("features", done.computed, gap.missing.todo, f"{rate:.1f} images/s")
+            reporter.update("features", done.computed, gap.missing.todo, f"{rate:.1f} {what}/s")

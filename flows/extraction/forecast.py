@@ -22,6 +22,7 @@ from storage.store.feature_store import FeatureStore
 from storage.store.layout import DISK_DTYPE
 
 if TYPE_CHECKING:
+    from features.images.places.regions import Regions
     from flows.extraction.find import Found
     from flows.extraction.plan import ExtractionPlan, JobPlan
     from flows.runtime.home import Home
@@ -61,7 +62,9 @@ class ExtractionAhead:
     layers
         What each layer lacks.
     seconds_per_image
-        Measured here, from file to features; None where it was not.
+        A row, measured here, from file to features; None where it was not.
+    tiles
+        Whether rows are tiles of images.
     """
 
     store: str
@@ -74,6 +77,7 @@ class ExtractionAhead:
     todo: int
     layers: tuple[LayerAhead, ...]
     seconds_per_image: float | None = None
+    tiles: bool = False
 
     @property
     def bytes(self) -> int:
@@ -95,6 +99,7 @@ def extraction_ahead(
     plan: JobPlan,
     found: Found,
     options: ExtractionSettings,
+    regions: Regions,
     measure_from: int | None = None,
 ) -> list[ExtractionAhead]:
     """Return what `plan` lacks in the stores of a set; nothing is made or written.
@@ -107,6 +112,8 @@ def extraction_ahead(
         What is read, and which images there are.
     options
         How images become features.
+    regions
+        Regions of interest, as they were given.
     measure_from
         The time an image takes is measured where at least so many are to be computed; None: not
         at all.
@@ -117,7 +124,7 @@ def extraction_ahead(
         for one in plan_extraction(plan.heads):
             assert plan.backbone is not None
             backbone = plan.backbone.kept()
-            wanted = wanted_rows(one, known)
+            wanted = wanted_rows(one, known, regions)
             missing = _missing(home, name, one, wanted)
             shapes = backbone.shapes(one.layers, one.spec.input_size)
             itemsize = DISK_DTYPE[one.spec.dtype].itemsize
@@ -143,6 +150,7 @@ def extraction_ahead(
                     todo=missing.todo,
                     layers=layers,
                     seconds_per_image=rate,
+                    tiles=one.spec.tiles is not None,
                 )
             )
     return ahead
@@ -167,8 +175,10 @@ def _measured(
         return sum(len(block.jobs) for block in blocks)
 
     run(jobs[: min(options.batch, 4)])
+    # Tiles share their image's decoding: more of them, or it would count for too much.
+    some = jobs[: MEASURED if one.spec.tiles is None else 4 * MEASURED]
     began = time.perf_counter()
-    done = run(jobs[:MEASURED])
+    done = run(some)
     return (time.perf_counter() - began) / done if done else None
 
 
@@ -187,10 +197,10 @@ def check_room(home: Home, ahead: Sequence[ExtractionAhead], options: Extraction
     free, needed = free_bytes(home.store), sum(one.bytes for one in ahead)
     if free is None or needed * _LEAST[options.compression] <= free:
         return
-    todo = max(one.todo for one in ahead)
+    todo, tiles = max(one.todo for one in ahead), any(one.tiles for one in ahead)
     raise DiskFullError(
-        f"the features of {todo:,} image(s) take {size(needed)}, and {home.store} has "
-        f"{size(free)} of free disk",
+        f"the features of {todo:,} {'tile' if tiles else 'image'}(s) take {size(needed)}, and "
+        f"{home.store} has {size(free)} of free disk",
         expected="room for them; nothing was begun",
         remedy="fewer heads, a smaller --size, --store on a larger disk; or `headwater store gc "
         "SET --delete` frees what no snapshot needs",

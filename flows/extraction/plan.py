@@ -16,11 +16,11 @@ from flows.extraction.backbone import BackboneRef, settle_precision
 from flows.extraction.regions import last_own, region_id
 from flows.runtime.resolve import require_set, resolve
 from flows.runtime.settings import ExtractionSettings, Settings, chosen_heads
-from flows.runtime.values import height_width, low_high
+from flows.runtime.values import MIN_PIXELS, height_width, low_high
 from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
 from headwater.errors import ConfigError
-from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
+from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, TileSpec, digest
 
 if TYPE_CHECKING:
     from features.backbones.backbone import Backbone
@@ -221,6 +221,47 @@ def check_kind(settings: Settings) -> None:
     )
 
 
+def tiles_of(wanted: ExtractionSettings) -> TileSpec | None:
+    """Return the tiles that images are to be seen in; None for whole images.
+
+    Raises
+    ------
+    ConfigError
+        For tiles that do not move on, a crop of them, or an overlap of none.
+    """
+    edge, overlap = wanted.tile, wanted.overlap
+    if not edge:
+        if edge is None and overlap is not None:
+            raise ConfigError(
+                f"--overlap {overlap} without tiles", expected="--tile N with it",
+                remedy="--tile 512 --overlap 64, say",
+            )  # fmt: skip
+        return None
+    overlap = edge // 8 if overlap is None else overlap
+    if overlap >= edge or edge < MIN_PIXELS:
+        raise ConfigError(
+            f"--tile {edge} --overlap {overlap}",
+            expected=f"tiles of {MIN_PIXELS} pixels or more, and less overlap than that",
+        )
+    if wanted.crop is not None or wanted.resize == "crop":
+        raise ConfigError(
+            f"--tile {edge} with a crop",
+            expected="tiles that are seen whole: what is cut off of them, no other tile shows",
+            remedy="--resize fit instead of --resize crop, or --tile 0 for --crop",
+        )
+    return TileSpec(edge, overlap, wanted.scale == "both")
+
+
+def size_of(wanted: ExtractionSettings) -> tuple[int, int] | None:
+    """Return the size to which images, or their tiles, are brought: as given; of tiles their own.
+
+    None leaves it to the heads.
+    """
+    if wanted.size is None and wanted.tile:
+        return wanted.tile, wanted.tile
+    return None if wanted.size is None else height_width(wanted.size)
+
+
 def plan_head(
     name: str,
     preset: str,
@@ -245,9 +286,12 @@ def plan_head(
     Raises
     ------
     ConfigError
-        For a backbone without the maps that the head needs, or a crop of more than there is.
+        For a backbone without the maps that the head needs, or a crop of more than there is; for
+        a head that cannot learn from tiles.
     """
-    size = None if wanted.size is None else height_width(wanted.size)
+    tiles, size = tiles_of(wanted), size_of(wanted)
+    if tiles is not None and (get_head(name).by_position or get_head(name).pairs):
+        raise _not_in_tiles(name)
     crop = None if wanted.crop is None else height_width(wanted.crop)
     usual = height_width(wanted.default_size)
     if get_head(name).reads_images(config):
@@ -263,13 +307,30 @@ def plan_head(
         raise ConfigError(f"crop {crop} of images of {resize}", expected="a crop within the size")
     # Where the set's own images are to decide, they do when they have been looked at.
     own: dict[str, Any] = {"resize": resize, "crop": crop, "value_range": low_high(wanted.range)}
-    own |= {"fitting": wanted.resize or "squash", "region": region_id(wanted.roi)}
+    own |= {"fitting": wanted.resize or "squash", "region": region_id(wanted.roi), "tiles": tiles}
     if backbone is None:
         spec = ExtractorSpec(IMAGES, "none", dtype="float32", **own)
     else:
         spec = backbone.default_spec(precision=precision, dtype=wanted.dtype, **own)
     view_spec = dataclasses.replace(spec, views=needs.views) if needs.views else None
     return HeadPlan(name, preset, dataclasses.asdict(config), spec, needs.layers, view_spec)
+
+
+def _not_in_tiles(name: str) -> ConfigError:
+    """Return why a head does not learn from tiles."""
+    if get_head(name).pairs:
+        return ConfigError(
+            f"--tile with {name}: pairs are not cut into tiles",
+            expected="single images",
+            remedy="--tile 0; headwater pairs cut DIR OUT makes a set of crops of them",
+        )
+    fit = [n for n, head in all_heads().items() if not (head.by_position or head.pairs)]
+    return ConfigError(
+        f"--tile with {name}, which learns what is normal at each place of the image: the same "
+        "place of another tile is another place of the image",
+        expected=f"heads with one idea of normal for all places: {', '.join(fit)}",
+        remedy=f"leave {name} out of --heads, or --tile 0 for whole images",
+    )
 
 
 def plan_extraction(plans: Sequence[HeadPlan]) -> list[ExtractionPlan]:

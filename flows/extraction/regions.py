@@ -233,11 +233,26 @@ def regions_of(spec: ExtractorSpec, home: Home) -> Regions:
     DataError
         Where the file is not there any more, or is another.
     """
-    if not spec.region:
+    return _kept(spec.region, home)
+
+
+def regions_given(given: Path | None, home: Home) -> Regions:
+    """Return the regions of interest as they were given, before they are kept; as `regions_of`.
+
+    Of images of their own that were never scanned there is none yet.
+    """
+    name = region_id(given)
+    if name == BESIDE:
         return Regions()
-    if spec.region.startswith(BESIDE):
-        known = _read(home, spec.region)["regions"]
-        own = {image: _file(home, name) for image, name in known.items() if name}
+    return Regions(given) if name and str(given) != name else _kept(name, home)
+
+
+def _kept(name: str, home: Home) -> Regions:
+    if not name:
+        return Regions()
+    if name.startswith(BESIDE):
+        known = _read(home, name)["regions"]
+        own = {image: _file(home, file) for image, file in known.items() if file}
         for path in {*own.values()}:
             if not path.is_file():
                 raise DataError(
@@ -246,8 +261,8 @@ def regions_of(spec: ExtractorSpec, home: Home) -> Regions:
                     remedy="extract again with the same regions, by --roi",
                 )
         return Regions(None, own)
-    path = _file(home, spec.region)
-    if not path.is_file() or sha256_of(path) != spec.region:
+    path = _file(home, name)
+    if not path.is_file() or sha256_of(path) != name:
         raise DataError(
             f"{path}: the region of interest is missing or was changed",
             expected="the file as an extraction kept it",

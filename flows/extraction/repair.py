@@ -78,7 +78,8 @@ def repair(
             gone = dict.fromkeys(sha for sha, _ in keys if sha not in paths)
             broken += [BrokenImage(Path(sha[:12]), "the image was removed") for sha in gone]
             for block in extract(jobs, backbone, spec, [LayerSpec.parse(n) for n in names]):
-                broken += [BrokenImage(job.path, reason) for job, reason in block.failed]
+                failed = [BrokenImage(job.path, reason) for job, reason in block.failed]
+                broken += [one for one in dict.fromkeys(failed) if one not in broken]
                 if block.jobs:
                     store.write(spec, [(j.sha256, j.view) for j in block.jobs], block.maps)
                     done += len(block.jobs) * len(names)

@@ -38,7 +38,7 @@ _BEFORE: dict[str, dict[str, Any]] = {
     "backbone": {"name": "resnet18", "weights": None, "options": {}},
     "extraction": {
         "size": None, "default_size": 256, "crop": None, "dtype": "float16", "resize": "squash",
-        "roi": None, "range": "full",
+        "roi": None, "range": "full", "tile": None, "overlap": None, "scale": "tiles",
     },
 }  # fmt: skip
 

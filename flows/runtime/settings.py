@@ -106,6 +106,14 @@ class ExtractionSettings(_Frozen):
     resize: Fitting | None = _set(
         None, "Other aspects than the size's: squash them, fit and pad, or crop the middle.", _JOB,
         otherwise="squash", kept=True)
+    tile: int | None = _set(
+        None, "Images are seen in square tiles of so many of their pixels a side; 0: whole.", _JOB,
+        ge=0, kept=True)
+    overlap: int | None = _set(
+        None, "Pixels that neighbouring tiles share.", _JOB, ge=0,
+        otherwise="an eighth of a tile", kept=True)
+    scale: Literal["tiles", "both"] = _set(
+        "tiles", "Seen at the scale of tiles alone, or the whole image, too.", _JOB, kept=True)
     roi: Path | None = _set(
         None, "Region of interest: a mask, white where to look; beside, where NAME_roi.png lies "
         "beside an image, or a folder of such; none takes it away.", _JOB, kept=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.images.pixels import read_image
-from features.images.preprocess import picture
+from features.images.preprocess import own_picture, picture
 from flows.extraction.samples import Sample
 from flows.pictures.charts import curves, score_histogram
 from flows.pictures.maps import Cell, map_sheet, outcome
@@ -135,11 +135,14 @@ def _opened(
     looked = seen_of(heat)
     try:
         given = [read_image(path) for path in sample.paths]
-        images = tuple(faded(picture(image, data.spec), looked) for image in given)
+        draw = picture if data.spec.tiles is None else own_picture
+        images = tuple(faded(draw(image, data.spec), looked) for image in given)
     except (OSError, ValueError):
         return None
     # Padding is nobody's image.
-    filled = place(given[0].shape[0], given[0].shape[1], data.spec).filled
+    filled = slice(None), slice(None)
+    if data.spec.tiles is None:
+        filled = place(given[0].shape[0], given[0].shape[1], data.spec).filled
     return (
         tuple(x[filled] for x in images),
         np.asarray(heat)[filled],

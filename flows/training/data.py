@@ -23,10 +23,11 @@ from heads.contract import FeatureSource
 from heads.pairs.source import PairSource
 from heads.training.folds import Folds, assign_folds, looks_of, natural
 from heads.training.out_of_fold import leaves_out
-from heads.training.sources import LookedSource
+from heads.training.sources import LookedSource, TileSource
 from heads.training.splits import split_held_out
 from headwater.errors import ConfigError, DataError, LayerError
 from headwater.spec import SIDES, ExtractorSpec, LayerSpec, digest
+from headwater.tiles import part_of
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
 from storage.store.table import Selection, sha_names
@@ -101,8 +102,11 @@ class StoredSamples:
 
     def _looked(self, source: Any, spec: ExtractorSpec) -> Any:
         """Return a source that also says what of each image is looked at, where that is not all."""
-        where = Looked(spec, self._size_of, self.regions)
-        return LookedSource(source, where) if where.partly else source
+        where = Looked(spec, self.size_of, self.regions)
+        found = LookedSource(source, where) if where.partly else source
+        if spec.tiles is None:
+            return found
+        return TileSource(found, [part_of(row, spec) for row in source.views])
 
     @functools.cached_property
     def regions(self) -> Regions:
@@ -118,7 +122,7 @@ class StoredSamples:
             found |= dict(zip(sha_names(table.sha), sides, strict=True))
         return found
 
-    def _size_of(self, sha256: str) -> tuple[int, int]:
+    def size_of(self, sha256: str) -> tuple[int, int]:
         """Return height and width of an image, pixels."""
         if not self.stores and sha256 not in self._sizes:
             paths = {r.sha256: r.path for r in _records(self.all)}
@@ -128,13 +132,31 @@ class StoredSamples:
     @functools.cached_property
     def readable(self) -> list[Sample]:
         """The samples all of whose images have features: in the store's order, pairs in theirs."""
-        rows = [{sha: row for row, sha in enumerate(side.ids)} for side in self.sides]
+        rows = [self._rows_of(side) for side in self.sides]
         found = [
             s
             for s in self.all
             if all(sha in have for sha, have in zip(s.contents, rows, strict=True))
         ]
-        return sorted(found, key=lambda s: rows[0][s.contents[0]]) if self.pairs is None else found
+        if self.pairs is not None:
+            return found
+        return sorted(found, key=lambda s: rows[0][s.contents[0]][0])
+
+    def _rows_of(self, source: Any) -> dict[str, list[int]]:
+        """Return the rows of each image that has all it should, tiles in order of their number."""
+        found: dict[str, dict[int, int]] = {}
+        every = source.parts if self.spec.tiles is not None else [0] * len(source)
+        for row, (sha, part) in enumerate(zip(source.ids, every, strict=True)):
+            found.setdefault(sha, {})[part] = row
+        if self.spec.tiles is None:
+            return {sha: list(have.values()) for sha, have in found.items()}
+        where = Looked(self.spec, self.size_of, self.regions)
+        wanted = {sha: where.parts(sha) for sha in found}
+        return {
+            sha: [have[part] for part in wanted[sha]]
+            for sha, have in found.items()
+            if all(part in have for part in wanted[sha])
+        }
 
     @functools.cached_property
     def lacking(self) -> list[str]:
@@ -154,10 +176,13 @@ class StoredSamples:
         return [s for s in self.readable if s.split == "test"]
 
     def source(self, samples: Sequence[Sample], *, labelled: bool = False) -> Any:
-        """Return a source of these samples, with their masks where `labelled`."""
+        """Return a source of these samples, with their masks where `labelled`.
+
+        The tiles of an image follow each other.
+        """
         if self.pairs is None:
-            row = {sha: n for n, sha in enumerate(self.sides[0].ids)}
-            return self.sides[0].subset([row[s.contents[0]] for s in samples])
+            rows = self._rows_of(self.sides[0])
+            return self.sides[0].subset([row for s in samples for row in rows[s.contents[0]]])
         prepare = functools.partial(mask_to_input, spec=self.spec)
         masks = PairMasks([(s.key, s.mask) for s in samples], prepare) if labelled else None
         current, history = self.sides

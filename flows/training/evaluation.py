@@ -14,19 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from features.images.masks import read_mask
+from features.images.masks import read_mask, scaled
 from features.images.pixels import read_image
 from features.images.preprocess import mask_to_input
 from flows.extraction.samples import ACCEPTED, Sample, what_is_left_out
 from flows.training.data import TrainingData
+from flows.training.scoring import Maps, Scoring
 from heads.contract import FeatureSource, Head
 from heads.judging.calibration import Calibration, calibrate, calibrate_out_of_fold, fixed
 from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
 from heads.looking import seen_of
-from heads.training.out_of_fold import OutOfFold, score_source
+from heads.training.out_of_fold import OutOfFold
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec
+from headwater.tiles import joined_size
 
 #: A probability above this is a defect or a change.
 EVEN = 0.5
@@ -42,7 +44,8 @@ class Judgement:
         ``N`` test samples.
     scores, maps, masks
         What the head gave, ``[N]`` and ``[N, H, W]`` float32, and ``N`` of ``[H, W]`` bool or None.
-        The maps are a masked array where not all of every image is looked at.
+        The maps are a masked array where not all of every image is looked at; of images seen in
+        tiles the joined ones, a list: each has a size of its own.
     calibration
         Thresholds.
     held_scores
@@ -60,7 +63,7 @@ class Judgement:
 
     samples: Sequence[Sample]
     scores: np.ndarray
-    maps: np.ndarray
+    maps: Maps
     masks: Sequence[np.ndarray | None]
     calibration: Calibration
     held_scores: np.ndarray | None
@@ -114,6 +117,7 @@ def judge(
     """
     judging, target = JUDGING[data.kind], data.training.options.target_fpr
     calibration, held_scores = fixed(EVEN, target), None
+    scored = Scoring(head, data)
     if apart is not None:
         held_scores = apart.scores
         told = apart.folds.told()
@@ -126,14 +130,15 @@ def judge(
             target_fpr=target,
         )
     elif not head.labelled:
-        held_scores, maps = score_source(head, held_out)
-        calibration = calibrate(held_scores, maps, target_fpr=target, upper=head.score_limit)
+        held_scores, maps = scored.held_out(held_out)
+        found = calibrate(held_scores, maps, target_fpr=target, upper=scored.limit)
+        calibration = dataclasses.replace(found, standard=scored.standard)
     samples = data.test
     data.check_files(samples, masks=True)
     began = time.perf_counter()
     scores, maps = np.empty(0, np.float32), np.empty((0, *head.map_size), np.float32)
     if samples:
-        scores, maps = score_source(head, data.source(samples))
+        scores, maps = scored(data.source(samples))
     seconds = time.perf_counter() - began
     notes = what_is_left_out(data.head, data.readable)
     masks = [mask_of(s, data.spec, notes) for s in samples]
@@ -157,7 +162,7 @@ def judge(
 def _as_looked_at(
     data: TrainingData,
     samples: Sequence[Sample],
-    maps: np.ndarray,
+    maps: Maps,
     masks: Sequence[np.ndarray | None],
     notes: list[str],
 ) -> tuple[list[Sample], list[np.ndarray | None]]:
@@ -207,11 +212,14 @@ def ties(head: str, kind: str, scores: np.ndarray) -> list[str]:
 
 
 def mask_of(sample: Sample, spec: ExtractorSpec, notes: list[str]) -> np.ndarray | None:
-    """Return a sample's mask at the net's input size; None, noted, where it cannot be read."""
+    """Return a sample's mask at the size of its map; None, noted, where it cannot be read."""
     if sample.mask is None:
         return None
     try:
-        return mask_to_input(read_mask(sample.mask, sample.size), spec)
+        mask = read_mask(sample.mask, sample.size)
+        if spec.tiles is not None:
+            return scaled(mask, joined_size(*mask.shape))
+        return mask_to_input(mask, spec)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         notes.append(f"{sample.mask}: {first}; counts for image metrics only")

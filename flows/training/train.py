@@ -29,6 +29,7 @@ from heads.training.folds import Folds
 from heads.training.out_of_fold import FoldByFold, OutOfFold, leaves_out, sides
 from headwater.errors import ConfigError, WeightsError
 from headwater.files import write_text
+from headwater.spec import TileSpec
 from storage.registry.registry import Registry
 from storage.registry.runs import Run
 from storage.serving.detector import Detector
@@ -141,7 +142,7 @@ def train_head(training: Training) -> TrainOutcome:
         plan.head,
         key,
         parent_run=training.parent_run,
-        params=_params(training, len(train), len(held_out)),
+        params=_params(training, len(train), _images(held_out)),
         tags=data.tags() | {"extractor_id": plan.extractor_id, "store_extractor": plan.spec.id},
         images=data.all,
         store=home.store,
@@ -222,6 +223,18 @@ def _layer_shapes(data: TrainingData, source: FeatureSource) -> dict[str, Shape]
     return {x.name: source.shapes[kind.key(kind.images[0], x.name)] for x in data.layers}
 
 
+def _images(source: Any) -> int:
+    """Return how many samples the rows of a source are of."""
+    return len(set(source.ids)) if hasattr(source, "parts") else len(source)
+
+
+def _tiles(tiles: TileSpec | None) -> dict[str, Any]:
+    if tiles is None:
+        return {}
+    scale = "both" if tiles.scale else "tiles"
+    return {"tile": tiles.edge, "overlap": tiles.overlap, "scale": scale}
+
+
 def _params(training: Training, train: int, held_out: int) -> dict[str, Any]:
     plan = training.plan
     return {
@@ -233,6 +246,7 @@ def _params(training: Training, train: int, held_out: int) -> dict[str, Any]:
         "weights_sha256": plan.spec.weights,
         "layers": ", ".join(x.name for x in plan.layers),
         "input_size": "x".join(map(str, plan.spec.input_size)),
+        **_tiles(plan.spec.tiles),
         "extractor_precision": plan.spec.precision,
         "views": plan.view_spec.views.count if plan.view_spec and plan.view_spec.views else 0,
         "train_rows": train,

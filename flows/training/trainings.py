@@ -122,8 +122,12 @@ class Training:
 
     @property
     def folds(self) -> int:
-        """How many folds there are at most; 0 where held-out images set the thresholds, if any."""
+        """How many folds there are at most; 0 where held-out images set the thresholds, if any.
+
+        Images in tiles are as many rows as some sets have images: of them a share is held out.
+        """
         wanted = self.options.calibrate == "folds" and not get_head(self.plan.head).labelled
+        wanted = wanted and self.plan.spec.tiles is None
         return self.options.folds if wanted else 0
 
     @property

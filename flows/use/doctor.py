@@ -307,8 +307,9 @@ def _first_run(settings: Settings) -> Iterator[Finding]:
         shapes = backbone.shapes(one.layers, one.spec.input_size)
         row += views * itemsize * sum(math.prod(shape) for shape in shapes.values())
     names = ", ".join(chosen_heads(settings, settings.pairs is not None))
+    what = "tiles" if wanted.tile else "images"
     said = (
-        f"{EXAMPLE:,} images with {names}: about {size(EXAMPLE * row)} of features, "
+        f"{EXAMPLE:,} {what} with {names}: about {size(EXAMPLE * row)} of features, "
         f"{duration(EXAMPLE * seconds)} of {backbone.name} on {backbone.device} in float32"
     )
     remedy = "`headwater plan SET --images DIR` says it of a set, with the trainings"

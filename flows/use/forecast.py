@@ -28,7 +28,7 @@ from flows.extraction.forecast import (
 )
 from flows.extraction.pair_list import Version
 from flows.extraction.plan import plan_job, ready
-from flows.extraction.regions import copy_own
+from flows.extraction.regions import copy_own, regions_given
 from flows.extraction.report import ExtractionReport
 from flows.extraction.samples import Sample, digest_of, reviewed
 from flows.runtime.console import counted, duration, size
@@ -39,6 +39,7 @@ from flows.training.trainings import Request
 from heads.catalogue import get_head
 from heads.training.out_of_fold import leaves_out
 from headwater.errors import DiskFullError
+from headwater.tiles import parts
 from storage.registry.registry import Registry
 
 if TYPE_CHECKING:
@@ -136,9 +137,12 @@ class Forecast:
         todo = sum(one.todo for one in self.extractions)
         if todo:
             layers = len({x.name for one in self.extractions for x in one.layers if x.missing})
+            tiles = " tiles" * any(one.tiles for one in self.extractions)
             room = "" if self.free is None else f" of {size(self.free)} free"
             took = "" if self.seconds is None else f", about {duration(self.seconds)}"
-            said.append(f"{counted(layers, 'layer')} of {todo:,}: {size(self.bytes)}{room}{took}")
+            said.append(
+                f"{counted(layers, 'layer')} of {todo:,}{tiles}: {size(self.bytes)}{room}{took}"
+            )
         else:
             said.append("every feature is stored")
         new = [one for one in self.trainings if not one.model]
@@ -219,8 +223,10 @@ def forecast(
     given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
     found = find(require_set(settings), given, beside or home, reporter, rehash)
     looked = ExtractionReport(require_set(settings), notes=list(found.notes))
+    regions = regions_given(settings.extraction.roi, home)
     settings, plan = as_seen(settings, plan, found, looked, home)
-    ahead = extraction_ahead(home, plan, found, settings.extraction, measure_from)
+    options = settings.extraction
+    ahead = extraction_ahead(home, plan, found, options, regions, measure_from)
     samples = reviewed(_samples(found), home.reviews(require_set(settings)))
     normal = sum(s.split == "train" and not s.defective for s in samples)
     refusal = None
@@ -291,11 +297,16 @@ def _training(
     if before is None:
         unknown = "not known: no such training on this machine yet"
         return TrainingAhead(head, preset, basis=unknown, folds=folds)
+    units = sum(
+        1 if s.size is None else len(parts(*s.size, one.plan.spec.tiles))
+        for s in samples
+        if s.split == "train" and not s.defective
+    )
     assert one.options.held_out is not None
     views = one.plan.view_spec.views.count if one.plan.view_spec and one.plan.view_spec.views else 0
     # K heads that each learn from all but one of K folds, and the model's own that learns from all.
     share = 2 if exact else folds or 1 - one.options.held_out
-    rows = normal * share * (1 + views)
+    rows = units * share * (1 + views)
     basis = f"{before['seconds']:.1f} s for {before['rows']} rows in {before['image_set']}"
     seconds = before["seconds"] * rows / before["rows"]
     return TrainingAhead(head, preset, "", seconds, basis, folds)

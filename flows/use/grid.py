@@ -135,6 +135,12 @@ def run_grid(
     if not isinstance(head, F2R):
         raise ModelError(f"{model['uri']} is no model of f2r", expected="one of head f2r")
     head.net  # noqa: B018  a model without its net says so before anything is done
+    if detector.spec.tiles is not None:
+        raise ModelError(
+            f"{model['uri']} was trained on tiles: the grid is over whole images",
+            expected="a model trained without --tile",
+            remedy=f"headwater run {image_set} --tile 0 --heads {F2R.name}",
+        )
     store = FeatureStore.open(home.store, image_set, create=False)
     snapshot = store.resolve(model["snapshot"] or None)
     root = Path(home.card(image_set).get("root", ""))

@@ -26,7 +26,8 @@ from headwater.samples import IMAGE, PAIR, SampleKind
 from headwater.spec import seed_of_untrained
 from headwater.text import shown
 from storage.registry.registry import Registry
-from storage.serving.detector import Detector, Prediction
+from storage.serving.detector import Detector
+from storage.serving.prediction import Prediction
 
 if TYPE_CHECKING:
     from flows.runtime.console import Reporter

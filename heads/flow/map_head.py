@@ -124,6 +124,11 @@ class MapFlowHead(DensityHead):
         """The stored maximum: ``max(P) - P`` with P above 0. Each image's own max has no such."""
         return float(self.scorer.image_top) if self.config.normaliser == "stored" else None
 
+    @property
+    def map_limit(self) -> float | None:
+        """The same of maps."""
+        return float(self.scorer.map_top) if self.config.normaliser == "stored" else None
+
     def scored(self, batch: Batch) -> Scores:
         """Score maps ``[B, C, H, W]`` per layer; see `LikelihoodScores`."""
         return self.scorer(self.log_maps(batch), self.map_size)

@@ -76,6 +76,7 @@ class PaDiM(OneMapHead):
     reads = "the stages nearest to strides 4, 8 and 16, or three blocks of a transformer, fused"
     reference = Reference("wide_resnet50_2", 224, {"layer1+layer2+layer3": (1792, 56, 56)})
     presets = {"small": {"channels": 50}}
+    by_position = True
 
     #: Positions worked on at a time on a processor: what they take stays in its caches.
     block: ClassVar[int] = 64

@@ -63,6 +63,9 @@ class Calibration:
     spread
         Between which rates the true one is for nine of ten such sets of n normals: the promised
         one is their mean. None for held-out images.
+    standard
+        Mean and deviation of the held-out maps of tiles, and of whole images, where images are seen
+        as both (`heads.judging.joining`); else None.
     """
 
     threshold: float
@@ -78,6 +81,7 @@ class Calibration:
     scores: tuple[float, ...] | None = None
     odd: int = 0
     spread: tuple[float, float] | None = None
+    standard: tuple[tuple[float, float], tuple[float, float]] | None = None
 
     @property
     def least_fpr(self) -> float:
@@ -132,7 +136,9 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping; `from_json` reads it back."""
-        return dataclasses.asdict(self)
+        # Without what there is only of some, so that others' are as they always were.
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k != "standard" or v is not None}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:

@@ -156,6 +156,54 @@ class LookedSource:
         return LookedSource(joined, self.where)
 
 
+class TileSource:
+    """A `FeatureSource` of images seen in tiles: to a head each is an image of its own.
+
+    So a tile is a plain row, whatever its number, and a head has nothing to do; all tiles of an
+    image have its id, so that what is shared out by ids is not torn apart.
+
+    Parameters
+    ----------
+    source
+        Where the maps are.
+    rows
+        Of each row the part of its image, 0 for the whole, 1, 2, ... for tiles, and the view of
+        that, 0 for the part itself.
+    """
+
+    def __init__(self, source: FeatureSource, rows: Sequence[tuple[int, int]]) -> None:
+        self.source, self._rows = source, list(rows)
+        self.shapes, self.ids = source.shapes, source.ids
+        self.parts, self.views = [part for part, _ in rows], [view for _, view in rows]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Return rows ``start:stop`` in order."""
+        return self.source.read(start, stop)
+
+    def batches(
+        self, size: int, *, seed: int | None = None, drop_last: bool = False
+    ) -> Iterator[Batch]:
+        """Yield the source's batches."""
+        return self.source.batches(size, seed=seed, drop_last=drop_last)
+
+    def release(self) -> None:
+        """Let go of what the source holds."""
+        self.source.release()
+
+    def subset(self, rows: Sequence[int]) -> TileSource:
+        """Return a source of these rows, in this order."""
+        inner = self.source.subset(rows)  # type: ignore[attr-defined]
+        return TileSource(inner, [self._rows[row] for row in rows])
+
+    def concat(self, sources: Sequence[TileSource]) -> TileSource:
+        """Return the rows of several sources one after the other."""
+        joined = self.source.concat([s.source for s in sources])  # type: ignore[attr-defined]
+        return TileSource(joined, [row for s in sources for row in s._rows])
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch with its maps on `device`; row numbers stay where they are."""
     # Only towards a GPU: a copy from one to the processor would be read before it is whole.

@@ -10,7 +10,8 @@ import functools
 import logging
 import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import mlflow
@@ -18,10 +19,17 @@ import mlflow.pyfunc
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from headwater.errors import StoreError
+from headwater.errors import HeadwaterError, StoreError
 from headwater.files import locked, replacing, sqlite_url
 
-__all__ = ["MlflowClient", "MlflowException", "database_uri", "mlflow", "prepare_database"]
+__all__ = [
+    "MlflowClient",
+    "MlflowException",
+    "database_uri",
+    "mlflow",
+    "prepare_database",
+    "told",
+]
 
 for _name in ("mlflow", "alembic", "alembic.runtime.migration"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -144,3 +152,21 @@ def _migrate(path: Path) -> None:
     finally:
         # Closes the last connection, which folds a write-ahead log into the file.
         engine.dispose()
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn MLflow's errors into one of ours with its first line."""
+    try:
+        yield
+    except HeadwaterError:
+        raise
+    except MlflowException as error:
+        refused = error.error_code == "PERMISSION_DENIED" or "error code 403" in str(error)
+        raise StoreError(
+            f"MLflow: {str(error).splitlines()[0]}",
+            expected="a user who may do that" if refused else "",
+            remedy="docs/operations.md, Several users, says which rights on the server it takes"
+            if refused
+            else "see to the MLflow server, or to the database and disk of the home",
+        ) from error

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from storage.registry.client import MlflowException
+from storage.registry.client import MlflowException, told
 from storage.registry.describe import (
     MODEL_LIMIT,
     NOTE,
@@ -26,7 +26,7 @@ from storage.registry.describe import (
     run_page,
     table,
 )
-from storage.registry.read import RegistryReader, model_name, told
+from storage.registry.read import RegistryReader, model_name
 from storage.registry.views import FIGURES, GRID, QUERY, all_views, grid_views
 
 #: Rows of the tables; older versions are in MLflow's own list.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from headwater.addresses import bare
-from headwater.errors import ConfigError, HeadwaterError, ModelError, StoreError
-from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow
+from headwater.errors import ConfigError, ModelError
+from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow, told
 from storage.registry.facts import process_tags
 from storage.registry.place import open_database
 from storage.registry.runs import EPOCH, SHEETS
@@ -384,21 +383,3 @@ def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
             timespec="seconds"
         ),
     }
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Turn MLflow's errors into one of ours with its first line."""
-    try:
-        yield
-    except HeadwaterError:
-        raise
-    except MlflowException as error:
-        refused = error.error_code == "PERMISSION_DENIED" or "error code 403" in str(error)
-        raise StoreError(
-            f"MLflow: {str(error).splitlines()[0]}",
-            expected="a user who may do that" if refused else "",
-            remedy="docs/operations.md, Several users, says which rights on the server it takes"
-            if refused
-            else "see to the MLflow server, or to the database and disk of the home",
-        ) from error

@@ -15,10 +15,10 @@ from typing import Any
 from mlflow.entities import DatasetInput, InputTag
 
 from headwater.errors import StoreError
-from storage.registry.client import MlflowException
+from storage.registry.client import MlflowException, told
 from storage.registry.facts import image_set_dataset, is_alive, process_tags, user, versions
 from storage.registry.pages import describe_command, describe_grid, show_set
-from storage.registry.read import COMMANDS, GRIDS, RegistryReader, model_name, told
+from storage.registry.read import COMMANDS, GRIDS, RegistryReader, model_name
 from storage.registry.runs import Run, RunLog, ask_again
 
 #: Characters of a snapshot in a run's name.

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headwater.errors import StoreError
-from storage.registry.client import MlflowException
+from storage.registry.client import MlflowException, told
 from storage.registry.place import local_path
-from storage.registry.read import told
 from storage.registry.registry import Registry
 
 # After the import that sets MLflow's environment.

@@ -13,9 +13,8 @@ import copy
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,12 +36,10 @@ from headwater.spec import ExtractorSpec, LayerSpec
 from storage.serving.bundle import read_bundle
 from storage.serving.encoding import decode_base64, encode_image
 from storage.serving.files import HEAD_FILE, read_files, write_files
+from storage.serving.prediction import Image, Prediction, Sample
+from storage.serving.tiled import scored_in_tiles
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-Image: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
-#: One image, or the two of a pair, current and history.
-Sample: TypeAlias = Image | Sequence[Image]
 
 
 class Fetches(Protocol):
@@ -50,41 +47,6 @@ class Fetches(Protocol):
 
     def download(self, uri: str) -> Path:
         """Return the local folder of a model URI."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one sample.
-
-    Parameters
-    ----------
-    score
-        Of the whole sample, larger is more anomalous.
-    verdict
-        ``"anomalous"`` where the score is above the threshold, else ``"normal"``; of a pair
-        ``"changed"`` or ``"unchanged"``.
-    map
-        ``[H, W]`` float32 map of anomalies, or of changes, over the whole image: at the extractor's
-        input size, or in the image's own aspect where that was kept (`own_map`).
-    threshold
-        What the score was compared with.
-    pixel_threshold
-        Map value that few normal pixels exceed, None where the model has none.
-    looked
-        ``[H, W]`` bool, which pixels of the map were looked at: not what a crop cut off, nor what
-        lies outside of the region of interest, which have the map's lowest value. None for all.
-    p_value
-        Share of normal images that score as high, this one counted: (1 + how many of n do) /
-        (n + 1). None where the model has no out-of-fold scores, or its factors are not its own.
-    """
-
-    score: float
-    verdict: str
-    map: NDArray[np.float32]
-    threshold: float
-    pixel_threshold: float | None = None
-    looked: NDArray[np.bool_] | None = None
-    p_value: float | None = None
 
 
 class Detector:
@@ -286,21 +248,55 @@ class Detector:
             )
         head = self._with_factors(alpha, beta)
         limit = self.threshold if threshold is None else float(threshold)
+        if self.spec.tiles is not None:
+            own = regions or [self.region] * len(given)
+            each = zip(given, own, strict=True)
+            return [self._joined(x[0], region, head, limit, batch) for x, region in each]
         found: list[Prediction] = []
         for start in range(0, len(given), batch):
             part = given[start : start + batch]
             maps = self.features(part, regions and regions[start : start + batch])
             got, seen = head.score(maps), maps.get(LOOKED)
             for i, score in enumerate(got.image.float().tolist()):
-                verdict = self.kind.verdicts[score > limit]
-                pixel = self.calibration.pixel_threshold
                 where = None if seen is None or seen[i].all() else seen[i].cpu().numpy()
                 height, width = part[i][0].shape[:2]
                 raw = got.maps[i].float().cpu().numpy()
                 heat, where = own_map(raw, where, height, width, self.spec)
-                p = self.calibration.p_value(score) if head is self.head else None
-                found.append(Prediction(score, verdict, heat, limit, pixel, where, p))
+                found.append(self._said(score, heat, where, limit, head))
         return found
+
+    def _said(
+        self,
+        score: float,
+        heat: NDArray[np.float32],
+        where: NDArray[np.bool_] | None,
+        limit: float,
+        head: Head,
+    ) -> Prediction:
+        verdict, pixel = self.kind.verdicts[score > limit], self.calibration.pixel_threshold
+        # Scores of other factors are not those that the normals' are compared with.
+        p = self.calibration.p_value(score) if head is self.head else None
+        return Prediction(score, verdict, heat, limit, pixel, where, p)
+
+    def _joined(
+        self,
+        image: Image,
+        own: NDArray[np.bool_] | None,
+        head: Head,
+        limit: float,
+        batch: int,
+    ) -> Prediction:
+        """Score an image tile by tile."""
+
+        def score(rows: Sequence[Any], regions: Sequence[Any]) -> tuple[Any, Any]:
+            maps = self._seen(self.kind.images[0], rows, regions)
+            seen = maps[LOOKED].cpu().numpy() if LOOKED in maps else None
+            return head.score(maps).maps.float().cpu().numpy(), seen
+
+        region = None if own is None else region_on(own, *image.shape[:2])
+        standard = self.calibration.standard
+        found = scored_in_tiles(image, region, self.spec, standard, score, batch)
+        return self._said(*found, limit, head)
 
     @torch.inference_mode()
     def features(
@@ -312,36 +308,43 @@ class Detector:
 
         Float32 ``[B, C, H, W]`` by layer, of pairs by ``current:LAYER`` and ``history:LAYER``.
         Without a backbone: the preprocessed images themselves, under the one layer's name. Where
-        not all of an image may be looked at, `heads.looking.LOOKED` says of what.
+        not all of an image may be looked at, `heads.looking.LOOKED` says of what. Of a model over
+        tiles each sample is taken for a tile.
         """
         made: dict[str, torch.Tensor] = {}
-        tensors = *self.head.buffers(), *self.head.parameters(), torch.empty(0)
         sides = zip(*self._images(samples), strict=True)
         for name, images in zip(self.kind.images, sides, strict=True):
-            given = own or [self.region] * len(images)
+            own_ = own or [self.region] * len(images)
             regions = [
                 None if r is None else region_on(r, *x.shape[:2])
-                for x, r in zip(images, given, strict=True)
+                for x, r in zip(images, own_, strict=True)
             ]
-            inputs = [
-                preprocess(blanked(x, r, self.spec), self.spec)
-                for x, r in zip(images, regions, strict=True)
-            ]
-            pixels = torch.stack(inputs).to(tensors[0].device)
-            if self.spec.fitting == "fit" or any(r is not None for r in regions):
-                seen = torch.stack([
-                    torch.from_numpy(looked(x.shape[0], x.shape[1], self.spec, r))
-                    for x, r in zip(images, regions, strict=True)
-                ]).to(pixels.device)  # fmt: skip
-                made[LOOKED] = seen & made[LOOKED] if LOOKED in made else seen
-            if self.backbone is None:
-                maps = {self.layers[0].name: pixels}
-            else:
-                maps = self.backbone.maps(pixels, self.layers, self.spec.precision)
-                dtype = _DTYPES[self.spec.dtype]
-                maps = {k: v.to(dtype).float() for k, v in maps.items()}
-            made |= {self.kind.key(name, layer): x for layer, x in maps.items()}
+            rows = [blanked(x, r, self.spec) for x, r in zip(images, regions, strict=True)]
+            maps = self._seen(name, rows, regions)
+            if LOOKED in made and LOOKED in maps:
+                maps[LOOKED] &= made[LOOKED]
+            made |= maps
         return made
+
+    def _seen(
+        self, name: str, rows: Sequence[Image], regions: Sequence[NDArray[np.bool_] | None]
+    ) -> dict[str, torch.Tensor]:
+        """Return the features of images, or of tiles, of the side `name`; see `features`."""
+        tensors = *self.head.buffers(), *self.head.parameters(), torch.empty(0)
+        inputs = [preprocess(x, self.spec) for x in rows]
+        pixels, made = torch.stack(inputs).to(tensors[0].device), {}
+        if self.spec.fitting == "fit" or any(r is not None for r in regions):
+            made[LOOKED] = torch.stack([
+                torch.from_numpy(looked(x.shape[0], x.shape[1], self.spec, r))
+                for x, r in zip(rows, regions, strict=True)
+            ]).to(pixels.device)  # fmt: skip
+        if self.backbone is None:
+            maps = {self.layers[0].name: pixels}
+        else:
+            maps = self.backbone.maps(pixels, self.layers, self.spec.precision)
+            dtype = _DTYPES[self.spec.dtype]
+            maps = {k: v.to(dtype).float() for k, v in maps.items()}
+        return made | {self.kind.key(name, layer): x for layer, x in maps.items()}
 
     def _images(self, samples: Sequence[Sample]) -> list[Sequence[Image]]:
         """Return each sample's images, checked."""

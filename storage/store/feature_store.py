@@ -21,6 +21,7 @@ import zarr
 
 from headwater.errors import SnapshotError, StoreError
 from headwater.spec import ExtractorSpec, LayerSpec
+from headwater.tiles import all_rows
 from headwater.version import __version__
 from storage.store.checks import Key, prepare
 from storage.store.engine import (
@@ -275,13 +276,13 @@ class FeatureStore:
             The extractor.
         wanted
             ``(sha256, view)`` keys; without it, every image that is there now, at view 0 or at the
-            specification's views.
+            specification's tiles and views.
         """
         snapshot = self.snapshot
         table, extractor = self.table(snapshot), self.extractor(spec, snapshot)
         if wanted is None:
-            views = [0] if spec.views is None else range(1, spec.views.count + 1)
-            wanted = [(i.sha256, v) for i in table.images() for v in views]
+            images = table.images()
+            wanted = [(i.sha256, v) for i in images for v in all_rows(i.height, i.width, spec)]
         keys = list(wanted)
         filled = {x.name: np.zeros(len(keys), bool) for x in layers}
         if extractor is not None and keys:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from headwater.tiles import parts
 from storage.store.engine import guard
 from storage.store.extractors import Extractor
 from storage.store.feature_store import FeatureStore
@@ -35,7 +37,9 @@ def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
     kinds = collections.Counter(zip(split.tolist(), kind.tolist(), strict=True))
     with guard(store.name):
         written = store.repository.lookup_snapshot(snapshot).written_at
-    extractors = [_describe(e, here) for e in store.extractors(snapshot)]
+    sides = table.height[here].tolist(), table.width[here].tolist()
+    sizes = collections.Counter(zip(*sides, strict=True))
+    extractors = [_describe(e, here, sizes) for e in store.extractors(snapshot)]
     return {
         "image_set": store.image_set,
         "location": store.location,
@@ -51,13 +55,18 @@ def inspect(store: FeatureStore, snapshot: str | None = None) -> dict[str, Any]:
     }
 
 
-def _describe(extractor: Extractor, here: np.ndarray) -> dict[str, Any]:
+def _describe(
+    extractor: Extractor, here: np.ndarray, sizes: Mapping[tuple[int, int], int]
+) -> dict[str, Any]:
     spec = extractor.spec
     assigned = extractor.image >= 0
     present = assigned.copy()
     present[assigned] = here[extractor.image[assigned]]
     views = spec.views.count if spec.views else 1
-    wanted = int(here.sum()) * views
+    wanted = views * sum(len(parts(*size, spec.tiles)) * n for size, n in sizes.items())
+    if spec.tiles is not None and spec.region:
+        # Which tiles lie outside of the region a store cannot tell: what is there is all of it.
+        wanted = int(present.sum())
     layers = []
     for name in extractor.layers:
         maps = extractor.maps(name)

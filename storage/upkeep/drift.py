@@ -1,7 +1,8 @@
 """Whether new images look like the reference, layer by layer.
 
-Maps are averaged over pixels; where channels are many, a seeded Gaussian random projection keeps
-distances (Johnson and Lindenstrauss, 1984) and makes covariances estimable from few images.
+Maps are averaged over pixels, and over the tiles of an image; where channels are many, a seeded
+Gaussian random projection keeps distances (Johnson and Lindenstrauss, 1984) and makes covariances
+estimable from few images.
 Distances alone mean little, so each comes with what chance gives: the same distance between
 random splits of all images into groups of the same sizes (a permutation test).
 """
@@ -124,13 +125,14 @@ def drift(
         for layer in extractor.layers:
             rng = np.random.default_rng(0)
             sides = [
-                side.subset(_sample(len(side), rng))
+                side.subset(_sample(side, rng))
                 for side in _sides(store, extractor, layer, select, then, now)
             ]
-            if min(len(s) for s in sides) < 2:
+            counts = [len(np.unique(side.images)) for side in sides]
+            if min(counts) < 2:
                 raise DataError(
-                    f"drift of layer {layer}: {len(sides[0])} reference images and "
-                    f"{len(sides[1])} new ones",
+                    f"drift of layer {layer}: {counts[0]} reference images and "
+                    f"{counts[1]} new ones",
                     expected="two or more on either side",
                     remedy="choose another --since snapshot (`headwater store log`)",
                 )
@@ -162,17 +164,31 @@ def _sides(
     return reference, new
 
 
-def _sample(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the numbers of at most 20,000 of `count` rows, ascending."""
-    return np.sort(rng.choice(count, 20_000, replace=False)) if count > 20_000 else np.arange(count)
+def _sample(reader: FeatureReader, rng: np.random.Generator) -> np.ndarray:
+    """Return the numbers of the rows of at most 20,000 images, ascending."""
+    images = np.unique(reader.images)
+    if len(images) <= 20_000:
+        return np.arange(len(reader))
+    return np.flatnonzero(np.isin(reader.images, rng.choice(images, 20_000, replace=False)))
 
 
 def pooled(reader: FeatureReader) -> np.ndarray:
-    """Return the maps of a one-layer reader averaged over pixels, float64 ``[rows, channels]``."""
+    """Return the maps of a one-layer reader averaged over pixels, float64 ``[images, channels]``.
+
+    In the reader's order; of an image seen in tiles the mean over these.
+    """
     (layer,) = reader.layers
     streamed = FeatureReader(reader.excerpts, reader.keep, memory=0)
     means = [b[layer].mean((2, 3), dtype=torch.float64).numpy() for b in streamed.batches(64)]
-    return np.concatenate(means)
+    rows = np.concatenate(means)
+    _, first, image, tiles = np.unique(
+        reader.images, return_index=True, return_inverse=True, return_counts=True
+    )
+    if (tiles == 1).all():
+        return rows
+    sums = np.zeros((len(first), rows.shape[1]))
+    np.add.at(sums, image, rows)
+    return (sums / tiles[:, None])[np.argsort(first)]
 
 
 def compare_groups(

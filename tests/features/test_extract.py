@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ import features.extract as module
 from features.backbones.backbone import load_backbone
 from features.extract import Job, extract
 from features.images.pixels import read_image, sha256_of
+from features.images.places.tiles import row_of
 from features.images.preprocess import make_view, preprocess
 from features.images.scan import scan_mvtec
 from heads.training.arithmetic import running
 from headwater.errors import ConfigError
-from headwater.spec import LayerSpec, ViewSpec
+from headwater.spec import LayerSpec, TileSpec, ViewSpec
+from headwater.tiles import box_of
 
 LAYERS = (LayerSpec(("layer1",)), LayerSpec(("layer2",), 0.5))
 
@@ -146,16 +149,16 @@ def test_decoding_goes_on_while_the_backbone_computes_with_little_in_memory(
     load, lock = module._load, threading.Lock()
     started, loading, computing, overlaps = [], set(), set(), []
 
-    def slow_load(job, spec):
+    def slow_load(*given):
         me = threading.get_ident()
         with lock:
-            started.append(job)
+            started.append(given[0])
             loading.add(me)
             overlaps.append(bool(computing))
         time.sleep(0.01)
         with lock:
             loading.discard(me)
-        return load(job, spec)
+        return load(*given)
 
     def slow_maps(batch, layers, precision):
         me = threading.get_ident()
@@ -176,6 +179,38 @@ def test_decoding_goes_on_while_the_backbone_computes_with_little_in_memory(
     assert 8 < len(started) <= 8 + 8 + 4, "ran ahead of the consumer without bound, or not at all"
     assert sum(len(b.jobs) for b in blocks) == len(many) - 8
     assert sum(overlaps) > len(many) / 4
+
+
+def test_tiles_are_what_their_place_shows_and_their_image_is_decoded_once(
+    backbone, spec, jobs, monkeypatch, four_lanes
+):
+    spec, decoded = replace(spec, tiles=TileSpec(20, 4)), []
+    real = module.decode_image
+    monkeypatch.setattr(
+        module,
+        "decode_image",
+        lambda data, name, **k: decoded.append(name) or real(data, name, **k),
+    )
+    rows = [Job(j.sha256, j.path, part) for j in jobs[:3] for part in range(1, 7)]  # of 32x40
+    whole = together(extract(rows, backbone, spec, LAYERS[:1], batch=2), LAYERS[0])
+    assert sorted(decoded) == sorted(str(j.path) for j in jobs[:3])
+    for row, job in zip(whole, rows, strict=True):
+        box = box_of(32, 40, spec.tiles, job.view)
+        tile = preprocess(read_image(job.path)[box.inside], spec)
+        assert np.array_equal(row, backbone.maps(tile[None], LAYERS[:1])["layer1"][0].half())
+    alone = together(extract(rows[7:8], backbone, spec, LAYERS[:1]), LAYERS[0])
+    assert np.array_equal(alone[0], whole[7])
+    (block,) = extract([Job(jobs[0].sha256, jobs[0].path, 7)], backbone, spec, LAYERS[:1])
+    assert "part 7 of an image of 32x40 pixels" in block.failed[0][1]
+
+
+def test_a_tile_is_turned_as_an_image_of_its_own(spec, jobs):
+    spec = replace(spec, tiles=TileSpec(20, 4), views=ViewSpec(count=2))
+    image = read_image(jobs[0].path)
+    one, other = (row_of(image, "ab" * 32, number, spec) for number in (3, 4))  # of tile 1
+    tile = image[:20, :20]
+    assert np.array_equal(one, make_view(tile, "ab" * 32 + "#1", 1, spec.views))
+    assert np.array_equal(other, make_view(tile, "ab" * 32 + "#1", 2, spec.views))
 
 
 def test_nothing_is_at_work_after_leaving_early(backbone, spec, jobs):

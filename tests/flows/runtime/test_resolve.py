@@ -152,8 +152,8 @@ def test_the_card_holds_all_that_is_kept_and_nothing_else(home):
     assert card["precision"] == {"net:0": "float32"}
     assert set(card) == {"precision", "root", "heads", *FOLDERS, *READING, *_BEFORE}
     assert card["extraction"] == {"size": None, "default_size": module.DEFAULT_SIZE, "crop": None,
-                                  "dtype": "float16", "resize": None, "roi": None,
-                                  "range": "auto"}  # fmt: skip
+                                  "dtype": "float16", "resize": None, "roi": None, "range": "auto",
+                                  "tile": None, "overlap": None, "scale": "tiles"}  # fmt: skip
 
 
 def test_paths_are_remembered_whole(home, monkeypatch):

@@ -51,7 +51,7 @@ def test_the_features_foretold_are_those_that_are_stored(small):
 def test_planning_changes_nothing_and_makes_no_home(desk, tmp_path):
     before = files_of(desk.home)
     desk.draw(10)
-    options = ("--images", desk.images, "--size", 48, *HEADS, "--json")
+    options = ("--images", desk.images, "--size", 48, "--precision", "float32", *HEADS, "--json")
     said = json.loads(desk("plan", "s", *options))
     assert [(one["wanted"], one["todo"]) for one in said["extractions"]] == [(11, 1)]
     assert said["trainings"][0]["head"] == "patchcore"
@@ -67,7 +67,7 @@ def test_too_small_a_disk_is_told_before_anything_is_stored(desk, monkeypatch):
     snapshot = desk.store.snapshot
     real = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    options = ("--images", desk.images, "--size", 48, *HEADS)
+    options = ("--images", desk.images, "--size", 48, "--precision", "float32", *HEADS)
     said = desk("plan", "s", *options, status=2)
     assert "to compute" in said  # what it would be is shown all the same
     assert "the features of 1 image(s) take" in said

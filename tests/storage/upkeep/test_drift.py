@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from headwater.errors import DataError
-from storage.upkeep.drift import compare_groups, drift
+from headwater.spec import LayerSpec, TileSpec
+from storage.upkeep.drift import compare_groups, drift, pooled
 from storage.upkeep.history import tag
 from tests.storage.storekit import SPEC, extract, image, keys_of, maps_of
 
@@ -42,6 +43,27 @@ def test_drift_between_groups_of_known_distance():
     assert wider.frechet == pytest.approx(4.0, rel=0.25)
     assert (wider.mean_p > 0.01) or wider.mean_distance < 0.4
     assert wider.frechet_p == 0.01
+
+
+def test_drift_is_of_images_however_many_tiles_they_have(store):
+    spec = replace(SPEC, tiles=TileSpec(16))
+
+    def add(images, shift):
+        keys = [(one.sha256, part) for one in images for part in (1, 2, 3)]
+        maps = {k: v + np.float16(shift) for k, v in maps_of(keys).items()}
+        store.write(spec, keys, maps, images)
+
+    add([image(i) for i in range(12)], 0)
+    old = store.snapshot
+    add([image(i) for i in range(12, 20)], 4)
+    found = next(x for x in drift(store, old, splits=99) if x.layer == "layer2")
+    assert (found.reference, found.new) == (12, 8)
+    assert found.drifted
+    reader = store.reader(spec, (LayerSpec.parse("layer2"),))
+    means = reader.read(0, len(reader))["layer2"].double().mean((2, 3)).numpy()
+    of = np.array(reader.ids)
+    want = np.stack([means[of == sha].mean(0) for sha in dict.fromkeys(reader.ids)])
+    assert np.allclose(pooled(reader), want)
 
 
 def test_drift_of_new_images(store):

@@ -9,9 +9,10 @@ from PIL import Image
 from features.backbones.backbone import load_backbone
 from features.extract import Job, extract
 from features.images.places.regions import Looked, Regions, looked, read_region, region_on, turned
+from features.images.places.tiles import about_tiles, parts_seen, seen_shapes
 from features.images.preprocess import blanked, make_view
-from headwater.errors import ImageError
-from headwater.spec import ExtractorSpec, LayerSpec, ViewSpec
+from headwater.errors import ConfigError, ImageError
+from headwater.spec import ExtractorSpec, LayerSpec, TileSpec, ViewSpec
 
 SPEC = ExtractorSpec("resnet18", "untrained:0", resize=(48, 48), fitting="fit")
 
@@ -43,6 +44,30 @@ def test_regions_that_fit_no_image_are_refused():
     corner[:, :5] = True
     with pytest.raises(ImageError, match="cuts off"):
         looked(30, 90, ExtractorSpec("r", "w", resize=(48, 48), fitting="crop"), corner)
+
+
+def test_of_tiles_a_region_is_looked_at_to_its_last_pixel():
+    spec = ExtractorSpec("r", "w", resize=(16, 16), tiles=TileSpec(64, 0))
+    region = np.zeros((128, 128), bool)
+    region[3, 61] = region[100, 5] = True  # less than a pixel of the input of their tiles
+    where = Looked(spec, lambda sha: (128, 128), Regions())
+    assert where.parts("a") == (1, 2, 3, 4)
+    assert where("a", 4).all()
+    assert parts_seen(128, 128, spec.tiles, region) == [1, 3]
+    seen = looked(64, 64, spec, region[:64, :64])
+    assert np.argwhere(seen).tolist() == [[0, 15]]
+
+
+def test_tiles_of_a_set_are_told_and_what_cannot_be_numbered_is_refused():
+    assert seen_shapes([(100, 300)] * 2, TileSpec(128)) == [(100, 128)] * 2
+    assert seen_shapes([(100, 300)], TileSpec(128, 0, True)) == [(100, 128), (100, 300)]
+    spec = ExtractorSpec("r", "w", resize=(64, 64))
+    said = about_tiles([(100, 300), (64, 64)], spec, TileSpec(64, 0, True))
+    assert said.startswith("11 tiles of 64 pixels, neighbours share 0: 1 to 10 an image, each")
+    assert said.endswith("seen at 64x64, as is the whole of it")
+    about_tiles([(8192, 8192)], spec, TileSpec(64, 16))
+    with pytest.raises(ConfigError, match="has 29,241 tiles of 64 pixels, and 4 views of each"):
+        about_tiles([(8192, 8192)], spec, TileSpec(64, 16), views=4)
 
 
 def test_nothing_outside_of_a_region_reaches_the_features(tmp_path):

@@ -1,0 +1,74 @@
+"""What a fitted head gives on a source: scores and maps, of images seen in tiles joined ones."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from flows.training.data import TrainingData
+from heads.contract import FeatureSource, Head
+from heads.judging.joining import Part, Standard, joined_maps, limit_of, settled, standard_of
+from heads.looking import LOOKED
+from heads.training.out_of_fold import score_source
+
+#: Of several images, each with a size of its own, or of all in one.
+Maps = np.ndarray | Sequence[Any]
+
+
+class Scoring:
+    """Scores sources with a head: row by row, or of images seen in tiles image by image.
+
+    Attributes
+    ----------
+    standard
+        See `Calibration`; known once the held-out images were scored.
+    """
+
+    def __init__(self, head: Head, data: TrainingData) -> None:
+        self.head, self.data = head, data
+        self.tiled = data.spec.tiles is not None
+        self.standard: Standard | None = None
+
+    def held_out(self, source: FeatureSource) -> tuple[np.ndarray, Maps]:
+        """Return scores and maps of held-out normals, by which the others are made comparable."""
+        if not self.tiled:
+            return score_source(self.head, source)
+        found = list(self._joined(source))
+        self.standard = standard_of(found)
+        return self._settled(found)
+
+    def __call__(self, source: FeatureSource) -> tuple[np.ndarray, Maps]:
+        """Return scores ``[N]`` and maps, an image after the other."""
+        return (
+            self._settled(self._joined(source)) if self.tiled else score_source(self.head, source)
+        )
+
+    @property
+    def limit(self) -> float | None:
+        """What no image score can exceed."""
+        head = self.head
+        return limit_of(head.map_limit, self.standard) if self.tiled else head.score_limit
+
+    def _settled(self, found: Iterable[Sequence[Any]]) -> tuple[np.ndarray, Maps]:
+        pairs = [settled(maps, self.standard) for maps in found]
+        return np.array([score for score, _ in pairs], np.float32), [heat for _, heat in pairs]
+
+    @torch.no_grad()
+    def _joined(self, source: Any, batch: int = 8) -> Iterator[Sequence[Any]]:
+        """Yield the joined maps of each image, whose tiles follow each other in the source."""
+        stop, spec = 0, self.data.spec
+        for sha, rows in itertools.groupby(source.ids):
+            start, stop = stop, stop + len(list(rows))
+
+            def parts(start: int = start, stop: int = stop) -> Iterator[Part]:
+                for low in range(start, stop, batch):
+                    some = source.read(low, min(low + batch, stop))
+                    maps = self.head.score(some).maps.float().cpu().numpy()
+                    where = some[LOOKED].numpy() if LOOKED in some else [None] * len(maps)
+                    yield from zip(source.parts[low:stop], maps, where)  # noqa: B905
+
+            yield joined_maps(parts(), *self.data.size_of(sha), spec)
