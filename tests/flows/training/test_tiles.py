@@ -201,10 +201,9 @@ def test_outside_of_a_region_no_tile_is_seen_and_nothing_counts(tmp_path):
 
 
 def test_the_whole_is_joined_in_where_both_scales_are_seen(tmp_path):
-    small = made(tmp_path, tile=TILE, overlap=OVERLAP, scale="both")
+    small = made(tmp_path, tile=TILE, overlap=OVERLAP, scale="both", resize="fit")
     report, training = extracted(small)
     assert report.computed == 17 * (COUNT + 1)
-    assert training.plan.spec.fitting == "fit"  # the whole has another aspect than its tiles
     found, detector = judged(training)
     assert found.metrics["image_auroc"] == 1
     assert all(deviation > 0 for _, deviation in found.calibration.standard)
@@ -218,7 +217,8 @@ def test_the_whole_is_joined_in_where_both_scales_are_seen(tmp_path):
 
 def test_views_of_tiles_train_a_head_that_asks_for_them(tmp_path):
     small = made(tmp_path, tile=TILE, overlap=0)
-    small.heads = {"f2r": {"views": 2, "steps": 2, "ratio": 0.05, "nodes": ["layer1"], "epochs": 1}}
+    learnt = {"factorize": "always", "steps": 2, "epochs": 1}
+    small.heads = {"f2r": {"views": 2, "ratio": 0.05, "nodes": ["layer1"], **learnt}}
     report, training = extracted(small)
     assert [x.wanted for x in report.extracted] == [17 * 6, 9 * 6 * 2]
     train, _ = TrainingData(training).sources()
