@@ -107,7 +107,9 @@ def score_fold(training: Training, number: int) -> None:
     if find_trained(training, key, registry) is None:
         work = _Work(training, data, key)
         if number < work.folds.folds.count and not leaves_out(work.build(), work.source):
-            work.folds.one(number, work.options, WorkerProgress(training.plan.head, _unheard))
+            # Folds go side by side: each has a line of its own.
+            name = f"{training.plan.head} {number + 1}/{work.folds.folds.count}"
+            work.folds.one(number, work.options, WorkerProgress(name, _unheard))
 
 
 def _unheard(name: str, value: float, epoch: int) -> None:

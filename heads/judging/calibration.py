@@ -294,7 +294,7 @@ def standing_out(scores: ArrayLike) -> NDArray[np.bool_]:
 
     Examples
     --------
-    >>> standing_out([1, 2, 3, 4, 5, 6, 7, 8, 9]).any()
+    >>> bool(standing_out([1, 2, 3, 4, 5, 6, 7, 8, 9]).any())
     False
     >>> standing_out([1, 2, 90, 4, 5, 6, 7, 8, 3]).nonzero()[0]
     array([2])

@@ -31,6 +31,8 @@ SHOWS = 3.0
 #: A head that leaves images out for nothing leaves blocks out only from this correlation on: what
 #: learns from a fifth less than the model scores higher, which then costs more than it mends.
 STRONG = 0.3
+#: Blocks of neighbours for heads that leave images out at no cost.
+ALONE = 20
 #: Numbers that the look of an image has at most.
 LOOK = 1024
 
@@ -116,7 +118,9 @@ def assign_folds(
         Folds, at most; at least two images or groups fall into two.
     alone
         Leave out each image, or all that is nearly the same, for itself where neither groups nor
-        an order say that it is much like others (`STRONG`): for heads that do this at no cost.
+        an order say that it is much like others (`STRONG`); where an order does, only a twentieth
+        of the images at a time: for heads that do this at no cost. They know each position by as
+        many numbers as there are images, and without a fifth of these they are other heads.
 
     Raises
     ------
@@ -159,6 +163,8 @@ def assign_folds(
         value, above = strengths[by]
         if above < SHOWS or value < STRONG:
             by, count = "image", n
+        else:
+            count = max(count, ALONE)
     for i, j in [] if seen is None else _alike(seen):
         if units.root(i) != units.root(j) and units.size(i) + units.size(j) <= most:
             units.join(i, j)

@@ -251,7 +251,7 @@ def test_a_run_whose_whole_group_is_told_to_end_does_so_at_once_and_in_order(
     sent, status, tmp_path, resnet_weights
 ):
     # As a service manager ends a run, and a terminal at Ctrl-C: Prefect's temporary server and the
-    # workers are told as well.
+    # workers are told as well. That folds which go side by side tell how far they are is seen, too.
     for i in range(12):
         draw_image(tmp_path / "images", i)
     command = [*HEADWATER, "run", "s", "--images", tmp_path / "images", "--size", "64"]
@@ -264,10 +264,11 @@ def test_a_run_whose_whole_group_is_told_to_end_does_so_at_once_and_in_order(
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 200
-        while "ms_flow:" not in said.read_text() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 150
+        while "ms_flow 1/5:" not in said.read_text() and time.monotonic() < deadline:
             assert child.poll() is None, said.read_text()
             time.sleep(0.1)
+        assert time.monotonic() < deadline, said.read_text()
         os.killpg(child.pid, sent)
         # Prefect would ask its dead server for 62 s.
         assert child.wait(45) == status, said.read_text()
