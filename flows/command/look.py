@@ -15,7 +15,7 @@ from flows.command.options import JsonOption, SetArgument, VersionOption, comman
 from flows.runtime.console import Reporter, err, out, table
 from flows.runtime.given import Given
 from flows.runtime.signals import was_asked
-from headwater.errors import DataError, StoreError
+from headwater.errors import ConfigError, DataError, StoreError
 
 if TYPE_CHECKING:
     from flows.use.backbones import Listed
@@ -25,27 +25,55 @@ commands = command_group("Look.")
 
 @commands.command(rich_help_panel="Look")
 @takes("models")
-def compare(image_set: SetArgument, given: Given, json_: JsonOption = False) -> None:
-    """Print the leaderboard of a set's registered models, from MLflow."""
+def compare(
+    given: Given,
+    image_set: Annotated[
+        str | None,
+        typer.Argument(metavar="SET", help="Name of the image set; without it all sets."),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODELS", help="Two of it, as patchcore@1 patchcore@2."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Print how good a set's registered models are, how sure that is, and what differs.
+
+    Intervals are of 95 %, over the test images drawn anew. "level" models differ from the best of
+    their test images by no more than chance; models of other test images stand in a table of their
+    own. Of two models named it prints what differs: data, settings, figures, images.
+    """
     _, home = given.open(write=False)
-    from flows.command.report import leaderboard_table
-    from headwater.spec import seed_of_untrained
+    from flows.command.report import show_models, show_two
+    from flows.use.compare import compare_models, compare_two, ranked_apart
     from storage.registry.registry import Registry
 
     registry = Registry(home.root, home.tracking_url)
-    rows = registry.leaderboard(image_set)
-    if json_:
-        out.print_json(data=rows)
+    if models and image_set:
+        if len(models) != 2:
+            raise ConfigError(f"compare {' '.join(models)}", expected="two models, HEAD@VERSION")
+        found = compare_two(registry, image_set, *models)
+        if json_:
+            out.print_json(data=found)
+        else:
+            show_two(found)
         return
-    if not rows:
+    names = [image_set] if image_set else list(registry.experiments())
+    rows = {name: compare_models(registry, name) for name in names}
+    if json_:
+        out.print_json(data=[row for name in names for row in rows[name]])
+        return
+    if not any(rows.values()):
         raise DataError(
-            f"no models of image set {image_set!r} in {registry.place}",
+            f"no models of image set {image_set!r} in {registry.place}"
+            if image_set
+            else f"no models in {registry.place}",
             expected="at least one registered model",
-            remedy=f"headwater run {image_set} --images DIR",
+            remedy=f"headwater run {image_set or 'SET'} --images DIR",
         )
-    out.print(leaderboard_table(rows, f"{image_set}: registered models, best first"))
-    if any(seed_of_untrained(row["weights"]) is not None for row in rows):
-        err.print("note: models of the demo's untrained net are among these: illustrative only")
+    for name in names:
+        if rows[name]:
+            show_models(name, ranked_apart(rows[name]))
 
 
 @commands.command(rich_help_panel="Look")

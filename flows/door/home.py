@@ -204,6 +204,27 @@ class OpenHome:
         found = look_at(matching(word, given), self.home, given, measure=measure)
         return pd.DataFrame([one.to_json() for one in found])
 
+    def compare(self, image_set: str, one: str, other: str) -> dict[str, Any]:
+        """Return what differs between two models of a set.
+
+        Parameters
+        ----------
+        image_set
+            Name of the set.
+        one, other
+            ``HEAD@VERSION``, ``HEAD@ALIAS`` or ``HEAD``.
+
+        Returns
+        -------
+        dict
+            As of `flows.use.compare.compare_two`.
+        """
+        from flows.use.compare import compare_two  # late: MLflow takes seconds
+        from storage.registry.registry import Registry  # late: likewise
+
+        registry = Registry(self.home.root, self.home.tracking_url)
+        return compare_two(registry, image_set, one, other)
+
     def detector(
         self,
         image_set: str,

@@ -39,6 +39,8 @@ def write_artifacts(
     if apart is not None:
         run.log_json(apart.folds.to_json(), "folds.json")
         run.log_table(_normals(data, apart), "normals")
+    if judged.resamples is not None:
+        run.log_json(judged.resamples.to_json(), "resamples.json")
     if data.pairs is not None:
         run.log_json(data.pairs.to_json(), "pairs.json")
     threshold = judged.calibration.threshold

@@ -24,6 +24,7 @@ from heads.contract import FeatureSource, Head
 from heads.judging.calibration import Calibration, calibrate, calibrate_out_of_fold, fixed
 from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
+from heads.judging.resampling import Resamples, count_pixels, resample
 from heads.looking import seen_of
 from heads.training.out_of_fold import OutOfFold
 from headwater.samples import IMAGE, PAIR
@@ -59,6 +60,8 @@ class Judgement:
         A row a sample, worst mistakes first.
     example
         For the served model's input example: an image, or the two of a pair.
+    resamples
+        The figures over draws of the test set, if they were computed.
     """
 
     samples: Sequence[Sample]
@@ -72,6 +75,7 @@ class Judgement:
     notes: list[str]
     table: list[dict[str, Any]]
     example: Any = None
+    resamples: Resamples | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -95,6 +99,8 @@ class Judging:
         What a sample's key is called in the table.
     metrics
         From a judgement's scores, maps and masks.
+    resample
+        The same over the draws of the test set; None where that is not done.
     columns
         What is told of sample number i beside its score and verdict.
     worst
@@ -103,6 +109,7 @@ class Judging:
 
     key: str
     metrics: Callable[[Judgement], Metrics]
+    resample: Callable[[Judgement], Resamples | None]
     columns: Callable[[Judgement, int], dict[str, Any]]
     worst: Callable[[dict[str, Any]], Any]
 
@@ -147,6 +154,7 @@ def judge(
         samples, scores, maps, masks, calibration, held_scores, seconds, Metrics(), notes, []
     )
     judged.metrics = judging.metrics(judged)
+    judged.resamples = judging.resample(judged)
     for reason in dict.fromkeys(judged.metrics.omitted.values()):
         names = [k for k, v in judged.metrics.omitted.items() if v == reason]
         notes.append(f"{head.name}: no {', '.join(names)}: {reason}")
@@ -255,6 +263,25 @@ def image_metrics(judged: Judgement) -> Metrics:
     )
 
 
+def image_resamples(judged: Judgement) -> Resamples | None:
+    """Return the figures of images and their pixels over draws of the test images."""
+    if not judged.samples:
+        return None
+    # As in `evaluate`: a normal image without a mask has an empty one.
+    truth = [
+        np.zeros(np.shape(heat), bool) if mask is None and not bad else mask
+        for heat, mask, bad in zip(judged.maps, judged.masks, judged.labels, strict=True)
+    ]
+    return resample(
+        judged.scores,
+        judged.labels,
+        [s.kind for s in judged.samples],
+        judged.calibration.threshold,
+        exact=judged.metrics,
+        pixels=count_pixels(list(judged.maps), truth, judged.cut),
+    )
+
+
 def _image_columns(judged: Judgement, i: int) -> dict[str, Any]:
     beyond = float(judged.scores[i]) - judged.calibration.threshold
     return {
@@ -310,6 +337,8 @@ def _most_wrong(row: dict[str, Any]) -> tuple[int, int]:
 
 
 JUDGING = {
-    IMAGE: Judging("path", image_metrics, _image_columns, lambda row: row["margin"]),
-    PAIR: Judging("key", change_metrics, _pair_columns, _most_wrong),
+    IMAGE: Judging(
+        "path", image_metrics, image_resamples, _image_columns, lambda row: row["margin"]
+    ),
+    PAIR: Judging("key", change_metrics, lambda judged: None, _pair_columns, _most_wrong),
 }

@@ -199,9 +199,9 @@ class RegistryReader:
         -------
         list of dict
             JSON-ready, each with ``head, version, model, run_id, snapshot, history_snapshot (of
-            pairs), extractor_id, backbone, weights, aliases, metrics, seconds, peak_mb, created``.
-            `metrics` holds the final figures alone; what was not measured is absent, `seconds` and
-            `peak_mb` None.
+            pairs), extractor_id, backbone, weights, input_size, seed, aliases, metrics, seconds,
+            peak_mb, created``. `metrics` holds the final figures alone; what was not measured is
+            absent, `seconds` and `peak_mb` None.
         """
         if self._empty:
             return []
@@ -241,6 +241,12 @@ class RegistryReader:
             return self.client.get_run(run_id)
         except MlflowException:
             return None  # Deleted for good; the model itself still stands.
+
+    def facts(self, run_id: str) -> tuple[dict[str, str], dict[str, str]] | None:
+        """Return the parameters and tags of a run; None where it was deleted."""
+        with told():
+            run = self._run(run_id)
+        return None if run is None else (dict(run.data.params), dict(run.data.tags))
 
     def get_model(
         self, image_set: str, head: str, version: str | int | None = None
@@ -376,6 +382,8 @@ def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
         "extractor_id": version.tags.get("extractor_id", ""),
         "backbone": version.tags.get("backbone") or params.get("backbone", ""),
         "weights": version.tags.get("weights", ""),
+        "input_size": params.get("input_size", ""),
+        "seed": params.get("config.seed", ""),
         "aliases": sorted(version.aliases),
         "metrics": {k: figures[k] for k in sorted(figures) if not k.startswith(EPOCH)},
         **costs,

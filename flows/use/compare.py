@@ -1,0 +1,215 @@
+"""Models beside each other: how sure their figures are, what differs, and on which images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from heads.judging.resampling import Resamples, delong
+from headwater.errors import ConfigError, ModelError
+from headwater.samples import IMAGE, PAIR
+from headwater.spec import digest
+from storage.registry.registry import Registry
+
+#: What models are ranked by: of images, of pairs.
+FIRST = {IMAGE: "image_auroc", PAIR: "f1"}
+#: Below this a difference is not put down to chance.
+CHANCE = 0.05
+#: Parameters of a run that say where and how fast, not what.
+_NO_MATTER = ("threads", "training.workers", "training.device")
+
+
+def compare_models(registry: Registry, image_set: str) -> list[dict[str, Any]]:
+    """Return a set's models with how sure their figures are, those of one test set together.
+
+    Returns
+    -------
+    list of dict
+        Rows of `Registry.leaderboard` with ``test`` (``images``, ``digest`` of the tested images'
+        contents and kinds; None where the run's table is gone), ``intervals`` (of each figure the
+        95 % interval, where the run kept its draws) and ``behind``: of all but the best of its test
+        set ``model``, ``difference``, ``interval`` and ``p`` of the figure that ranks, and
+        ``level``, whether that may be chance. Larger test sets first, then the best first.
+    """
+    rows = [_tested(registry, row) for row in registry.leaderboard(image_set)]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["test"]["digest"] if row["test"] else "", []).append(row)
+    made: list[dict[str, Any]] = []
+    for group in sorted(groups.values(), key=lambda g: -(g[0]["test"] or {"images": 0})["images"]):
+        first = FIRST[PAIR if any("overall_accuracy" in r["metrics"] for r in group) else IMAGE]
+        ranked = sorted(group, key=lambda r: -r["metrics"].get(first, -1.0))
+        for row in ranked:
+            row["behind"] = None if row is ranked[0] else _behind(ranked[0], row, first)
+        made += ranked
+    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in made]
+
+
+def compare_two(registry: Registry, image_set: str, one: str, other: str) -> dict[str, Any]:
+    """Return what differs between two models of a set, ``HEAD@VERSION`` each (or an alias).
+
+    Returns
+    -------
+    dict
+        ``models``: both rows. ``data`` and ``settings``: what differs, ``[of one, of other]`` by
+        name. ``figures``: by name ``[of one, of other, difference, interval or None]``, where
+        intervals are of the difference over the same draws of the test set; ``p`` of the image
+        AUROC by DeLong's test. ``same_test``: whether they were tested on the same images.
+        ``changed``: images that both were tested on whose verdicts differ.
+
+    Raises
+    ------
+    ConfigError
+        For a model that is not ``HEAD@VERSION``.
+    ModelError
+        Where there is none, or its run is gone.
+    """
+    a, b = (_tested(registry, _named(registry, image_set, name)) for name in (one, other))
+    facts = [registry.facts(row["run_id"]) for row in (a, b)]
+    if None in facts:
+        gone = [r for r, found in zip((a, b), facts, strict=True) if found is None]
+        raise ModelError(
+            f"the run of {gone[0]['model']} version {gone[0]['version']} was deleted",
+            expected="the run that trained it",
+            remedy="compare others",
+        )
+    params, tags = ([found[i] for found in facts if found is not None] for i in (0, 1))
+    data: dict[str, list[Any]] = {}
+    for name in ("snapshot", "history_snapshot", "extractor_id", "backbone", "weights"):
+        if a[name] != b[name]:
+            data[name] = [a[name], b[name]]
+    tested = [(r["test"] or {}).get("digest") for r in (a, b)]
+    if tested[0] != tested[1]:
+        data["test images"] = [_count(a), _count(b)]
+    keep = [{k: v for k, v in p.items() if k not in _NO_MATTER} for p in params]
+    settings = _differing(*keep)
+    code = [t.get("code", "") for t in tags]
+    same = tested[0] is not None and tested[0] == tested[1]
+    return {
+        "models": [{k: v for k, v in r.items() if not k.startswith("_")} for r in (a, b)],
+        "data": data,
+        "settings": settings | ({} if code[0] == code[1] else {"code": code}),
+        "same_test": same,
+        "figures": _figures(a, b, same),
+        "p": _delong(a, b) if same else None,
+        "changed": _changed(a, b),
+    }
+
+
+def _tested(registry: Registry, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a leaderboard's row with what it was tested on and how sure its figures are."""
+    table, draws = None, None
+    for name in (IMAGE.name, PAIR.name):
+        table = table or _json(registry, row["run_id"], f"tables/{name}s.json")
+    if (kept := _json(registry, row["run_id"], "resamples.json")) is not None:
+        draws = Resamples.from_json(kept)
+    test = None
+    if table is not None:
+        seen = sorted([_content(r), r["kind"]] for r in table)
+        test = {"images": len(table), "digest": digest(seen)}
+    intervals = {} if draws is None else {k: draws.interval(k) for k in draws.figures}
+    return {**row, "test": test, "intervals": intervals, "_table": table, "_draws": draws}
+
+
+def _json(registry: Registry, run_id: str, path: str) -> Any:
+    file = registry.artifact(run_id, path)
+    return None if file is None else json.loads(file.read_text())
+
+
+def _content(row: Mapping[str, Any]) -> str:
+    return row["sha256"] if "sha256" in row else row["current_sha256"] + row["history_sha256"]
+
+
+def _behind(best: dict[str, Any], row: dict[str, Any], first: str) -> dict[str, Any] | None:
+    """Return how far a model is behind the best one, and whether that may be chance."""
+    a, b = best["metrics"].get(first), row["metrics"].get(first)
+    if a is None or b is None:
+        return None
+    interval = _interval(best, row, first)
+    p = _delong(best, row) if first == FIRST[IMAGE] else None
+    level = p >= CHANCE if p is not None else None
+    if level is None and interval is not None:
+        level = interval[0] <= 0 <= interval[1]
+    name = f"{best['head']} v{best['version']}"
+    return {"model": name, "difference": b - a, "interval": interval, "p": p, "level": level}
+
+
+def _interval(a: dict[str, Any], b: dict[str, Any], name: str) -> tuple[float, float] | None:
+    """Return the interval of b's figure less a's."""
+    if a["_draws"] is None or b["_draws"] is None:
+        return None
+    found: tuple[float, float] | None = b["_draws"].difference(a["_draws"], name)
+    return found
+
+
+def _delong(a: dict[str, Any], b: dict[str, Any]) -> float | None:
+    """Return the p-value of equal image AUROCs; None without both tables or both classes."""
+    if not a["_table"] or not b["_table"]:
+        return None
+    first = {_content(r): r for r in a["_table"]}
+    second = {_content(r): r for r in b["_table"]}
+    if first.keys() != second.keys():
+        return None
+    labels = np.array([first[k]["kind"] != "good" for k in first])
+    if labels.all() or not labels.any():
+        return None
+    scores = [[rows[k]["score"] for k in first] for rows in (first, second)]
+    return delong(scores[0], scores[1], labels)[1]
+
+
+def _named(registry: Registry, image_set: str, name: str) -> dict[str, Any]:
+    head, at, version = name.partition("@")
+    if not head or (at and not version):
+        raise ConfigError(
+            f"model {name!r}", expected="HEAD@VERSION, as patchcore@2, or HEAD@ALIAS, or HEAD"
+        )
+    return registry.get_model(image_set, head, version or None)
+
+
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {k: [a.get(k), b.get(k)] for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+
+
+def _count(row: Mapping[str, Any]) -> str:
+    return "not known" if row["test"] is None else str(row["test"]["images"])
+
+
+def _figures(a: dict[str, Any], b: dict[str, Any], same: bool) -> dict[str, list[Any]]:
+    found = {}
+    for name in sorted({*a["metrics"]} & {*b["metrics"]}):
+        one, other = a["metrics"][name], b["metrics"][name]
+        found[name] = [one, other, other - one, _interval(a, b, name) if same else None]
+    return found
+
+
+def _changed(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the samples whose verdicts differ, those that only the second has wrong first."""
+    if not a["_table"] or not b["_table"]:
+        return []
+    second = {_content(r): r for r in b["_table"]}
+    made = []
+    for row in a["_table"]:
+        other = second.get(_content(row))
+        if other is None or other["verdict"] == row["verdict"]:
+            continue
+        made.append(
+            {
+                "image": row.get("path", row.get("key")),
+                "kind": row["kind"],
+                "verdicts": [row["verdict"], other["verdict"]],
+                "scores": [row["score"], other["score"]],
+                "better": None if row["correct"] is None else bool(other["correct"]),
+            }
+        )
+    return sorted(made, key=lambda r: (r["better"] is not False, str(r["image"])))
+
+
+def ranked_apart(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Return rows of `compare_models` by the images they were tested on, in their order."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["test"]["digest"] if row["test"] else "", []).append(row)
+    return list(groups.values())

@@ -1,0 +1,124 @@
+"""Models beside each other: what is equal up to chance, what differs, and where."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from flows.extraction.plan import plan_job, ready
+from flows.training.train import train_head
+from flows.training.trainings import Request
+from flows.use.compare import compare_models, compare_two, ranked_apart
+from headwater.errors import ConfigError, ModelError
+from storage.registry.registry import Registry
+from tests.flows.setkit import SmallSet
+
+
+def draw(small, part, number, square=0):
+    """Make a grey image; of a defect with a square of that side."""
+    pixels = np.random.default_rng(number).integers(90, 130, (48, 48, 3), dtype=np.uint8)
+    pixels[20 : 20 + square, 20 : 20 + square] = 160
+    path = small.images / part / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    if square:
+        mask = np.zeros((48, 48), np.uint8)
+        mask[20 : 20 + square, 20 : 20 + square] = 255
+        path = small.images / f"ground_truth/x/{number}_mask.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+
+
+def train(small, **head):
+    small.heads = {"patchcore": {"nodes": ["layer1"], "ratio": 0.2, **head}}
+    settings = ready(small.settings(), small.home, images=False)
+    plan = plan_job(settings, small.home, 3)
+    return train_head(Request(settings, small.home, plan, small.at).trainings(small.at)[0])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A set with three models: two that differ by a seed, one tested on an image less."""
+    made = SmallSet(tmp_path_factory.mktemp("set"))
+    for number in range(12):
+        draw(made, "train/good", number)
+    for number in range(20, 30):
+        draw(made, "test/good", number)
+    for number in range(40, 52):
+        draw(made, "test/x", number, square=2 + number % 4)
+    made.heads = {"patchcore": {"nodes": ["layer1"]}}
+    made.at = made.run().version
+    train(made, seed=0)
+    train(made, seed=1, ratio=0.02)
+    (made.images / "test/x/51.png").unlink()
+    made.at = made.run().version
+    train(made, seed=0)
+    return made
+
+
+def test_models_of_one_test_set_stand_together_and_chance_is_told(small):
+    registry = Registry(small.home.root)
+    rows = compare_models(registry, "s")
+    groups = ranked_apart(rows)
+    assert [[r["test"]["images"] for r in g] for g in groups] == [[22, 22], [21]]
+    best, other = groups[0]
+    assert best["behind"] is None
+    gap = other["metrics"]["image_auroc"] - best["metrics"]["image_auroc"]
+    assert gap <= 0
+    assert other["behind"]["difference"] == pytest.approx(gap)
+    assert other["behind"]["level"] == (other["behind"]["p"] >= 0.05)
+    assert groups[1][0]["behind"] is None  # of other images: with nobody to be behind of
+    for row in rows:
+        for name in ("image_auroc", "aupro", "recall", "pixel_auroc"):
+            low, high = row["intervals"][name]
+            assert low <= row["metrics"][name] <= high
+        assert (row["input_size"], row["seed"] in "01") == ("48x48", True)
+    json.dumps(rows)  # as the command gives them
+
+
+def test_two_models_differ_by_what_was_changed_and_nothing_else(small):
+    registry = Registry(small.home.root)
+    found = compare_two(registry, "s", "patchcore@1", "patchcore@2")
+    assert found["data"] == {}
+    assert found["settings"]["config.ratio"] == ["0.2", "0.02"]
+    assert found["settings"]["config.seed"] == ["0", "1"]
+    assert not [k for k in found["settings"] if not k.startswith("config.")]
+    assert found["same_test"]
+    one, other, gap, (low, high) = found["figures"]["image_auroc"]
+    assert low <= gap <= high
+    assert gap == pytest.approx(other - one)
+    tables = [
+        json.loads(registry.artifact(row["run_id"], "tables/images.json").read_text())
+        for row in found["models"]
+    ]
+    for table, figure in zip(tables, (one, other), strict=True):
+        auroc = roc_auc_score([r["kind"] != "good" for r in table], [r["score"] for r in table])
+        assert auroc == pytest.approx(figure)
+    verdicts = [{r["path"]: r["verdict"] for r in table} for table in tables]
+    changed = {k for k in verdicts[0] if verdicts[0][k] != verdicts[1][k]}
+    assert {r["image"] for r in found["changed"]} == changed
+    apart = compare_two(registry, "s", "patchcore@1", "patchcore@3")
+    assert not apart["same_test"]
+    assert apart["data"]["test images"] == ["22", "21"]
+    assert apart["p"] is None
+    assert all(values[3] is None for values in apart["figures"].values())
+
+
+def test_the_command_says_it_and_tells_mistakes(small, here):
+    told = here("compare", "s", "--home", small.home.root)
+    assert "s: registered models on 22 test images" in told
+    assert "s: registered models on 21 test images" in told
+    assert " to " in told
+    every = json.loads(here("compare", "--home", small.home.root, "--json"))
+    assert len(every) == 3
+    two = here("compare", "s", "patchcore@1", "patchcore@2", "--home", small.home.root)
+    assert "config.ratio" in two
+    assert "with another verdict" in two
+    here("compare", "s", "patchcore@1", "--home", small.home.root, status=2)
+    registry = Registry(small.home.root)
+    with pytest.raises(ConfigError, match="patchcore@"):
+        compare_two(registry, "s", "patchcore@", "patchcore@2")
+    with pytest.raises(ModelError, match="no version '9'"):
+        compare_two(registry, "s", "patchcore@1", "patchcore@9")
