@@ -28,11 +28,12 @@ def compare_models(registry: Registry, image_set: str) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Rows of `Registry.leaderboard` with ``test`` (``images``, ``digest`` of the tested images'
-        contents and kinds; None where the run's table is gone), ``intervals`` (of each figure the
-        95 % interval, where the run kept its draws) and ``behind``: of all but the best of its test
-        set ``model``, ``difference``, ``interval`` and ``p`` of the figure that ranks, and
-        ``level``, whether that may be chance. Larger test sets first, then the best first.
+        Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``test`` (``images`` and
+        ``digest`` of the tested images' contents and kinds; None where the run's table is gone),
+        ``intervals`` (of each figure the 95 % interval, where the run kept its draws) and
+        ``behind``: of all but the best of its test set ``model``, ``difference``, ``interval`` and
+        ``p`` of the figure that ranks, and ``level``, whether that may be chance. Larger test sets
+        first, then the best first.
     """
     rows = [_tested(registry, row) for row in registry.leaderboard(image_set)]
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -110,7 +111,10 @@ def _tested(registry: Registry, row: dict[str, Any]) -> dict[str, Any]:
     if table is not None:
         seen = sorted([_content(r), r["kind"]] for r in table)
         test = {"images": len(table), "digest": digest(seen)}
+    params, _ = registry.facts(row["run_id"]) or ({}, {})
+    about = {"input_size": params.get("input_size", ""), "seed": params.get("config.seed", "")}
     intervals = {} if draws is None else {k: draws.interval(k) for k in draws.figures}
+    row = {**row, **about}
     return {**row, "test": test, "intervals": intervals, "_table": table, "_draws": draws}
 
 

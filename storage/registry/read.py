@@ -199,9 +199,9 @@ class RegistryReader:
         -------
         list of dict
             JSON-ready, each with ``head, version, model, run_id, snapshot, history_snapshot (of
-            pairs), extractor_id, backbone, weights, input_size, seed, aliases, metrics, seconds,
-            peak_mb, created``. `metrics` holds the final figures alone; what was not measured is
-            absent, `seconds` and `peak_mb` None.
+            pairs), extractor_id, backbone, weights, aliases, metrics, seconds, peak_mb, created``.
+            `metrics` holds the final figures alone; what was not measured is absent, `seconds` and
+            `peak_mb` None.
         """
         if self._empty:
             return []
@@ -382,8 +382,6 @@ def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
         "extractor_id": version.tags.get("extractor_id", ""),
         "backbone": version.tags.get("backbone") or params.get("backbone", ""),
         "weights": version.tags.get("weights", ""),
-        "input_size": params.get("input_size", ""),
-        "seed": params.get("config.seed", ""),
         "aliases": sorted(version.aliases),
         "metrics": {k: figures[k] for k in sorted(figures) if not k.startswith(EPOCH)},
         **costs,
