@@ -15,10 +15,7 @@ is what the head's layers take in the store, float16, for a hundred images.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +26,7 @@ import torch
 
 from benchmarks.machine import machine, tell
 from benchmarks.quality import BACKBONES
+from benchmarks.sweep import mean_and_spread, options, parsed
 from features.backbones.backbone import Backbone, load_backbone
 from features.extract import Job, extract
 from features.images.masks import read_mask
@@ -147,11 +145,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         cells.setdefault((row["set"], row["head"], row["backbone"]), []).append(row)
     for (image_set, head, backbone), found in sorted(cells.items(), key=lambda c: c[0][:2]):
-        written = []
-        for figure in FIGURES:
-            values = [row[figure] for row in found]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            written.append(f"{statistics.mean(values):.3f}{spread}")
+        written = [mean_and_spread(found, figure) for figure in FIGURES]
         size, mb = found[0]["size"], found[0]["mb_per_100"]
         lines.append(
             f"| `{image_set}` | `{head}` | {backbone} | {size} | {' | '.join(written)} | {mb} |"
@@ -161,21 +155,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure and print one JSON line a set, backbone, head and seed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", default=SETS)
-    parser.add_argument("--backbones", default=NETS)
-    parser.add_argument("--heads", default="patchcore,padim")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser = options(__doc__, SETS, NETS, "patchcore,padim")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--most", type=int, default=240, help="images taken of a set")
     parser.add_argument("--quick", action="store_true", help="milliseconds of the backbones alone")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the table of results, measure nothing")
-    a = parser.parse_args()
-    if a.table:
-        print(table([json.loads(line) for line in a.table.read_text().splitlines()]))
-        return
+    a = parsed(parser, table)
     about, heads = machine(), a.heads.split(",")
     for image_set in a.sets.split(",")[: 1 if a.quick else None]:
         folder = a.data.resolve() / "images" / image_set

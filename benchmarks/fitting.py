@@ -13,8 +13,6 @@ images of which a crop leaves no defect; they are in the image figures all the s
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import shutil
 import statistics
@@ -29,6 +27,7 @@ import headwater
 from benchmarks.backbones import FIGURES
 from benchmarks.machine import machine, tell
 from benchmarks.quality import BACKBONES
+from benchmarks.sweep import mean_and_spread, options, parsed
 from features.images.masks import read_mask
 from features.images.preprocess import mask_to_input
 from features.images.scan import scan_mvtec
@@ -96,11 +95,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         named = (row["set"], row["head"], row["backbone"], row["resize"])
         cells.setdefault(named, []).append(row)
     for named, found in cells.items():
-        written = []
-        for figure in FIGURES:
-            values = [row[figure] for row in found]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            written.append(f"{statistics.mean(values):.3f}{spread}")
+        written = [mean_and_spread(found, figure) for figure in FIGURES]
         gone = statistics.mean(row["lost"] for row in found)
         lines.append(
             f"| {' | '.join(f'`{n}`' for n in named)} | {' | '.join(written)} | {gone:g} |"
@@ -110,20 +105,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure and print one JSON line a way, head and seed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", default="magnetic_tile")
-    parser.add_argument("--backbones", default="tf_efficientnet_lite0,resnet18")
-    parser.add_argument("--heads", default="patchcore,padim")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser = options(__doc__, "magnetic_tile", "tf_efficientnet_lite0,resnet18", "patchcore,padim")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--most", type=int, default=300, help="images taken of a set")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the table of results, measure nothing")
-    a = parser.parse_args()
-    if a.table:
-        print(table([json.loads(line) for line in a.table.read_text().splitlines()]))
-        return
+    a = parsed(parser, table)
     about = machine()
     for image_set in a.sets.split(","):
         for net in a.backbones.split(","):

@@ -22,8 +22,6 @@ normals to learn from (and takes them out of the test).
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import statistics
 import time
@@ -37,6 +35,7 @@ import torch
 
 from benchmarks.backbones import load
 from benchmarks.machine import machine, tell
+from benchmarks.sweep import options, parsed
 from features.extract import Job, extract
 from features.images.records import ImageRecord
 from features.images.scan import scan_mvtec
@@ -233,22 +232,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure and print one JSON line a set, backbone, head, seed, number and way."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", default="glassfiber_layup_512,magnetic_tile")
-    parser.add_argument("--backbones", default="resnet18,mobilenetv2_100")
-    parser.add_argument("--heads", default="patchcore,fast_flow")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser = options(
+        __doc__,
+        "glassfiber_layup_512,magnetic_tile",
+        "resnet18,mobilenetv2_100",
+        "patchcore,fast_flow",
+    )
     parser.add_argument("--numbers", default="0", help="of normals to learn from; 0: all")
     parser.add_argument("--spoiled", default="0", help="defective images among them")
     parser.add_argument("--ways", default="held-out,random,blocks")
     parser.add_argument("--cache", type=Path, help="keep features between calls")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the table of results, measure nothing")
-    a = parser.parse_args()
-    if a.table:
-        print(table([json.loads(line) for line in a.table.read_text().splitlines()]))
-        return
+    a = parsed(parser, table)
     about, heads = machine(), a.heads.split(",")
     for image_set in a.sets.split(","):
         for backbone in a.backbones.split(","):

@@ -33,6 +33,11 @@ GRID = 512
 _LIMIT = 0.3
 
 
+def _interval(values: Floats, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class Resamples:
     """Figures of a test set over its draws.
@@ -70,11 +75,6 @@ class Resamples:
     def from_json(cls, data: Mapping[str, Any]) -> Resamples:
         """Rebuild from `to_json`'s mapping."""
         return cls(data["seed"], {k: np.array(v, float) for k, v in data["figures"].items()})
-
-
-def _interval(values: Floats, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def draw(strata: Sequence[str], count: int = DRAWS, seed: int = 0) -> Floats:

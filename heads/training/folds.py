@@ -37,6 +37,18 @@ ALONE = 20
 LOOK = 1024
 
 
+def natural(name: str) -> list[Any]:
+    """Return what to sort names by so that frame 10 follows frame 9.
+
+    Examples
+    --------
+    >>> sorted(["f10.png", "f9.png", "e2.png"], key=natural)
+    ['e2.png', 'f9.png', 'f10.png']
+    """
+    parts = re.split(r"(\d+)", name)
+    return [(int(p), p) if i % 2 else p for i, p in enumerate(parts)]
+
+
 @dataclass(frozen=True)
 class Folds:
     """Which fold each normal is in; a pure function of what `assign_folds` is given.
@@ -77,18 +89,6 @@ class Folds:
     def from_json(cls, data: Mapping[str, Any]) -> Folds:
         """Rebuild folds from `to_json`'s mapping."""
         return cls(dict(data["of"]), data["by"], data["correlation"], data["together"])
-
-
-def natural(name: str) -> list[Any]:
-    """Return what to sort names by so that frame 10 follows frame 9.
-
-    Examples
-    --------
-    >>> sorted(["f10.png", "f9.png", "e2.png"], key=natural)
-    ['e2.png', 'f9.png', 'f10.png']
-    """
-    parts = re.split(r"(\d+)", name)
-    return [(int(p), p) if i % 2 else p for i, p in enumerate(parts)]
 
 
 def assign_folds(

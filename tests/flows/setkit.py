@@ -18,6 +18,12 @@ QUIET = Reporter(quiet=True)
 TINY = {"width": 4, "embedding": 16, "mlp": 16, "heads": 2, "layers": 1}
 
 
+def save(pixels, path):
+    """Write an image, its folder too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def make_tiles(folder: Path) -> None:
     """Make ``images`` in MVTec layout: 12 normal images, and 4 good and 4 defective to test."""
     made = make_demo_images(folder / "made")

@@ -18,7 +18,7 @@ from flows.use.predict import predict
 from headwater.errors import ConfigError, DataError, ImageError
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
-from tests.flows.setkit import QUIET, SmallSet
+from tests.flows.setkit import QUIET, SmallSet, save
 
 
 @pytest.fixture
@@ -36,11 +36,6 @@ def draw(small, part, number, shape, defect=10):
         pixels[mask > 0] = 250
         save(mask, small.images / f"ground_truth/{part.removeprefix('test/')}/{number}_mask.png")
     save(pixels, small.images / part / f"{number}.png")
-
-
-def save(pixels, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 def filled(small, shape_of):

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from benchmarks.tiles import make_images
 from features.images.masks import read_mask
@@ -34,7 +33,7 @@ from storage.serving.detector import Detector
 from storage.serving.encoding import decode_map, encode_image
 from storage.serving.pyfunc import ServedModel
 from storage.upkeep.contents import inspect
-from tests.flows.setkit import QUIET, SmallSet, make_pairs, pair_settings
+from tests.flows.setkit import QUIET, SmallSet, make_pairs, pair_settings, save
 
 SHAPE, TILE, OVERLAP = (96, 144), 48, 16
 COUNT = len(parts(*SHAPE, TileSpec(TILE, OVERLAP)))  # 3 rows of 4
@@ -51,11 +50,6 @@ def draw(small, part, number, shape=SHAPE):
         pixels[mask > 0] = 220
         save(mask, small.images / f"ground_truth/x/{number}_mask.png")
     save(pixels, small.images / part / f"{number}.png")
-
-
-def save(pixels, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 def made(folder, **extraction):

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from flows.extraction.plan import plan_job, ready
@@ -13,22 +12,18 @@ from flows.training.trainings import Request
 from flows.use.compare import compare_models, compare_two, ranked_apart
 from headwater.errors import ConfigError, ModelError
 from storage.registry.registry import Registry
-from tests.flows.setkit import SmallSet
+from tests.flows.setkit import SmallSet, save
 
 
 def draw(small, part, number, square=0):
     """Make a grey image; of a defect with a square of that side."""
     pixels = np.random.default_rng(number).integers(90, 130, (48, 48, 3), dtype=np.uint8)
     pixels[20 : 20 + square, 20 : 20 + square] = 160
-    path = small.images / part / f"{number}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    save(pixels, small.images / part / f"{number}.png")
     if square:
         mask = np.zeros((48, 48), np.uint8)
         mask[20 : 20 + square, 20 : 20 + square] = 255
-        path = small.images / f"ground_truth/x/{number}_mask.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(mask).save(path)
+        save(mask, small.images / f"ground_truth/x/{number}_mask.png")
 
 
 def train(small, **head):
