@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
     path.stem
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
-    if "argparse" in path.read_text()
+    if "__main__" in path.read_text()
 ]
 
 
