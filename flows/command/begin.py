@@ -70,7 +70,10 @@ def settings(
         s for s in every_setting() if word.lower() in f"{s.path} {s.field.description}".lower()
     ]
     if not found:
-        raise ConfigError(f"settings {word}: no setting has that word", expected="none shows all")
+        raise ConfigError(
+            f"settings {word}: no setting has that word",
+            expected="a word of its name or description; without one all are shown",
+        )
     if out.is_terminal:
         for one in found:
             told = " ".join(filter(None, (one.option, f"<{one.kind}>")))

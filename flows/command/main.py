@@ -16,7 +16,7 @@ import typer
 
 from flows.command import ahead, begin, job, look, pairs, store
 from flows.command.keep import bundle, homes
-from flows.command.options import UsageError, command_group, explain_usage
+from flows.command.options import UsageError, check_once, command_group, explain_usage
 from flows.runtime.arguments import hide_in_tracebacks, hide_passwords
 from flows.runtime.console import err, out
 from flows.runtime.signals import end_now, sigterm_interrupts, was_asked
@@ -62,6 +62,7 @@ def main() -> None:
     hide_in_tracebacks()
     try:
         with sigterm_interrupts():
+            check_once(typer.main.get_command(app), sys.argv[1:])
             status = app(standalone_mode=False)
     except UsageError as error:
         if (mistake := explain_usage(error)) is not None:

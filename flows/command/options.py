@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,3 +135,21 @@ def explain_usage(error: Any) -> ConfigError | None:
     culprit = culprit[0].lower() + culprit[1:]
     command = error.ctx.command_path if error.ctx else "headwater"
     return ConfigError(culprit, expected=expected, remedy=f"{command} --help says what there is")
+
+
+def check_once(command: Any, words: Sequence[str]) -> None:
+    """Raise `ConfigError` for an option of one value that a command line has twice.
+
+    Click takes the last one without a word. Options without a value, and those that may be
+    repeated, are let be.
+    """
+    while words and (below := getattr(command, "commands", {}).get(words[0])) is not None:
+        command, words = below, words[1:]
+    words = words[: words.index("--")] if "--" in words else words
+    named = [word.partition("=")[0] for word in words if word.startswith("--")]
+    for option in command.params:
+        single = not getattr(option, "multiple", False) and not getattr(option, "is_flag", False)
+        found = [name for name in named if name in option.opts]
+        if single and len(found) > 1:
+            more = " or a list, A,B" if found[0] == "--heads" else ""
+            raise ConfigError(f"{found[0]} is given twice", expected=f"one value{more}")

@@ -97,6 +97,11 @@ def about_tiles(
             remedy="a larger --tile, or a smaller --overlap",
         )
     low, high = min(count.values()), max(count.values())
+    if high == 1:
+        return (
+            f"no image is larger than a tile of {tiles.edge} pixels: each is seen whole, as "
+            "--tile 0 does without holding images out for the thresholds"
+        )
     total = sum(count[shape] * number for shape, number in counted.items())
     return (
         f"{total:,} tiles of {tiles.edge} pixels, neighbours share {tiles.overlap}: {low}"

@@ -164,3 +164,14 @@ def test_a_reader_that_has_seen_enough_is_no_fault(tmp_path):
         ["bash", "-c", command], cwd=tmp_path, env=environment(tmp_path), capture_output=True
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_option_of_one_value_that_is_given_twice_is_a_mistake(here):
+    told = here("run", "s", "--size", "64", "--size=96", status=2)
+    assert "--size is given twice" in told
+    told = here("store", "log", "s", "--home", "a", "--limit", "1", "--home", "b", status=2)
+    assert "--home is given twice" in told
+    assert "A,B" in here("run", "s", "--heads", "padim", "--heads", "patchcore", status=2)
+    # What may be repeated may be; the value of one that may is none of the others.
+    told = here("run", "nothing", "--set", "padim.channels=3", "--set", "padim.seed=1", status=2)
+    assert "twice" not in told
