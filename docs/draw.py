@@ -121,7 +121,8 @@ def draw_rooms(target: Path) -> None:
             for i, room in enumerate(names):
                 place[room] = (start + 2.1 * i, 1.05 * level)
         left += 2.1 * widest + 0.4
-    place["headwater"] = (left / 2 - 1.2, 0.0)
+    # Below all others: what stands alone does not stand on it.
+    place["headwater"] = (left / 2 - 1.2, -1.05)
     top = 1 + max(height.values())
     figure, axes = plt.subplots(figsize=(left, 1.05 * top), layout="constrained")
     for room, targets in reduced(rooms).items():
@@ -134,7 +135,7 @@ def draw_rooms(target: Path) -> None:
     for room, (x, y) in place.items():
         box(axes, x, y, 1.8, room.replace(".", "/"), COLOURS[room.split(".")[0]])
     axes.set_xlim(-0.2, left)
-    axes.set_ylim(-0.2, 1.05 * top - 0.2)
+    axes.set_ylim(-1.25, 1.05 * top - 0.2)
     axes.axis("off")
     figure.savefig(target, dpi=110)
     plt.close(figure)
