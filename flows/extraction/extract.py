@@ -47,6 +47,7 @@ from storage.store.table import ImageRow, Selection
 
 if TYPE_CHECKING:
     from flows.extraction.backbone import BackboneRef
+    from flows.extraction.regions import OwnRegions
     from flows.runtime.console import Reporter
     from flows.runtime.home import Home
     from flows.runtime.settings import Settings
@@ -123,7 +124,7 @@ def bring_up_to_date(
     )
     _look(report, found, plan.heads, at_least)
     given_region = settings.extraction.roi
-    settings, plan = as_seen(settings, plan, found, report, home)
+    settings, plan, own = as_seen(settings, plan, found, report, home)
     extractions = plan_extraction(plan.heads)
     for one in extractions:
         assert plan.backbone is not None
@@ -139,7 +140,7 @@ def bring_up_to_date(
     options = StoreOptions(compression=settings.extraction.compression)
     stores = [FeatureStore.open(home.store, name, options=options) for name in sides]
     keep_region(given_region, home)
-    if (own := own_regions(given_region, found, home, image_set)) is not None:
+    if own is not None:
         own.keep(home)
     specs = [one.spec for one in extractions]
     used = {arithmetic_key(s.backbone, s.weights): s.precision for s in specs}
@@ -170,10 +171,11 @@ def bring_up_to_date(
 
 def as_seen(
     settings: Settings, plan: JobPlan, found: Found, report: ExtractionReport, home: Home
-) -> tuple[Settings, JobPlan]:
+) -> tuple[Settings, JobPlan, OwnRegions | None]:
     """Settle what only the images can say: their shapes, and which values are black and white.
 
-    The settings are as the set will remember them; nothing is written.
+    The settings are as the set will remember them; nothing is written. With them come the regions
+    of images that have their own, to be kept.
     """
     wanted, every = settings.extraction, [r for rows in found.sides.values() for r in rows]
     how = wanted.resize or "squash"
@@ -197,7 +199,7 @@ def as_seen(
         spec = plan.heads[0].spec
         report.notes.append(about_tiles(shapes, spec, tiles, max(views, default=1)))
     settings = changed(settings, {f"extraction.{key}": value for key, value in kept.items()})
-    return settings, plan.seeing(**report.seen)
+    return settings, plan.seeing(**report.seen), own
 
 
 def _range(

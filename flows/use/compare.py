@@ -36,11 +36,10 @@ def compare_models(registry: Registry, image_set: str) -> list[dict[str, Any]]:
         first, then the best first.
     """
     rows = [_tested(registry, row) for row in registry.leaderboard(image_set)]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row["test"]["digest"] if row["test"] else "", []).append(row)
     made: list[dict[str, Any]] = []
-    for group in sorted(groups.values(), key=lambda g: -(g[0]["test"] or {"images": 0})["images"]):
+    for group in sorted(
+        ranked_apart(rows), key=lambda g: -(g[0]["test"] or {"images": 0})["images"]
+    ):
         first = FIRST[PAIR if any("overall_accuracy" in r["metrics"] for r in group) else IMAGE]
         ranked = sorted(group, key=lambda r: -r["metrics"].get(first, -1.0))
         for row in ranked:
@@ -69,7 +68,7 @@ def compare_two(registry: Registry, image_set: str, one: str, other: str) -> dic
         Where there is none, or its run is gone.
     """
     a, b = (_tested(registry, _named(registry, image_set, name)) for name in (one, other))
-    facts = [registry.facts(row["run_id"]) for row in (a, b)]
+    facts = [row["_facts"] for row in (a, b)]
     if None in facts:
         gone = [r for r, found in zip((a, b), facts, strict=True) if found is None]
         raise ModelError(
@@ -111,10 +110,11 @@ def _tested(registry: Registry, row: dict[str, Any]) -> dict[str, Any]:
     if table is not None:
         seen = sorted([_content(r), r["kind"]] for r in table)
         test = {"images": len(table), "digest": digest(seen)}
-    params, _ = registry.facts(row["run_id"]) or ({}, {})
+    facts = registry.facts(row["run_id"])
+    params = {} if facts is None else facts[0]
     about = {"input_size": params.get("input_size", ""), "seed": params.get("config.seed", "")}
     intervals = {} if draws is None else {k: draws.interval(k) for k in draws.figures}
-    row = {**row, **about}
+    row = {**row, **about, "_facts": facts}
     return {**row, "test": test, "intervals": intervals, "_table": table, "_draws": draws}
 
 
@@ -211,9 +211,9 @@ def _changed(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(made, key=lambda r: (r["better"] is not False, str(r["image"])))
 
 
-def ranked_apart(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def ranked_apart(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Return rows of `compare_models` by the images they were tested on, in their order."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["test"]["digest"] if row["test"] else "", []).append(row)
     return list(groups.values())

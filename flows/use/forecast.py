@@ -224,7 +224,7 @@ def forecast(
     found = find(require_set(settings), given, beside or home, reporter, rehash)
     looked = ExtractionReport(require_set(settings), notes=list(found.notes))
     regions = regions_given(settings.extraction.roi, home)
-    settings, plan = as_seen(settings, plan, found, looked, home)
+    settings, plan, _ = as_seen(settings, plan, found, looked, home)
     options = settings.extraction
     ahead = extraction_ahead(home, plan, found, options, regions, measure_from)
     samples = reviewed(_samples(found), home.reviews(require_set(settings)))
