@@ -109,8 +109,9 @@ def _joined(folder: Path) -> Mask:
 def scaled(marked: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bring a ``[H, W]`` bool mask to ``(height, width)``.
 
-    A pixel is marked where at least half of it is covered, interpolated bilinearly; of marks too
-    thin for that what is covered most. A mask of this size is returned as it is.
+    A pixel is marked where at least half of it is covered, interpolated bilinearly; of a mark too
+    small for that what is covered most, so that none is lost. A mask of this size is returned as it
+    is.
 
     Examples
     --------
@@ -125,9 +126,25 @@ def scaled(marked: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     x = torch.from_numpy(np.ascontiguousarray(marked, np.float32))[None, None]
     cover = F.interpolate(x, size=tuple(size), mode="bilinear", antialias=True)[0, 0].numpy()
     made = cover >= 0.5 - 1e-6
-    if not made.any() and marked.any():
-        made = cover >= cover.max() - 1e-6
+    if marked.any():
+        _keep_small(made, cover, marked)
     return made
+
+
+def _keep_small(made: np.ndarray, cover: np.ndarray, marked: np.ndarray) -> None:
+    """Mark in `made` what is covered most of each connected mark that has left nothing there."""
+    from scipy import ndimage  # late: masks are mostly of their image's size
+
+    rows, columns = np.nonzero(marked)
+    pieces, number = ndimage.label(marked, np.ones((3, 3)))
+    piece = pieces[rows, columns]
+    rows = rows * made.shape[0] // marked.shape[0]
+    columns = columns * made.shape[1] // marked.shape[1]
+    left = np.bincount(piece, made[rows, columns], minlength=number + 1) > 0
+    most = np.zeros(number + 1, cover.dtype)
+    np.maximum.at(most, piece, cover[rows, columns])
+    small = ~left[piece] & (cover[rows, columns] >= most[piece] - 1e-6)
+    made[rows[small], columns[small]] = True
 
 
 def same_view(mask: tuple[int, int], image: tuple[int, int]) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from features.images.depth import levels
+from features.images.masks import scaled
 from headwater.errors import ConfigError
 from headwater.geometry import Placement, place
 from headwater.spec import ExtractorSpec, ViewSpec
@@ -140,6 +141,45 @@ def own_map(
     return whole, None if seen.all() else seen
 
 
+def map_to_image(heat: np.ndarray, height: int, width: int, spec: ExtractorSpec) -> np.ndarray:
+    """Bring a map of the input to the pixels of its image, bilinearly.
+
+    Parameters
+    ----------
+    heat
+        ``[h, w]`` at the input's size; what is masked was not looked at and has no say.
+    height, width
+        Of the image, or of the image at another scale, pixels.
+    spec
+        How the image was placed.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``[height, width]`` float32, a masked array where not all of the image was looked at.
+
+    Examples
+    --------
+    >>> spec = ExtractorSpec("resnet18", "untrained:0", resize=(4, 4), crop=(2, 2))
+    >>> map_to_image(np.ones((2, 2), np.float32), 8, 8, spec).count()
+    16
+    """
+    where = place(height, width, spec)
+    whole = np.zeros((2, *where.scaled), np.float32)
+    seen = ~np.ma.getmaskarray(heat)[where.filled]
+    whole[0][where.shown] = np.where(seen, np.ma.getdata(heat)[where.filled], 0)
+    whole[1][where.shown] = seen
+    looked = whole[1]
+    if where.scaled != (height, width):
+        x = torch.from_numpy(whole)[None]
+        whole = F.interpolate(x, (height, width), mode="bilinear", antialias=True)[0].numpy()
+        looked = F.interpolate(x[:, 1:], (height, width), mode="nearest-exact")[0, 0].numpy()
+    values, share = whole
+    if seen.all() and seen.shape == where.scaled:
+        return values
+    return np.ma.masked_array(values / np.maximum(share, 1e-6), looked == 0)
+
+
 def blank_colour(spec: ExtractorSpec) -> np.ndarray:
     """Return the colour of what is not looked at, ``[3]`` uint8."""
     return np.rint(np.array(spec.mean) * 255).clip(0, 255).astype(np.uint8)
@@ -174,12 +214,15 @@ def _window(pixels: np.ndarray, where: Placement, blank: Any) -> np.ndarray:
     return window
 
 
-def mask_to_input(mask: np.ndarray, spec: ExtractorSpec) -> np.ndarray:
-    """Bring a ``[H, W]`` bool mask to the input's ``[h, w]``: nearest pixel, placed alike.
+def mask_to_input(mask: np.ndarray, spec: ExtractorSpec, *, keep_small: bool = False) -> np.ndarray:
+    """Bring a ``[H, W]`` bool mask to the input's ``[h, w]``, placed alike; padding is False.
 
-    Padding is False.
+    By the nearest pixel, or with `keep_small` so that no mark is too small to be seen
+    (`features.images.masks.scaled`).
     """
     where = place(mask.shape[0], mask.shape[1], spec)
+    if keep_small:
+        return _window(scaled(mask, where.scaled), where, False)
     x = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.uint8))[None, None]
     if x.shape[-2:] != where.scaled:
         x = F.interpolate(x, size=where.scaled, mode="nearest-exact")

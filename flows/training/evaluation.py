@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,22 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from features.images.masks import read_mask, scaled
 from features.images.pixels import read_image
-from features.images.preprocess import mask_to_input
 from flows.extraction.samples import ACCEPTED, Sample, what_is_left_out
 from flows.training.data import TrainingData
 from flows.training.scoring import Maps, Scoring
+from flows.training.truth import Truth, truth_of
 from heads.contract import FeatureSource, Head
 from heads.judging.calibration import Calibration, calibrate, calibrate_out_of_fold, fixed
 from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
 from heads.judging.resampling import Resamples, count_pixels, resample
-from heads.looking import seen_of
 from heads.training.out_of_fold import OutOfFold
 from headwater.samples import IMAGE, PAIR
-from headwater.spec import ExtractorSpec
-from headwater.tiles import joined_size
 
 #: A probability above this is a defect or a change.
 EVEN = 0.5
@@ -43,10 +40,12 @@ class Judgement:
     ----------
     samples
         ``N`` test samples.
-    scores, maps, masks
-        What the head gave, ``[N]`` and ``[N, H, W]`` float32, and ``N`` of ``[H, W]`` bool or None.
-        The maps are a masked array where not all of every image is looked at; of images seen in
-        tiles the joined ones, a list: each has a size of its own.
+    scores, maps
+        What the head gave, ``[N]`` and ``[N, H, W]`` float32. The maps are a masked array where not
+        all of every image is looked at; of images seen in tiles the joined ones, a list: each has a
+        size of its own.
+    truth
+        What is to be found in their pixels.
     calibration
         Thresholds.
     held_scores
@@ -67,7 +66,7 @@ class Judgement:
     samples: Sequence[Sample]
     scores: np.ndarray
     maps: Maps
-    masks: Sequence[np.ndarray | None]
+    truth: Truth
     calibration: Calibration
     held_scores: np.ndarray | None
     score_seconds: float
@@ -81,6 +80,11 @@ class Judgement:
     def labels(self) -> np.ndarray:
         """``[N]`` bool, true where there is something to be found, as far as is known."""
         return np.array([bool(s.defective) for s in self.samples], dtype=bool)
+
+    @functools.cached_property
+    def masks(self) -> list[np.ndarray | None]:
+        """What is to be found, of the size of the maps."""
+        return self.truth.shown()
 
     @property
     def cut(self) -> float:
@@ -148,10 +152,9 @@ def judge(
         scores, maps = scored(data.source(samples))
     seconds = time.perf_counter() - began
     notes = what_is_left_out(data.head, data.readable)
-    masks = [mask_of(s, data.spec, notes) for s in samples]
-    samples, masks = _as_looked_at(data, samples, maps, masks, notes)
+    samples, truth = truth_of(data, samples, maps, notes)
     judged = Judgement(
-        samples, scores, maps, masks, calibration, held_scores, seconds, Metrics(), notes, []
+        samples, scores, maps, truth, calibration, held_scores, seconds, Metrics(), notes, []
     )
     judged.metrics = judging.metrics(judged)
     judged.resamples = judging.resample(judged)
@@ -165,33 +168,6 @@ def judge(
             images = tuple(read_image(path) for path in sample.paths)
             judged.example = images if sample.is_pair else images[0]
     return judged
-
-
-def _as_looked_at(
-    data: TrainingData,
-    samples: Sequence[Sample],
-    maps: Maps,
-    masks: Sequence[np.ndarray | None],
-    notes: list[str],
-) -> tuple[list[Sample], list[np.ndarray | None]]:
-    """Return samples and masks as far as they are looked at.
-
-    What has its defect outside of the region of interest alone is normal inside.
-    """
-    inside = [m if m is None else m & seen_of(heat) for m, heat in zip(masks, maps, strict=True)]
-    if not data.spec.region:
-        return list(samples), inside
-    told, gone = list(samples), []
-    for i, (mask, seen) in enumerate(zip(masks, inside, strict=True)):
-        if mask is not None and seen is not None and mask.any() and not seen.any():
-            told[i] = dataclasses.replace(samples[i], kind="good")
-            gone.append(samples[i].key)
-    if gone:
-        notes.append(
-            f"{len(gone)} test {data.kind.name}(s) with nothing to be found inside the region of "
-            f"interest count as {data.kind.verdicts[0]}, such as {gone[0]}"
-        )
-    return told, inside
 
 
 def ties(head: str, kind: str, scores: np.ndarray) -> list[str]:
@@ -219,21 +195,6 @@ def ties(head: str, kind: str, scores: np.ndarray) -> list[str]:
     ]
 
 
-def mask_of(sample: Sample, spec: ExtractorSpec, notes: list[str]) -> np.ndarray | None:
-    """Return a sample's mask at the size of its map; None, noted, where it cannot be read."""
-    if sample.mask is None:
-        return None
-    try:
-        mask = read_mask(sample.mask, sample.size)
-        if spec.tiles is not None:
-            return scaled(mask, joined_size(*mask.shape))
-        return mask_to_input(mask, spec)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        notes.append(f"{sample.mask}: {first}; counts for image metrics only")
-        return None
-
-
 def _row(data: TrainingData, judged: Judgement, i: int) -> dict[str, Any]:
     sample, score = judged.samples[i], float(judged.scores[i])
     judging, flagged = JUDGING[data.kind], score > judged.calibration.threshold
@@ -255,9 +216,9 @@ def image_metrics(judged: Judgement) -> Metrics:
     """Return the metrics of images and of their pixels; a defect without mask has no pixels."""
     return evaluate(
         judged.scores,
-        judged.maps,
+        judged.truth.maps,
         judged.labels,
-        judged.masks,
+        judged.truth.masks,
         threshold=judged.calibration.threshold,
         pixel_threshold=judged.calibration.pixel_threshold,
     )
@@ -267,18 +228,15 @@ def image_resamples(judged: Judgement) -> Resamples | None:
     """Return the figures of images and their pixels over draws of the test images."""
     if not judged.samples:
         return None
-    # As in `evaluate`: a normal image without a mask has an empty one.
-    truth = [
-        np.zeros(np.shape(heat), bool) if mask is None and not bad else mask
-        for heat, mask, bad in zip(judged.maps, judged.masks, judged.labels, strict=True)
-    ]
+    # At the size of the maps, which is a sixteenth of the work: the draws are centred on the exact
+    # figures.
     return resample(
         judged.scores,
         judged.labels,
         [s.kind for s in judged.samples],
         judged.calibration.threshold,
         exact=judged.metrics,
-        pixels=count_pixels(list(judged.maps), truth, judged.cut),
+        pixels=count_pixels(judged.maps, judged.masks, judged.cut),
     )
 
 
@@ -296,13 +254,14 @@ def _image_columns(judged: Judgement, i: int) -> dict[str, Any]:
 
 def change_metrics(judged: Judgement) -> Metrics:
     """Return the metrics over the pixels of labelled pairs, and the AUROC of whole pairs."""
-    known = [i for i, mask in enumerate(judged.masks) if mask is not None]
-    if not known:
+    truth = {i: mask for i, mask in enumerate(judged.truth.masks) if mask is not None}
+    if not truth:
         empty = Metrics()
         empty.omitted["pixel figures"] = "no test pair has a mask"
         return empty
-    truth = [mask for mask in judged.masks if mask is not None]
-    found = pair_metrics([judged.maps[i] for i in known], truth, threshold=judged.cut)
+    known = list(truth)
+    maps = [judged.truth.maps[i] for i in known]
+    found = pair_metrics(maps, list(truth.values()), threshold=judged.cut)
     changed = judged.labels[known]
     if changed.any() and not changed.all():
         found["image_auroc"] = auroc(judged.scores[known], changed)

@@ -23,6 +23,7 @@ from heads.looking import seen_of
 from headwater.errors import DataError, ShapeError
 
 Floats = NDArray[np.float64]
+Maps = Sequence[ArrayLike] | NDArray[Any]
 _BLOCK = 1 << 20
 EIGHT = np.ones((3, 3), dtype=np.int8)
 
@@ -254,9 +255,7 @@ class PixelRanking:
         return out
 
 
-def rank_pixels(
-    maps: Sequence[ArrayLike], masks: Sequence[NDArray[np.bool_] | None]
-) -> PixelRanking:
+def rank_pixels(maps: Maps, masks: Sequence[NDArray[np.bool_] | None]) -> PixelRanking:
     """Sort the pixels of all maps whose mask is known.
 
     Parameters
@@ -278,14 +277,15 @@ def rank_pixels(
     weights: list[Floats] = [np.zeros(1)]
     used = normal = components = 0
     for i in known:
-        values, mask = np.asarray(maps[i], dtype=np.float32), np.array(masks[i], dtype=bool)
+        heat, mask = maps[i], np.array(masks[i], dtype=bool)
+        values, seen = np.asarray(heat, dtype=np.float32), seen_of(heat)
         if values.shape != mask.shape:
             raise ShapeError(
                 f"map {i} has shape {values.shape}, its mask {mask.shape}", expected="equal shapes"
             )
         if not np.isfinite(values).all():
             raise DataError(f"map {i} holds values that are not finite", expected="finite scores")
-        mask &= (seen := seen_of(maps[i]))
+        mask &= seen
         bits = (values + np.float32(0))[seen].view(np.uint32)  # the sum turns -0 into 0
         negative = bits >> np.uint32(31) == 1
         ordered = np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
@@ -308,7 +308,7 @@ def rank_pixels(
 
 def evaluate(
     scores: ArrayLike,
-    maps: Sequence[ArrayLike] | NDArray[Any] | None,
+    maps: Maps | None,
     labels: ArrayLike,
     masks: Sequence[NDArray[np.bool_] | None] | None,
     *,
@@ -366,12 +366,12 @@ def evaluate(
             f"{len(maps)} maps and {len(given)} masks for {truth.size} labels", expected="one each"
         )
     pixel_truth = [
-        np.zeros(np.shape(one), bool) if mask is None and not bad else mask
-        for one, mask, bad in zip(maps, given, truth, strict=True)
+        np.zeros(np.shape(maps[i]), bool) if mask is None and not truth[i] else mask
+        for i, mask in enumerate(given)
     ]
-    _merge(out, rank_pixels(list(maps), pixel_truth).figures())
+    _merge(out, rank_pixels(maps, pixel_truth).figures())
     if pixel_threshold is not None:
-        tp, called, bad = pixel_counts(list(maps), pixel_truth, pixel_threshold)
+        tp, called, bad = pixel_counts(maps, pixel_truth, pixel_threshold)
         if bad:
             out["pixel_f1"], out["pixel_iou"] = 2 * tp / (called + bad), tp / (called + bad - tp)
         else:
@@ -380,7 +380,7 @@ def evaluate(
 
 
 def pixel_counts(
-    maps: Sequence[ArrayLike], masks: Sequence[NDArray[np.bool_] | None], threshold: float
+    maps: Maps, masks: Sequence[NDArray[np.bool_] | None], threshold: float
 ) -> tuple[int, int, int]:
     """Return how many pixels are rightly called, called, and defective, of maps with a mask."""
     tp = called = bad = 0

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.stats import norm
 
-from heads.judging.metrics import EIGHT, Metrics, as_classes
+from heads.judging.metrics import EIGHT, Maps, Metrics, as_classes
 from heads.looking import seen_of
 
 Floats = NDArray[np.float64]
@@ -229,9 +229,7 @@ def _area_below(rate: Floats, covered: Floats) -> Floats:
 
 
 def count_pixels(
-    maps: Sequence[ArrayLike],
-    masks: Sequence[NDArray[np.bool_] | None],
-    pixel_threshold: float,
+    maps: Maps, masks: Sequence[NDArray[np.bool_] | None], pixel_threshold: float
 ) -> PixelCounts | None:
     """Count what each image adds to the curves; None where no mask marks a pixel.
 

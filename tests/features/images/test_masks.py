@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from features.images.masks import look_at_mask, read_mask, same_view, scaled
 from tests.features.imagekit import save
@@ -71,3 +72,19 @@ def test_masks_of_another_size_cover_the_same_place(tmp_path):
     assert same_view((400, 375), (800, 750))
     assert same_view((133, 75), (267, 150))
     assert not same_view((120, 200), (160, 160))
+
+
+def test_no_mark_is_too_small_to_be_scaled_down():
+    rng = np.random.default_rng(0)
+    marks = np.zeros((700, 900), bool)
+    for top, left in rng.integers(0, (69, 89), (40, 2)) * 10:
+        marks[top : top + rng.integers(1, 6), left : left + rng.integers(1, 6)] = True
+    small = scaled(marks, (70, 90))
+    pieces, number = ndimage.label(marks, np.ones((3, 3)))
+    for rows, columns in ndimage.find_objects(pieces):
+        around = small[
+            max(0, rows.start // 10 - 1) : rows.stop // 10 + 2,
+            max(0, columns.start // 10 - 1) : columns.stop // 10 + 2,
+        ]
+        assert around.any()
+    assert small.sum() <= 2 * number  # nothing else grew

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
+from features.images.places.regions import looked
 from features.images.preprocess import (
     blank_colour,
     make_view,
+    map_to_image,
     mask_to_input,
     own_map,
     own_picture,
@@ -17,6 +20,7 @@ from features.images.preprocess import (
     preprocess,
 )
 from headwater.errors import ConfigError
+from headwater.geometry import place
 from headwater.spec import ExtractorSpec, ViewSpec
 
 
@@ -152,3 +156,29 @@ def test_a_map_comes_back_onto_its_defect_in_the_images_own_geometry(fitting):
     else:
         assert seen is None
         assert heat.shape == ((48, 48) if fitting == "squash" else (29, 48))
+
+
+@pytest.mark.parametrize("fitting", ["squash", "fit", "crop"])
+@pytest.mark.parametrize("crop", [None, (40, 32)])
+def test_a_map_lies_on_the_pixels_of_its_image(fitting, crop):
+    s = spec(resize=(48, 48), crop=crop, fitting=fitting)
+    rows, columns = np.mgrid[:120, :200].astype(np.float32)
+    # A map that says of each pixel of the input where it comes from says so of the image's.
+    ramps = [np.repeat((ramp[..., None] / 2).astype(np.uint8), 3, 2) for ramp in (rows, columns)]
+    for ramp, image in zip((rows, columns), ramps, strict=True):
+        seen = preprocess(image, s).numpy()[0] * s.std[0] + s.mean[0]
+        heat = np.ma.masked_array(seen * 510, ~looked(120, 200, s))
+        back = map_to_image(heat, 120, 200, s)
+        kept = ~np.ma.getmaskarray(back)
+        assert kept.mean() == pytest.approx(looked_share(s, crop), abs=0.02)
+        inner = ndimage.binary_erosion(kept, iterations=6)
+        assert abs(back - ramp)[inner].max() < 4
+    assert isinstance(back, np.ma.MaskedArray) == (not kept.all())
+
+
+def looked_share(s, crop):
+    """Share of a 120 x 200 image that the input shows."""
+    where = place(120, 200, s)
+    rows, columns = where.shown
+    shown = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return shown / (where.scaled[0] * where.scaled[1])
