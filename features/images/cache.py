@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import hashlib
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from features.images.depth import Depth
+from features.images.looks import look_of, pixels_digest
 from features.images.masks import look_at_mask
 from features.images.pixels import look_at
 from headwater.errors import HeadwaterError
@@ -23,7 +25,7 @@ Progress = Callable[[int, int], None]
 #: Files looked up and read at a time: bounds the memory of a scan.
 _CHUNK = 512
 #: Raised when `_read` finds something else in a file, so that old caches are read anew.
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class FileFacts:
         Of a mask: whether it marks nothing.
     soft
         Of a mask: whether it has soft edges.
+    pixels, look
+        Of an image: what it shows, exactly and from afar (`features.images.looks`).
     """
 
     path: str
@@ -62,6 +66,8 @@ class FileFacts:
     depth: Depth | None = None
     blank: bool = False
     soft: bool = False
+    pixels: str = ""
+    look: builtins.bytes = b""
 
 
 class FileCache:
@@ -110,7 +116,7 @@ class FileCache:
                 "CREATE TABLE IF NOT EXISTS files (path BLOB, mask INTEGER, size INTEGER,"
                 " mtime_ns INTEGER, inode INTEGER, sha256 TEXT, width INTEGER, height INTEGER,"
                 " reason TEXT, note TEXT, kind TEXT, low REAL, high REAL, blank INTEGER,"
-                " soft INTEGER, PRIMARY KEY (path, mask)) WITHOUT ROWID"
+                " soft INTEGER, pixels TEXT, look BLOB, PRIMARY KEY (path, mask)) WITHOUT ROWID"
             )
             db.commit()
         except sqlite3.DatabaseError:
@@ -164,18 +170,19 @@ class FileCache:
         rows = [
             (os.fsencode(p), int(mask), *stat, f.sha256, f.width, f.height, f.reason, f.note)
             + ((f.depth.kind, f.depth.low, f.depth.high) if f.depth else ("", 0.0, 0.0))
-            + (f.blank, f.soft)
+            + (f.blank, f.soft, f.pixels, f.look)
             for p, (stat, f) in fresh.items()
             if stat is not None
         ]
         with self._db:
             self._db.executemany(
-                f"INSERT OR REPLACE INTO files VALUES ({','.join('?' * 15)})", rows
+                f"INSERT OR REPLACE INTO files VALUES ({','.join('?' * 17)})", rows
             )
 
 
 _COLUMNS = (
-    "path, size, mtime_ns, inode, sha256, width, height, reason, note, kind, low, high, blank, soft"
+    "path, size, mtime_ns, inode, sha256, width, height, reason, note, kind, low, high, blank,"
+    " soft, pixels, look"
 )
 
 
@@ -185,10 +192,13 @@ _Entry = tuple[_Stat | None, FileFacts]
 
 def _from_row(row: tuple[Any, ...]) -> tuple[str, _Entry]:
     """Return what a row of `_COLUMNS` remembers, by its path."""
-    name, size, mtime, inode, sha, width, height, reason, note, kind, low, high, blank, soft = row
+    name, size, mtime, inode, sha, width, height, reason, note, kind, low, high, *more = row
+    blank, soft, pixels, look = more
     path = os.fsdecode(name)
     depth = Depth(kind, low, high) if kind else None
-    facts = FileFacts(path, sha, width, height, size, reason, note, depth, bool(blank), bool(soft))
+    facts = FileFacts(
+        path, sha, width, height, size, reason, note, depth, bool(blank), bool(soft), pixels, look
+    )
     return path, ((size, mtime, inode), facts)
 
 
@@ -221,6 +231,7 @@ def _read(path: str, mask: bool) -> _Entry:
                 decoded = look_at(file, path)
                 height, width = decoded.pixels.shape[:2]
                 more = {"note": "; ".join(decoded.notes), "depth": Depth.of(decoded.pixels)}
+                more |= {"pixels": pixels_digest(decoded.pixels), "look": look_of(decoded.pixels)}
     except HeadwaterError as error:
         reason = error.culprit.removeprefix(f"{path}: ")
         if error.expected:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from features.images.cache import FileCache, Progress
 from features.images.folders import Links, Walker, folder
+from features.images.looks import near_copies
 from features.images.masks import read_mask
 from features.images.records import BrokenImage, ImageRecord, Scan, Split, about
 from headwater.errors import DataError
@@ -126,6 +127,7 @@ def scan_pairs(
         masks = dict(zip(masked, files.facts(masked, mask=True), strict=True))
         result.hashed = files.reads
     pairs = []
+    shown: dict[str, tuple[str, bytes]] = {}
     for n, (split, key, names) in enumerate(found):
         sides = [facts[side][n] for side in SIDES]
         bad = [BrokenImage(Path(f.path), f.reason) for f in sides if f.reason]
@@ -139,6 +141,11 @@ def scan_pairs(
             history = ImageRecord.of(sides[1], split, "good", None)
             sha = label.sha256 if label and mask else ""
             pairs.append(PairRecord(f"{split}/{key}", split, current, history, mask, sha))
+            shown[pairs[-1].key] = (
+                sides[0].pixels + sides[1].pixels,
+                sides[0].look + sides[1].look,
+            )
+    pairs = _tested_alone(pairs, shown, result)
     with ThreadPoolExecutor(2) as pool:
         changed = list(pool.map(lambda p: p.mask is not None and read_mask(p.mask).any(), pairs))
     result.pairs = sorted(
@@ -154,6 +161,30 @@ def scan_pairs(
         first = f"; the first: {result.broken[0].path}: {result.broken[0].reason}"
         raise DataError(f"{root}: no usable pair of {len(found)}{first}")
     return result
+
+
+def _tested_alone(
+    pairs: list[PairRecord], shown: dict[str, tuple[str, bytes]], result: PairScan
+) -> list[PairRecord]:
+    """Leave out training pairs that are tested, and report those that show nearly the same.
+
+    `shown` says by a pair's key what its two images show.
+    """
+    tested = {shown[p.key][0]: p.key for p in pairs if p.split == "test"}
+    both = [p for p in pairs if p.split == "train" and shown[p.key][0] in tested]
+    if both:
+        first = ", ".join(f"{p.key} = {tested[shown[p.key][0]]}" for p in both[:3])
+        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
+        result.problems.append(
+            f"{len(both)} training pair(s) are in the test set, too: {first}{more}; they are "
+            "tested and not trained on"
+        )
+    gone = {p.key for p in both}
+    left = [p for p in pairs if p.key not in gone]
+    now, learnt = ([p.key for p in left if p.split == split] for split in ("test", "train"))
+    found = near_copies([shown[key][1] for key in now], [shown[key][1] for key in learnt])
+    result.copies = [(now[i], learnt[j]) for i, j, _ in found]
+    return left
 
 
 def _match(place: Path, walker: Walker, result: PairScan) -> Iterator[tuple[str, dict[str, str]]]:

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from features.images.depth import in_colour
-from features.images.jpeg import what_is_missing
-from features.images.tiff import Page
+from features.images.formats.jpeg import what_is_missing
+from features.images.formats.tiff import Page
 from headwater.errors import ImageError
 from headwater.files import open_regular
 

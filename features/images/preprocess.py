@@ -161,7 +161,7 @@ def map_to_image(heat: np.ndarray, height: int, width: int, spec: ExtractorSpec)
     Examples
     --------
     >>> spec = ExtractorSpec("resnet18", "untrained:0", resize=(4, 4), crop=(2, 2))
-    >>> map_to_image(np.ones((2, 2), np.float32), 8, 8, spec).count()
+    >>> int(map_to_image(np.ones((2, 2), np.float32), 8, 8, spec).count())
     16
     """
     where = place(height, width, spec)

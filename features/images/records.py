@@ -162,6 +162,8 @@ class Scan:
         Number of files that were really read, masks included.
     readings
         Files by what is to be known of how they are read.
+    copies
+        ``(tested, trained)`` names of what shows nearly the same picture, the most alike first.
     """
 
     root: Path
@@ -170,6 +172,7 @@ class Scan:
     left_out: LeftOut = field(default_factory=LeftOut)
     hashed: int = 0
     readings: dict[str, list[str]] = field(default_factory=dict)
+    copies: list[tuple[str, str]] = field(default_factory=list)
 
     def read(self, facts: FileFacts) -> None:
         """Keep what is to be known of how an image is read."""
@@ -177,13 +180,20 @@ class Scan:
             self.readings.setdefault(facts.note, []).append(facts.path)
 
     def told(self) -> list[str]:
-        """Return the problems, and a sentence for each reading that is to be known, counted."""
+        """Return the problems, and a sentence for each reading and on copies, counted."""
         said = [
             f"{paths[0]} {note}"
             if len(paths) == 1
             else f"{len(paths)} files, first {paths[0]}: {note}"
             for note, paths in self.readings.items()
         ]
+        if self.copies:
+            first = ", ".join(f"{tested} = {trained}" for tested, trained in self.copies[:3])
+            more = f" and {len(self.copies) - 3} more" if len(self.copies) > 3 else ""
+            said.append(
+                f"{len(self.copies)} test sample(s) show nearly what a training sample shows: "
+                f"{first}{more}; figures on them are too good, take them out of one of the two"
+            )
         return [*self.problems, *said]
 
     def usable_mask(self, mask: FileFacts, image: FileFacts, *, of: str = "image") -> Path | None:
@@ -221,7 +231,8 @@ class ScanResult(Scan):
     records
         Usable images: train before test, then by kind and path.
     duplicates
-        ``(kept, dropped)`` paths with the same bytes.
+        ``(kept, dropped)`` paths with the same bytes, or with the same pixels where only one may
+        count.
     notes
         Sentences on how the folder was understood.
     layout

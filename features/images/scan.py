@@ -17,6 +17,7 @@ from features.images.folders import Links, Walker, folder
 from features.images.layouts.catalogue import AUTO, find_layout
 from features.images.layouts.plain import apart, read_plain
 from features.images.layouts.reading import Fetch, Reading
+from features.images.looks import near_copies
 from features.images.pixels import SUFFIXES
 from features.images.records import BrokenImage, Candidate, ImageRecord, ScanResult
 from headwater.errors import DataError
@@ -174,6 +175,7 @@ def _finish(found: list[Candidate], reading: Reading, options: ScanOptions) -> S
     reading.close()
     found.sort(key=_precedence)
     kept: dict[str, tuple[Candidate, FileFacts]] = {}
+    units: dict[str, str] = {}
     with FileCache(options.cache, rehash=options.rehash, progress=options.progress) as files:
         read = list(zip(found, files.facts([c.path for c in found]), strict=True))
         names = [m for c, f in read if c.masks and not f.reason for m in c.masks]
@@ -188,14 +190,22 @@ def _finish(found: list[Candidate], reading: Reading, options: ScanOptions) -> S
             usable.append((c, f))
     if unsaid:
         usable.sort(key=lambda one: _precedence(one[0]))
+    shown: dict[str, tuple[Candidate, str]] = {}
     for c, f in usable:
-        if f.sha256 not in kept:
-            kept[f.sha256] = (c, f)
-            result.read(f)
+        first, unit = shown.setdefault(f.pixels, (c, f.sha256))
+        if "train" in (first.split, c.split) and None in (first.split, c.split):
+            first.split = c.split = "train"
+        if f.sha256 in kept:
+            _report_duplicate(kept[f.sha256][0], c, "have the same bytes", result)
+        elif (first.split, first.kind == "good") != (c.split, c.kind == "good"):
+            _report_duplicate(first, c, "show the same pixels", result)
         else:
-            _report_duplicate(kept[f.sha256][0], c, result)
+            kept[f.sha256] = (c, f)
+            units[f.sha256] = unit
+            result.read(f)
     if options.test_normal is None:
-        _share_out([(s, c) for s, (c, _) in kept.items() if c.split is None])
+        _share_out([(units[s], c) for s, (c, _) in kept.items() if c.split is None])
+    _find_copies(list(kept.values()), result)
     result.records = sorted(
         (_record(c, f) for c, f in kept.values()),
         key=lambda r: (r.split == "test", r.kind != "good", r.kind, str(r.path)),
@@ -266,24 +276,34 @@ def _record(c: Candidate, f: FileFacts) -> ImageRecord:
     return ImageRecord.of(f, c.split or "train", c.kind, mask, c.group)
 
 
-def _report_duplicate(kept: Candidate, dropped: Candidate, result: ScanResult) -> None:
+def _report_duplicate(kept: Candidate, dropped: Candidate, how: str, result: ScanResult) -> None:
     result.duplicates.append((Path(kept.path), Path(dropped.path)))
     if (kept.kind == "good") != (dropped.kind == "good"):
         result.problems.append(
-            f"{kept.path} ({kept.kind}) and {dropped.path} (good) have the same bytes:"
+            f"{kept.path} ({kept.kind}) and {dropped.path} (good) {how}:"
             " an image is normal or defective; it counts as defective"
         )
     elif kept.split != dropped.split:
         result.problems.append(
-            f"{kept.path} (test) and {dropped.path} (train) have the same bytes:"
-            " it is tested and not trained on"
+            f"{kept.path} (test) and {dropped.path} (train) {how}: it is tested and not trained on"
         )
+
+
+def _find_copies(kept: Sequence[tuple[Candidate, FileFacts]], result: ScanResult) -> None:
+    """Report test images that show nearly what a training image shows."""
+    sides = {
+        split: [(c.path, f.look) for c, f in kept if c.split == split and f.look]
+        for split in ("test", "train")
+    }
+    tested, trained = sides["test"], sides["train"]
+    found = near_copies([look for _, look in tested], [look for _, look in trained])
+    result.copies = [(tested[i][0], trained[j][0]) for i, j, _ in found]
 
 
 def _share_out(undecided: Sequence[tuple[str, Candidate]]) -> None:
     """Move a fifth of normal images to the test set; of two or more at least one.
 
-    What is of one group stays together.
+    What is of one group, or shows the same pixels, stays together.
     """
     units: dict[str, list[Candidate]] = {}
     for sha, c in undecided:

@@ -121,6 +121,7 @@ def bring_up_to_date(
         left_out=found.left_out,
         scanned_aside=found.set_aside,
         notes=found.notes,
+        copies=found.copies,
     )
     _look(report, found, plan.heads, at_least)
     given_region = settings.extraction.roi

@@ -65,6 +65,7 @@ class Found:
     layout: str = ""
     few: str = ""
     groups: dict[str, str] = field(default_factory=dict)
+    copies: list[tuple[str, str]] = field(default_factory=list)
 
 
 def find(
@@ -121,6 +122,7 @@ def find(
         layout,
         few,
         {record.sha256: record.group for record in every if record.group},
+        scan.copies,
     )
 
 

@@ -103,6 +103,8 @@ class ExtractionReport:
         ``[path, reason]`` of images that the scan could not use.
     notes
         Things to know that stop nothing: duplicates, masks without an image.
+    copies
+        ``[tested, trained]`` of what shows nearly the same picture; see `features.images.looks`.
     pairs
         Of a set of pairs: how many.
     sides
@@ -120,6 +122,7 @@ class ExtractionReport:
     left_out: dict[str, int] = field(default_factory=dict)
     scanned_aside: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    copies: list[tuple[str, str]] = field(default_factory=list)
     pairs: PairCounts | None = None
     sides: list[SideReport] = field(default_factory=list)
     version: Version = field(default_factory=Version)
@@ -156,7 +159,7 @@ class ExtractionReport:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping: of a set of images that of its one side, completed."""
         told = ("image_set", "hashed", "scan_seconds", "layout", "left_out", "set_aside")
-        told_too = ("notes", "computed", "backbone_calls")
+        told_too = ("notes", "copies", "computed", "backbone_calls")
         own = {name: getattr(self, name) for name in (*told, *told_too)}
         sides = [side.to_json() for side in self.sides]
         if self.pairs is None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from features.images.jpeg import what_is_missing
+from features.images.formats.jpeg import what_is_missing
 from features.images.pixels import decode_image
 from headwater.errors import ImageError
 

@@ -1,0 +1,1 @@
+"""File formats read closer than Pillow reads them."""
