@@ -189,10 +189,11 @@ class PixelRanking:
         return len(self.weights) - 1
 
     def vertices(self) -> Iterator[tuple[Floats, Floats, Floats]]:
-        """Yield blocks of ``(fp, tp, covered)`` at every distinct score from the highest down.
+        """Yield blocks of ``(fp, tp, covered)`` at distinct scores from the highest down.
 
-        ``covered`` is the sum over components of the share of their pixels found. Each block
-        starts with the last vertex of the one before (the first with the origin).
+        ``covered`` is the sum over components of the share of their pixels found. Left out are
+        scores between which no defect is found: the curves are straight there. Each block starts
+        with the last vertex of the one before (the first with the origin).
         """
         total = np.zeros(3)
         vertex = np.zeros((3, 1))
@@ -200,23 +201,22 @@ class PixelRanking:
             start = max(0, stop - _BLOCK)
             # one key more, below the block, tells whether the block's lowest score ends in it
             block = self.keys[max(0, start - 1) : stop][::-1]
-            score, size = block >> np.uint64(32), stop - start
-            last = np.append(score[1:] != score[:-1], True)[:size]
-            part = (block[:size] & np.uint64(0xFFFFFFFF)).astype(np.int64)
-            bad = np.cumsum(part > 0, dtype=np.float64)
-            sums = np.stack(
-                (
-                    np.arange(1, size + 1) - bad,
-                    bad,
-                    np.cumsum(self.weights[part]),
-                )
-            )
-            sums += total[:, None]
-            total = sums[:, -1].copy()
-            found = np.concatenate((vertex, sums[:, last]), axis=1)
-            if found.shape[1] > 1:
-                vertex = found[:, -1:]
-                yield found[0], found[1], found[2]
+            score, size = (block >> np.uint64(32)).astype(np.uint32), stop - start
+            ends = np.flatnonzero(np.append(score[1:] != score[:-1], True)[:size])
+            part = block[:size].astype(np.uint32)  # the lower half
+            bad = np.flatnonzero(part)
+            shares = np.concatenate(([0.0], np.cumsum(self.weights[part[bad]])))
+            # A defect is found from the score before its own to its own; the last carries over.
+            after = np.searchsorted(ends, bad)
+            kept = np.unique(np.concatenate((after - 1, after, [len(ends) - 1])))
+            at = ends[kept[(kept >= 0) & (kept < len(ends))]]
+            found = np.searchsorted(bad, at, side="right")
+            sums = np.stack((at + 1.0 - found, found.astype(np.float64), shares[found]))
+            vertices = np.concatenate((vertex, sums + total[:, None]), axis=1)
+            total = total + (size - len(bad), len(bad), shares[-1])
+            if vertices.shape[1] > 1:
+                vertex = vertices[:, -1:]
+                yield vertices[0], vertices[1], vertices[2]
 
     def figures(self, fpr_limit: float = 0.3) -> Metrics:
         """Return ``pixel_auroc``, ``pixel_ap`` and ``aupro``.
