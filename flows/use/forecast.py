@@ -293,7 +293,7 @@ def _training(
     # What leaves images out exactly takes about as long again as its fit.
     exact = bool(one.folds) and leaves_out(get_head(head))
     folds = 0 if exact else min(one.folds, normal)
-    before = registry.last_fit(head, one.kind_of_cost())
+    before = registry.last_fit(head, one.cost)
     if before is None:
         unknown = "not known: no such training on this machine yet"
         return TrainingAhead(head, preset, basis=unknown, folds=folds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from headwater.addresses import bare
 from headwater.errors import ConfigError, ModelError
 from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow, told
 from storage.registry.facts import process_tags
+from storage.registry.names import KIND, short
 from storage.registry.place import open_database
 from storage.registry.runs import EPOCH, SHEETS
 from storage.registry.servers import ask, for_mlflow
@@ -25,7 +25,14 @@ from storage.registry.servers import ask, for_mlflow
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 #: Figures of a run that are no metrics of the detector: columns of their own, and the promise.
 _COSTS = ("seconds", "peak_mb", "score_seconds_per_image")
-_PROMISE = {"promised_false_positive_rate", "least_false_positive_rate", "calibration_seconds"}
+_PROMISE = {
+    "threshold",
+    "pixel_threshold",
+    "promised_false_positive_rate",
+    "promised_pixel_false_positive_rate",
+    "least_false_positive_rate",
+    "calibration_seconds",
+}
 #: Experiments of commands, and of a set's grids: a set's own holds its trainings alone.
 COMMANDS, GRIDS = "headwater commands", "{0} grids"
 
@@ -172,18 +179,27 @@ class RegistryReader:
                     return _row(found, run, head)
         return None
 
-    def last_fit(self, head: str, params: Mapping[str, str]) -> dict[str, Any] | None:
+    def trained_at(self, image_set: str, snapshot: str) -> list[tuple[str, dict[str, str]]]:
+        """Return ``HEAD-vVERSION`` and tags of the models that were trained at a snapshot."""
+        with told():
+            found = [
+                run.data.tags for run in self._search(image_set, f"tags.snapshot = '{snapshot}'")
+            ]
+        named = [(t, t.get("headwater.version")) for t in found]
+        return [(f"{t['headwater.head']}-v{version}", dict(t)) for t, version in named if version]
+
+    def last_fit(self, head: str, cost: str) -> dict[str, Any] | None:
         """Return ``image_set, rows, seconds`` of the newest such fit on this machine.
 
-        None where there is none, in any set.
+        None where there is none, in any set. `cost` is the tag that its run has.
         """
         here = process_tags()["headwater.host"]
         query = f"tags.`headwater.head` = '{head}' AND attributes.status = 'FINISHED'"
+        query += f" AND tags.`headwater.cost` = '{cost}'"
         for image_set in self.experiments():
             for run in self._search(image_set, f"{query} AND tags.`headwater.host` = '{here}'"):
                 rows, seconds = run.data.params.get("train_rows"), run.data.metrics.get("seconds")
-                same = all(run.data.params.get(k) == v for k, v in params.items())
-                if same and seconds and rows and int(rows):
+                if seconds and rows and int(rows):
                     return {"image_set": image_set, "rows": int(rows), "seconds": seconds}
         return None
 
@@ -368,7 +384,8 @@ def model_name(image_set: str, head: str) -> str:
 
 def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
     """Return what is told of a registered model; tags of the version stand in for a lost run."""
-    figures = {k: v for k, v in run.data.metrics.items() if k not in _PROMISE} if run else {}
+    figures = short(run.data.metrics) if run else {}
+    figures = {k: v for k, v in figures.items() if k not in _PROMISE}
     costs = {k: figures.pop(k, None) for k in _COSTS}
     params = run.data.params if run else {}
     return {
@@ -383,7 +400,7 @@ def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
         "backbone": version.tags.get("backbone") or params.get("backbone", ""),
         "weights": version.tags.get("weights", ""),
         "aliases": sorted(version.aliases),
-        "metrics": {k: figures[k] for k in sorted(figures) if not k.startswith(EPOCH)},
+        "metrics": {k: figures[k] for k in sorted(figures) if not k.startswith((EPOCH, KIND))},
         **costs,
         "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(
             timespec="seconds"
