@@ -172,7 +172,7 @@ def promise(found: Calibration, apart: OutOfFold | None) -> dict[str, float]:
     return figures
 
 
-def origin(found: Calibration) -> str:
+def threshold_in_words(found: Calibration) -> str:
     """Return a threshold and where it comes from, in words."""
     if found.rule == "fixed":
         return f"{found.threshold:.6g}, fixed: scores are probabilities"

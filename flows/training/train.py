@@ -30,10 +30,10 @@ from flows.training.record import (
     kinds_of,
     late_params,
     lineage_of,
-    origin,
     params_of,
     promise,
     samples_of,
+    threshold_in_words,
 )
 from flows.training.results import TrainOutcome
 from flows.training.trainings import Training
@@ -270,7 +270,7 @@ def train_head(training: Training, again: Again | None = None) -> TrainOutcome:
         )
         run.tell(
             judged.notes,
-            threshold=origin(judged.calibration),
+            threshold=threshold_in_words(judged.calibration),
             on_the_test_images=attained(judged.metrics),
         )
         run.log_json(lineage_of(training, data, device), LINEAGE)

@@ -38,8 +38,8 @@ def lineage(
     images were only judged.
     """
     _, home = given.open(write=False)
-    from flows.use.lineage import lineage as trace
-    from flows.use.lineage import whether_in
+    from flows.use.models.lineage import lineage as trace
+    from flows.use.models.lineage import whether_in
 
     found = trace(home, model)
     if has is not None:
@@ -124,7 +124,7 @@ def reproduce(
     they differ by more.
     """
     _, home = given.open(write=register)
-    from flows.use.reproduce import reproduce as train_again
+    from flows.use.models.reproduce import reproduce as train_again
 
     with Reporter(quiet=json_).live() as reporter:
         found = train_again(home, model, reporter, device=device, register=register)

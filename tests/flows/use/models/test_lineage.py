@@ -10,8 +10,8 @@ from flows.extraction.plan import plan_job, ready
 from flows.runtime.home import Home
 from flows.training.train import train_head
 from flows.training.trainings import Request
-from flows.use.lineage import lineage, whether_in
-from flows.use.reproduce import Reproduced, reproduce
+from flows.use.models.lineage import lineage, whether_in
+from flows.use.models.reproduce import Reproduced, reproduce
 from headwater.errors import ConfigError, DataError, ModelError
 from storage.registry.registry import Registry
 from storage.store.feature_store import FeatureStore

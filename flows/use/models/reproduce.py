@@ -17,7 +17,7 @@ from flows.runtime.home import Home, working_folder
 from flows.training.data import TrainingData
 from flows.training.record import LEFT_OUT, LINEAGE, SAMPLES, machine, told_device, training_from
 from flows.training.train import Again, Work, learn, train_head
-from flows.use.lineage import DIGESTS, artifact_json, find_model
+from flows.use.models.lineage import DIGESTS, artifact_json, find_model
 from headwater.errors import DataError, ModelError
 from storage.registry.facts import versions
 from storage.registry.registry import Registry
@@ -113,7 +113,7 @@ def reproduce(
     Parameters
     ----------
     home, model
-        As of `flows.use.lineage.lineage`.
+        As of `flows.use.models.lineage.lineage`.
     device
         Where to train; by default where it was trained, if that is there.
     register
