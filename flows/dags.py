@@ -149,7 +149,7 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
         waiting = []
         for one in trainings:
             prepared = dataclasses.replace(one, parent_run=parent_run, threads=threads)
-            waiting.append((one.plan.head, train_task.submit(client, one.plan.head, prepared)))
+            waiting.append((one.called, train_task.submit(client, one.called, prepared)))
         for head, future in waiting:
             future.wait()
             got = future.result(raise_on_failure=False)

@@ -139,7 +139,7 @@ def score_fold(training: Training, number: int) -> None:
         work = Work(training, data, training.home.checkpoints / key)
         if number < work.folds.folds.count and not leaves_out(work.build(), work.source):
             # Folds go side by side: each has a line of its own.
-            name = f"{training.plan.head} {number + 1}/{work.folds.folds.count}"
+            name = f"{training.called} {number + 1}/{work.folds.folds.count}"
             work.folds.one(number, work.options, WorkerProgress(name, _unheard))
 
 

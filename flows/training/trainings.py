@@ -68,6 +68,12 @@ class Request:
         if options.held_out is None:
             options = options.model_copy(update={"held_out": HELD_OUT[at.kind]})
         unread = replace(at, snapshots=("",) * len(at.snapshots))
+        seeded = bool(options.seeds)
+
+        def own(head: HeadPlan) -> TrainingSettings:
+            seed = head.config["seed"] if seeded else options.seed
+            return options.model_copy(update={"seed": seed, "seeds": None})
+
         return [
             Training(
                 plan=head,
@@ -76,8 +82,9 @@ class Request:
                 at=unread if head.reads_images and at.pairs else at,
                 root=Path(self.home.card(image_set).get("root", "")),
                 backbone=self.plan.backbone,
-                options=options,
+                options=own(head),
                 known_by=self.known_by,
+                seeded=seeded,
             )
             for head in self.plan.heads
         ]
@@ -140,8 +147,8 @@ class Training:
 
     @property
     def options_json(self) -> dict[str, Any]:
-        """The training settings as runs tell them; the preset is the plan's."""
-        return self.options.model_dump(mode="json", exclude={"preset"})
+        """The training settings that keys are made of; the preset is the plan's."""
+        return self.options.model_dump(mode="json", exclude={"preset", "seeds"})
 
     def key(self, seen: str) -> str:
         """Return the idempotency key, of samples whose digest is `seen`."""

@@ -18,11 +18,11 @@ commands = command_group("Where models come from.")
 
 
 @commands.command(rich_help_panel="Look")
-@takes("models")
+@takes("store", "models")
 def lineage(
     model: ModelArgument,
     given: Given,
-    images: Annotated[
+    every: Annotated[
         bool, typer.Option("--images", help="List every image: digest, path, split, label.")
     ] = False,
     has: Annotated[
@@ -50,11 +50,11 @@ def lineage(
             _show_whether(found, answer)
         raise typer.Exit(0 if answer["learnt"] else SET_ASIDE)
     if json_:
-        kept = found if images else {k: v for k, v in found.items() if k != "samples"}
+        kept = found if every else {k: v for k, v in found.items() if k != "samples"}
         out.print_json(data=kept)
         return
     _show(found)
-    if images:
+    if every:
         _show_images(found)
 
 
@@ -104,7 +104,7 @@ def _show_whether(found: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
 
 
 @commands.command(rich_help_panel="Look")
-@takes("models")
+@takes("store", "models")
 def reproduce(
     model: ModelArgument,
     given: Given,
