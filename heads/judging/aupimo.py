@@ -1,7 +1,7 @@
-"""Recall of each defective image at so few false pixels that a normal image shows none to speak of.
+"""Recall of each defective image where normal images show next to no false pixels.
 
-AUPIMO: Bertoldo, Larionov, Ortega and Ayala, "AUPIMO: Redefining visual anomaly detection
-benchmarks with high speed and low tolerance", BMVC 2024. A threshold's false-positive rate is the
+Bertoldo et al., "AUPIMO: Redefining Visual Anomaly Detection Benchmarks with High Speed and Low
+Tolerance", arXiv:2401.01984 (2024). A threshold's false-positive rate is the
 mean over the *normal* images of the share of their pixels at or above it; the recall of a defective
 image is the share of its defective pixels there. A score is the mean of that recall over the
 logarithm of the rate, from `LOW` to `HIGH`, and the figure of a test set is the mean of its
