@@ -35,12 +35,13 @@ from flows.runtime.server import check_server, watch_server
 from flows.runtime.settings import Settings
 from flows.runtime.signals import ctrl_c_ends_flow, keep_sigterm
 from flows.training.data import TrainingData
+from flows.training.record import known_by_of
 from flows.training.results import HeadsFailedError, RunResult, TrainOutcome
 from flows.training.train import find_trained, score_fold, train_head
 from flows.training.trainings import Request, Training, stored_version
 from flows.use.forecast import forecast
 from storage.registry.registry import Registry
-from storage.store.table import nanoseconds
+from storage.store.table import moment_of, nanoseconds
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -148,7 +149,7 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
         waiting = []
         for one in trainings:
             prepared = dataclasses.replace(one, parent_run=parent_run, threads=threads)
-            waiting.append((one.plan.head, train_task.submit(client, one.plan.head, prepared)))
+            waiting.append((one.called, train_task.submit(client, one.called, prepared)))
         for head, future in waiting:
             future.wait()
             got = future.result(raise_on_failure=False)
@@ -214,6 +215,14 @@ def train_pipeline(
     pairs = settings.pairs is not None
     at = stored_version(home, require_set(settings), snapshot, pairs=pairs)
     moment = None if known_by is None else nanoseconds(known_by)
+    if moment is None and snapshot is not None:
+        registry = Registry(home.root, home.tracking_url)
+        moment = known_by_of(registry, require_set(settings), snapshot, at.snapshots[0])
+        if moment is not None:
+            reporter.line(
+                f"snapshot {snapshot}: models learnt from the images known by {moment_of(moment)}, "
+                "and so do these (--known-by says otherwise)"
+            )
     check_device(settings.training.device, settings.dask.scheduler)
     plan = plan_job(settings, home)
     return _run(train_flow, Request(settings, home, plan, at, moment))

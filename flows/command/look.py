@@ -35,19 +35,29 @@ def compare(
         list[str] | None,
         typer.Argument(metavar="MODELS", help="Two of it, as patchcore@1 patchcore@2."),
     ] = None,
+    costs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MISS:FALSE_ALARM",
+            help="Prices of a missed defect and of a false alarm: rank by what mistakes cost.",
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Print how good a set's registered models are, how sure that is, and what differs.
 
     Intervals are of 95 %, over the test images drawn anew. "level" models differ from the best of
     their test images by no more than chance; models of other test images stand in a table of their
-    own. Of two models named it prints what differs: data, settings, figures, images.
+    own. Models that differ by their seed alone are told by mean and spread, too. Of two models
+    named it prints what differs: data, settings, figures, images. Without a set: one table of all.
     """
     _, home = given.open(write=False)
-    from flows.command.report import show_models, show_two
+    from flows.command.keep.comparing import show_every, show_models, show_two, told
     from flows.use.compare import compare_models, compare_two, ranked_apart
+    from flows.use.models.standing import Prices
     from storage.registry.registry import Registry
 
+    prices = None if costs is None else Prices.of(costs)
     registry = Registry(home.root, home.tracking_url)
     if models and image_set:
         if len(models) != 2:
@@ -59,9 +69,9 @@ def compare(
             show_two(found)
         return
     names = [image_set] if image_set else list(registry.experiments())
-    rows = {name: compare_models(registry, name) for name in names}
+    rows = {name: compare_models(registry, name, prices) for name in names}
     if json_:
-        out.print_json(data=[row for name in names for row in rows[name]])
+        out.print_json(data=[told(row) for name in names for row in rows[name]])
         return
     if not any(rows.values()):
         raise DataError(
@@ -71,9 +81,10 @@ def compare(
             expected="at least one registered model",
             remedy=f"headwater run {image_set or 'SET'} --images DIR",
         )
-    for name in names:
-        if rows[name]:
-            show_models(name, ranked_apart(rows[name]))
+    if image_set is None:
+        show_every(rows)
+    else:
+        show_models(image_set, ranked_apart(rows[image_set]))
 
 
 @commands.command(rich_help_panel="Look")

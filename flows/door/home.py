@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flows.door.store import OpenStore
     from flows.extraction.report import ExtractionReport
     from flows.training.results import RunResult
+    from flows.use.models.reproduce import Reproduced
 
 #: Names of heads, or heads with their settings.
 Heads = str | Iterable[str] | Mapping[str, Mapping[str, Any]]
@@ -224,6 +225,30 @@ class OpenHome:
 
         registry = Registry(self.home.root, self.home.tracking_url)
         return compare_two(registry, image_set, one, other)
+
+    def lineage(self, model: str) -> dict[str, Any]:
+        """Return where a registered model, ``SET.HEAD/VERSION`` say, comes from.
+
+        Returns
+        -------
+        dict
+            As of `flows.use.models.lineage.lineage`.
+        """
+        from flows.use.models.lineage import lineage  # late: MLflow takes seconds
+
+        return lineage(self.home, model)
+
+    def reproduce(
+        self, model: str, *, device: str | None = None, register: bool = False
+    ) -> Reproduced:
+        """Train a registered model again from its lineage, and compare all scores.
+
+        Parameters and errors as of `flows.use.models.reproduce.reproduce`.
+        """
+        from flows.use.models.reproduce import reproduce  # late: torch takes seconds
+
+        with Reporter(quiet=self._quiet).live() as reporter:
+            return reproduce(self.home, model, reporter, device=device, register=register)
 
     def detector(
         self,

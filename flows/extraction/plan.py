@@ -162,12 +162,19 @@ def plan_job(settings: Settings, home: Home, untrained_seed: int | None = None) 
         backbone = ref.load()
         ref.keep(backbone)
         precision = settle_precision(backbone, wanted.precision, home, require_set(settings))
-    plans = [plan_head(name, *head, wanted, backbone, precision) for name, head in heads.items()]
+    plans = [
+        plan_head(name, *head, wanted, backbone, precision)
+        for seed in settings.training.seeds or (None,)
+        for name, head in configured(settings, seed).items()
+    ]
     return JobPlan(tuple(plans), ref)
 
 
-def configured(settings: Settings) -> dict[str, tuple[str, HeadConfig]]:
-    """Return ``{head: (its preset, its configuration)}`` of the heads asked for."""
+def configured(settings: Settings, seed: int | None = None) -> dict[str, tuple[str, HeadConfig]]:
+    """Return ``{head: (its preset, its configuration)}`` of the heads asked for.
+
+    `seed` is one of `settings.training.seeds`; without it the one seed.
+    """
     preset = resolve_preset(settings.training.preset, settings.training.device)
     found = {}
     for name, values in chosen_heads(settings, settings.pairs is not None).items():
@@ -178,7 +185,18 @@ def configured(settings: Settings) -> dict[str, tuple[str, HeadConfig]]:
         except ConfigError as error:
             raise _placed(error, settings, name, {}) from None
         plain = {k: v for k, v in values.items() if k != "preset"}
-        plain.setdefault("seed", settings.training.seed)
+        if settings.training.seeds and "seed" in plain:
+            raise _placed(
+                ConfigError(
+                    f"{name}.seed with --seeds",
+                    expected="one of them",
+                    remedy=f"leave {name}.seed out: each of the seeds is its seed in turn",
+                ),
+                settings,
+                name,
+                values,
+            )
+        plain.setdefault("seed", settings.training.seed if seed is None else seed)
         try:
             config = make_config(name, plain, None if bare else own)
         except ConfigError as error:

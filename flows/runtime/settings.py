@@ -25,6 +25,7 @@ from flows.runtime.values import (
     PlainAddress,
     Precision,
     SecretAddress,
+    Seeds,
     TimmOptions,
     ValueRange,
 )
@@ -154,6 +155,9 @@ class TrainingSettings(_Frozen):
     early_stop: int | None = _set(
         None, "Stop after so many epochs without a better held-out loss.", ge=1, otherwise="never")
     seed: int = _set(0, "Of weights, orders, splits.", _TRAIN)
+    seeds: Seeds | None = _set(
+        None, "Train with each of these seeds instead; compare tells their spread.", _TRAIN,
+        words="N,N,...", otherwise="seed alone")
     workers: int | None = _set(
         None, "Heads trained at a time.", (*_TRAIN, "demo"), ge=1,
         otherwise="one a core, at most one a GPU")

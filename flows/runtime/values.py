@@ -108,6 +108,23 @@ def _device(name: str) -> str:
     return name
 
 
+def _seeds(value: Any) -> Any:
+    """Return seeds given as ``0,1,2``, each once."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        return value
+    try:
+        found = [int(str(one)) for one in value]
+    except ValueError:
+        raise ValueError("whole numbers with commas between, as 0,1,2") from None
+    if len(set(found)) < len(found):
+        raise ValueError("each seed once")
+    return found
+
+
 def _without_secret(address: str) -> str:
     if bare(address) != address:
         raise ValueError(
@@ -133,4 +150,5 @@ LayoutName = Literal[
 TimmOptions = Annotated[
     dict[str, str | int | float | bool | list[float]], BeforeValidator(_mapping)
 ]
+Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds)]
 Heads = Annotated[dict[str, dict[str, Any]], BeforeValidator(named_heads)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def write_artifacts(
             curves(judged.scores, labels, threshold, made[-1])
         name, most = SHEETS[kind]
         if cells := [c for row in judged.table[:most] if (c := _cell(data, judged, row))]:
-            title = f"{training.image_set} / {training.plan.head}: worst mistakes first"
+            title = f"{training.image_set} / {training.plan.head}: {counted(judged.table, cells)}"
             made.append(folder / name)
             map_sheet(
                 kind,
@@ -73,6 +74,17 @@ def write_artifacts(
             map_sheet(kind, odd, made[-1], title, threshold=threshold, cut=judged.cut)
         for path in made:
             run.log_file(path, "figures")
+
+
+def counted(table: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> str:
+    """Return in words how many of the mistakes a sheet shows, as far as the truth is known."""
+    if "wrong_pixels" in table[0]:
+        return f"most wrong pixels first, {len(cells)} of {len(table)} pairs shown"
+    wrong = sum(row["correct"] is False for row in table)
+    shown = sum(cell.mistaken is True for cell in cells)
+    if not wrong:
+        return f"no mistakes; {len(cells)} of {len(table)} nearest to one"
+    return f"worst mistakes first, {shown} of {wrong} shown"
 
 
 def _oddest(data: TrainingData, apart: OutOfFold, most: int) -> list[Cell]:

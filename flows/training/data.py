@@ -30,7 +30,7 @@ from headwater.spec import SIDES, ExtractorSpec, LayerSpec, digest
 from headwater.tiles import part_of
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
-from storage.store.table import Selection, sha_names
+from storage.store.table import Selection, moment_of, sha_names
 from storage.upkeep.history import tag
 
 
@@ -262,6 +262,9 @@ class TrainingData(StoredSamples):
     def tags(self) -> dict[str, str]:
         """Return the run's tags that say what was read."""
         tags = dict(zip(("snapshot", "history_snapshot"), self.at.snapshots, strict=False))
+        tags["data_digest"] = digest_of(self.all)
+        if self.training.known_by is not None:
+            tags["known_by"] = moment_of(self.training.known_by)
         return tags | ({"pairs": self.at.pairs} if self.at.pairs else {})
 
     @functools.cached_property

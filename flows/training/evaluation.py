@@ -21,9 +21,11 @@ from flows.training.data import TrainingData
 from flows.training.scoring import Maps, Scoring
 from flows.training.truth import Truth, truth_of
 from heads.contract import FeatureSource, Head
+from heads.judging.aupimo import aupimo
 from heads.judging.calibration import Calibration, calibrate, calibrate_out_of_fold, fixed
 from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
+from heads.judging.pair_resampling import resample_pairs
 from heads.judging.resampling import Resamples, count_pixels, resample
 from heads.training.out_of_fold import OutOfFold
 from headwater.samples import IMAGE, PAIR
@@ -214,7 +216,7 @@ def _row(data: TrainingData, judged: Judgement, i: int) -> dict[str, Any]:
 
 def image_metrics(judged: Judgement) -> Metrics:
     """Return the metrics of images and of their pixels; a defect without mask has no pixels."""
-    return evaluate(
+    found = evaluate(
         judged.scores,
         judged.truth.maps,
         judged.labels,
@@ -222,6 +224,15 @@ def image_metrics(judged: Judgement) -> Metrics:
         threshold=judged.calibration.threshold,
         pixel_threshold=judged.calibration.pixel_threshold,
     )
+    if (scores := aupimo(judged.truth.maps, judged.truth.masks)) is not None:
+        found["pixel_aupimo"] = float(scores.mean())
+    good = [
+        np.ma.compressed(m) for m, bad in zip(judged.maps, judged.labels, strict=True) if not bad
+    ]
+    if pixels := sum(values.size for values in good):
+        called = sum(int((values > judged.cut).sum()) for values in good)
+        found["pixel_false_positive_rate"] = called / pixels
+    return found
 
 
 def image_resamples(judged: Judgement) -> Resamples | None:
@@ -270,6 +281,19 @@ def change_metrics(judged: Judgement) -> Metrics:
     return found
 
 
+def change_resamples(judged: Judgement) -> Resamples | None:
+    """Return the figures of labelled pairs over draws of them."""
+    known = [i for i, mask in enumerate(judged.masks) if mask is not None]
+    return resample_pairs(
+        judged.scores[known],
+        judged.labels[known],
+        [judged.maps[i] for i in known],
+        [mask for mask in judged.masks if mask is not None],
+        judged.cut,
+        exact=judged.metrics,
+    )
+
+
 def _pair_columns(judged: Judgement, i: int) -> dict[str, Any]:
     called, mask, sample = judged.maps[i] > judged.cut, judged.masks[i], judged.samples[i]
     changed = wrong = overlap = None
@@ -299,5 +323,5 @@ JUDGING = {
     IMAGE: Judging(
         "path", image_metrics, image_resamples, _image_columns, lambda row: row["margin"]
     ),
-    PAIR: Judging("key", change_metrics, lambda judged: None, _pair_columns, _most_wrong),
+    PAIR: Judging("key", change_metrics, change_resamples, _pair_columns, _most_wrong),
 }

@@ -9,6 +9,8 @@ import functools
 import json
 import shutil
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +22,27 @@ from flows.runtime.home import working_folder
 from flows.training.artifacts import write_artifacts
 from flows.training.data import TrainingData
 from flows.training.evaluation import Judgement, judge
+from flows.training.record import (
+    LINEAGE,
+    SAMPLES,
+    attained,
+    final_figures,
+    kinds_of,
+    late_params,
+    lineage_of,
+    params_of,
+    promise,
+    samples_of,
+    threshold_in_words,
+)
 from flows.training.results import TrainOutcome
 from flows.training.trainings import Training
 from heads.catalogue import get_head
-from heads.contract import FeatureSource, Head, Shape, TrainOptions
-from heads.judging.calibration import Calibration
+from heads.contract import FeatureSource, Head, Progress, Shape, TrainOptions
 from heads.training.folds import Folds
 from heads.training.out_of_fold import FoldByFold, OutOfFold, leaves_out, sides
 from headwater.errors import ConfigError, WeightsError
 from headwater.files import write_text
-from headwater.spec import TileSpec
 from storage.registry.registry import Registry
 from storage.registry.runs import Run
 from storage.serving.detector import Detector
@@ -46,12 +59,30 @@ def find_trained(training: Training, key: str, registry: Registry) -> TrainOutco
     return TrainOutcome(**{name: done[name] for name in told}, reused=True, pictures=pictures)
 
 
-class _Work:
-    """What a training, or one of its folds, works with."""
+class Work:
+    """What a training, or one of its folds, works with.
 
-    def __init__(self, training: Training, data: TrainingData, key: str) -> None:
-        self.training, self.data = training, data
-        self.folder, options = training.home.checkpoints / key, training.options
+    Parameters
+    ----------
+    training, data
+        What is trained on what.
+    folder
+        For checkpoints and folds.
+    folds
+        JSON of `Folds` that are to be used; else they are found.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        data: TrainingData,
+        folder: Path,
+        folds: dict[str, Any] | None = None,
+    ) -> None:
+        self.training, self.data, self.folder = training, data, folder
+        if folds is not None:
+            write_text(folder / "folds.json", json.dumps(folds))
+        options = training.options
         self.options = TrainOptions(
             device=own_device(options.device),
             precision=options.precision,
@@ -105,10 +136,10 @@ def score_fold(training: Training, number: int) -> None:
     key = data.key()
     registry = Registry(training.home.root, training.home.tracking_url)
     if find_trained(training, key, registry) is None:
-        work = _Work(training, data, key)
+        work = Work(training, data, training.home.checkpoints / key)
         if number < work.folds.folds.count and not leaves_out(work.build(), work.source):
             # Folds go side by side: each has a line of its own.
-            name = f"{training.plan.head} {number + 1}/{work.folds.folds.count}"
+            name = f"{training.called} {number + 1}/{work.folds.folds.count}"
             work.folds.one(number, work.options, WorkerProgress(name, _unheard))
 
 
@@ -116,11 +147,77 @@ def _unheard(name: str, value: float, epoch: int) -> None:
     """Take a figure of a fold's epoch, which is nobody's."""
 
 
-def train_head(training: Training) -> TrainOutcome:
+@dataclass(frozen=True)
+class Learnt:
+    """What a head has learnt, and how it does.
+
+    Parameters
+    ----------
+    head
+        Fitted.
+    apart
+        Out-of-fold scores, where they set the thresholds.
+    figures
+        What the fit tells of itself.
+    seconds, peak_mb
+        Of the fit, in 10^6 bytes.
+    judged
+        Thresholds, scores and metrics.
+    """
+
+    head: Head
+    apart: OutOfFold | None
+    figures: dict[str, float]
+    seconds: float
+    peak_mb: float
+    judged: Judgement
+
+
+def learn(work: Work, head: Head, progress: Progress) -> Learnt:
+    """Score the folds, fit the head, set its thresholds and judge it; nothing is registered."""
+    with PeakMemory() as memory:
+        apart = work.folds.all(work.options, progress) if work.training.folds else None
+        began = time.perf_counter()
+        figures = head.fit(work.train, work.held_out, work.options, progress)
+        seconds = time.perf_counter() - began
+    judged = judge(work.data, head, work.held_out, apart)
+    return Learnt(head, apart, figures, seconds, memory.peak_mb, judged)
+
+
+@dataclass(frozen=True)
+class Again:
+    """A training that repeats the one of a registered model.
+
+    Parameters
+    ----------
+    of
+        The model, ``SET.HEAD/VERSION``.
+    data
+        As it was then.
+    folder
+        To work in.
+    folds
+        JSON of the folds of then.
+    """
+
+    of: str
+    data: TrainingData
+    folder: Path
+    folds: dict[str, Any] | None
+
+
+def train_head(training: Training, again: Again | None = None) -> TrainOutcome:
     """Train, calibrate, evaluate and register one head; find it instead where it is done already.
 
     Idempotent: the key is (samples, head configuration, extractor, options), looked up in MLflow
     first. A broken training goes on from its checkpoint, and folds that were scored stay scored.
+
+    Parameters
+    ----------
+    training
+        What to train on what.
+    again
+        A model's training that is repeated, though it is done.
 
     Raises
     ------
@@ -130,42 +227,54 @@ def train_head(training: Training) -> TrainOutcome:
     home, plan = training.home, training.plan
     home.prepare_environment()
     torch.set_num_threads(training.threads)
-    data = TrainingData(training)
+    data = TrainingData(training) if again is None else again.data
     registry = Registry(home.root, home.tracking_url)
     # Again, though the driver has looked: a retried task may find its own first try's work.
     key = data.key()
-    if (done := find_trained(training, key, registry)) is not None:
+    if again is None and (done := find_trained(training, key, registry)) is not None:
         return done
-    work = _Work(training, data, key)
-    train, held_out, head = work.train, work.held_out, work.build()
+    if again is None:
+        work = Work(training, data, home.checkpoints / key)
+    else:
+        work = Work(training, data, again.folder, again.folds)
+    train, held_out, head, device = work.train, work.held_out, work.build(), work.options.device
     head.check(train)
     run = registry.start(
         training.image_set,
         plan.head,
         key,
         parent_run=training.parent_run,
-        params=_params(training, len(train), _images(held_out)),
-        tags=data.tags() | {"extractor_id": plan.extractor_id, "store_extractor": plan.spec.id},
+        params=params_of(training, data, train, held_out, device),
+        tags={
+            **data.tags(),
+            "extractor_id": plan.extractor_id,
+            "store_extractor": plan.spec.id,
+            "headwater.cost": training.cost,
+            **({} if again is None else {"reproduces": again.of}),
+        },
         images=data.all,
         store=home.store,
         summary=f"{head.summary} ({head.paper})" if head.paper else head.summary,
     )
     with run:
-        progress = WorkerProgress(plan.head, run.metric)
-        with PeakMemory() as memory:
-            apart = work.folds.all(work.options, progress) if training.folds else None
-            began = time.perf_counter()
-            figures = head.fit(train, held_out, work.options, progress)
-            seconds = time.perf_counter() - began
-        judged = judge(data, head, held_out, apart)
+        learnt = learn(work, head, WorkerProgress(training.called, run.metric))
+        judged, apart = learnt.judged, learnt.apart
+        run.log_params(late_params(training, learnt.figures, apart, device))
         run.finish(
-            metrics={**judged.metrics, **{f"fit_{k}": v for k, v in figures.items()}},
-            seconds=seconds,
-            peak_mb=memory.peak_mb,
+            metrics={**judged.metrics, **final_figures(learnt.figures)},
+            seconds=learnt.seconds,
+            peak_mb=learnt.peak_mb,
             score_seconds_per_image=judged.score_seconds / max(len(judged.table), 1),
-            **_promise(judged.calibration, apart),
+            **promise(judged.calibration, apart),
+            **kinds_of(judged),
         )
-        run.tell(judged.notes, threshold=_origin(judged.calibration))
+        run.tell(
+            judged.notes,
+            threshold=threshold_in_words(judged.calibration),
+            on_the_test_images=attained(judged.metrics),
+        )
+        run.log_json(lineage_of(training, data, device), LINEAGE)
+        run.log_table(samples_of(data, train, held_out, apart, judged.held_scores), SAMPLES)
         write_artifacts(data, run, judged, apart)
         version = register(training, run, head, judged, key)
     # Retention must never remove what a registered model was trained on.
@@ -175,47 +284,17 @@ def train_head(training: Training) -> TrainOutcome:
     except ConfigError:
         # A tag never moves, but MLflow counts anew where its database was replaced.
         data.keep(f"{label}-{run.run_id[:8]}")
-    shutil.rmtree(home.checkpoints / key, ignore_errors=True)
+    shutil.rmtree(work.folder, ignore_errors=True)
     return TrainOutcome(
         plan.head,
         version,
         run.run_id,
         run.model_name,
         dict(judged.metrics),
-        seconds,
-        memory.peak_mb,
+        learnt.seconds,
+        learnt.peak_mb,
         pictures=registry.pictures(run.run_id),
         notes=judged.notes,
-    )
-
-
-def _promise(found: Calibration, apart: OutOfFold | None) -> dict[str, float]:
-    """Return what thresholds promise and what they took, as figures of a run."""
-    if apart is None:
-        return {}
-    return {
-        "promised_false_positive_rate": found.attained_fpr,
-        "least_false_positive_rate": found.least_fpr,
-        "calibration_seconds": apart.seconds,
-    }
-
-
-def _origin(found: Calibration) -> str:
-    """Return a threshold and where it comes from, in words."""
-    if found.rule == "fixed":
-        return f"{found.threshold:.6g}, fixed: scores are probabilities"
-    if found.folds is not None and found.spread is not None:
-        low, high = found.spread
-        return (
-            f"{found.threshold:.6g} from out-of-fold scores of {found.n} normals in "
-            f"{found.folds['count']} folds by {found.folds['by']}; new images that are like "
-            f"these are false alarms in {found.attained_fpr:.1%} of cases on average of such sets "
-            f"of normals, {low:.1%} to {high:.1%} for nine in ten; {found.target_fpr:.1%} were "
-            "asked for"
-        )
-    return (
-        f"{found.threshold:.6g} from {found.n} held-out normals, which promise "
-        f"{found.attained_fpr:.1%} of false alarms; {found.target_fpr:.1%} were asked for"
     )
 
 
@@ -223,38 +302,6 @@ def _layer_shapes(data: TrainingData, source: FeatureSource) -> dict[str, Shape]
     """Return the shapes of the layers that a head reads; a pair's two sides have the same."""
     kind = data.kind
     return {x.name: source.shapes[kind.key(kind.images[0], x.name)] for x in data.layers}
-
-
-def _images(source: Any) -> int:
-    """Return how many samples the rows of a source are of."""
-    return len(set(source.ids)) if hasattr(source, "parts") else len(source)
-
-
-def _tiles(tiles: TileSpec | None) -> dict[str, Any]:
-    if tiles is None:
-        return {}
-    scale = "both" if tiles.scale else "tiles"
-    return {"tile": tiles.edge, "overlap": tiles.overlap, "scale": scale}
-
-
-def _params(training: Training, train: int, held_out: int) -> dict[str, Any]:
-    plan = training.plan
-    return {
-        "head": plan.head,
-        "preset": plan.preset,
-        **{f"config.{k}": v for k, v in plan.config.items()},
-        **{f"training.{k}": v for k, v in training.options_json.items()},
-        "backbone": plan.spec.backbone,
-        "weights_sha256": plan.spec.weights,
-        "layers": ", ".join(x.name for x in plan.layers),
-        "input_size": "x".join(map(str, plan.spec.input_size)),
-        **_tiles(plan.spec.tiles),
-        "extractor_precision": plan.spec.precision,
-        "views": plan.view_spec.views.count if plan.view_spec and plan.view_spec.views else 0,
-        "train_rows": train,
-        "held_out_images": held_out,
-        "threads": training.threads,
-    }
 
 
 def register(training: Training, run: Run, head: Head, judged: Judgement, key: str) -> str:

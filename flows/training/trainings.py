@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from flows.runtime.resolve import require_set
 from flows.runtime.settings import Settings, TrainingSettings
 from heads.catalogue import get_head
 from headwater.samples import IMAGE, PAIR
+from headwater.spec import digest
 from storage.store.feature_store import FeatureStore
 
 #: Training settings that do not change what is learnt.
@@ -68,6 +68,12 @@ class Request:
         if options.held_out is None:
             options = options.model_copy(update={"held_out": HELD_OUT[at.kind]})
         unread = replace(at, snapshots=("",) * len(at.snapshots))
+        seeded = bool(options.seeds)
+
+        def own(head: HeadPlan) -> TrainingSettings:
+            seed = head.config["seed"] if seeded else options.seed
+            return options.model_copy(update={"seed": seed, "seeds": None})
+
         return [
             Training(
                 plan=head,
@@ -76,8 +82,9 @@ class Request:
                 at=unread if head.reads_images and at.pairs else at,
                 root=Path(self.home.card(image_set).get("root", "")),
                 backbone=self.plan.backbone,
-                options=options,
+                options=own(head),
                 known_by=self.known_by,
+                seeded=seeded,
             )
             for head in self.plan.heads
         ]
@@ -107,6 +114,8 @@ class Training:
         MLflow run of the command, which this one's names.
     threads
         Torch threads.
+    seeded
+        Whether it is one of several that differ by their seed.
     """
 
     plan: HeadPlan
@@ -119,6 +128,7 @@ class Training:
     known_by: int | None = None
     parent_run: str | None = None
     threads: int = 1
+    seeded: bool = False
 
     @property
     def folds(self) -> int:
@@ -137,8 +147,8 @@ class Training:
 
     @property
     def options_json(self) -> dict[str, Any]:
-        """The training settings as runs tell them; the preset is the plan's."""
-        return self.options.model_dump(mode="json", exclude={"preset"})
+        """The training settings that keys are made of; the preset is the plan's."""
+        return self.options.model_dump(mode="json", exclude={"preset", "seeds"})
 
     def key(self, seen: str) -> str:
         """Return the idempotency key, of samples whose digest is `seen`."""
@@ -146,22 +156,25 @@ class Training:
         matter = {k: v for k, v in self.options_json.items() if k not in left_out}
         return training_key(self.plan, seen, matter)
 
-    def kind_of_cost(self) -> dict[str, str]:
-        """Return the parameters of a run that decide, beside its rows, how long a fit takes."""
+    @property
+    def called(self) -> str:
+        """What it is called among the trainings of a command."""
+        return f"{self.plan.head} seed {self.options.seed}" if self.seeded else self.plan.head
+
+    @property
+    def cost(self) -> str:
+        """Digest of what decides, beside its rows, how long a fit takes."""
         plan = self.plan
-        return {
+        told = {
             "preset": plan.preset,
             "backbone": plan.spec.backbone,
-            "layers": ", ".join(x.name for x in plan.layers),
-            "input_size": "x".join(map(str, plan.spec.input_size)),
-            "training.epochs": json.dumps(self.options.epochs),
-            "training.device": self.options.device,
-            **{
-                f"config.{k}": v if isinstance(v, str) else json.dumps(v, default=str)
-                for k, v in plan.config.items()
-                if k != "seed"
-            },
+            "layers": [x.name for x in plan.layers],
+            "input_size": plan.spec.input_size,
+            "epochs": self.options.epochs,
+            "device": self.options.device,
+            "config": {k: v for k, v in plan.config.items() if k != "seed"},
         }
+        return digest(told)
 
 
 def stored_version(home: Home, image_set: str, snapshot: str | None, *, pairs: bool) -> Version:

@@ -57,7 +57,7 @@ class Truth:
         Of each sample, at the size of its mask.
     masks
         Of each sample, ``[H, W]`` bool: its mask, empty for a normal image without one; None where
-        the truth is not known. Those of more than `headwater.tiles.MAP_SIDE` pixels are smaller.
+        the truth is not known, or nothing of it can be seen. Those of more than `headwater.tiles.MAP_SIDE` pixels are smaller.
     """
 
     maps: OwnMaps
@@ -74,7 +74,8 @@ def truth_of(
     """Return the test samples and what is known of their pixels, as far as these are looked at.
 
     What has its defect outside of the region of interest alone is normal inside. What has it in
-    what a crop cuts away stays defective: it was to be found, and no head can. Both are noted.
+    what a crop cuts away stays defective: it was to be found, and no head can; it counts for the
+    image metrics only. Both are noted.
     """
     masks = [_mask_of(s, notes) for s in samples]
     sizes = [
@@ -87,8 +88,8 @@ def truth_of(
     partly = 0
     for i, (sample, mask) in enumerate(zip(samples, masks, strict=True)):
         if mask is None:
-            if sample.defective is False and not sample.is_pair and (size := sizes[i]):
-                masks[i] = np.zeros(size, bool)
+            if sample.defective is False and not sample.is_pair:
+                masks[i] = np.zeros(sizes[i] or np.shape(maps[i]), bool)
             continue
         inside = mask & seen_of(own[i])
         masks[i] = inside
@@ -99,6 +100,7 @@ def truth_of(
             gone.append(sample.key)
         else:
             hidden.append(sample.key)
+            masks[i] = None
     kind = data.kind
     if gone:
         notes.append(

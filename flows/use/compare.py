@@ -3,49 +3,87 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from flows.use.models.standing import (
+    NO_MATTER,
+    Prices,
+    cost_of,
+    kinds_of,
+    over_seeds,
+    weaker,
+)
 from heads.judging.resampling import Resamples, delong
 from headwater.errors import ConfigError, ModelError
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import digest
+from storage.registry.names import as_used
 from storage.registry.registry import Registry
+from storage.registry.rows import is_deleted
 
 #: What models are ranked by: of images, of pairs.
 FIRST = {IMAGE: "image_auroc", PAIR: "f1"}
 #: Below this a difference is not put down to chance.
 CHANCE = 0.05
-#: Parameters of a run that say where and how fast, not what.
-_NO_MATTER = ("threads", "training.workers", "training.device")
+#: Parameters of a run that are told with its data.
+_OF_DATA = ("known_by", "train_rows", "train_images", "test_images", "backbone", "weights_sha256")
 
 
-def compare_models(registry: Registry, image_set: str) -> list[dict[str, Any]]:
+def compare_models(
+    registry: Registry, image_set: str, prices: Prices | None = None
+) -> list[dict[str, Any]]:
     """Return a set's models with how sure their figures are, those of one test set together.
+
+    Parameters
+    ----------
+    prices
+        Of mistakes; where given, models are ranked by what theirs cost.
 
     Returns
     -------
     list of dict
-        Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``test`` (``images`` and
-        ``digest`` of the tested images' contents and kinds; None where the run's table is gone),
-        ``intervals`` (of each figure the 95 % interval, where the run kept its draws) and
-        ``behind``: of all but the best of its test set ``model``, ``difference``, ``interval`` and
-        ``p`` of the figure that ranks, and ``level``, whether that may be chance. Larger test sets
-        first, then the best first.
+        Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``test`` (``images``,
+        ``normal`` and ``digest`` of the tested images' contents and kinds; None where the run's
+        table is gone), ``intervals`` (of each figure the 95 % interval, where the run kept its
+        draws), ``kinds`` (figures by kind of defect), ``run_deleted``, ``cost`` (None without
+        prices), and ``behind``: of all but the best of its test set ``model``, ``difference``,
+        ``interval`` and ``p`` of the figure that ranks, and ``level``, whether that may be chance.
+        The first of a test set has ``says``, what to mind of its models' ranks, and ``over_seeds``
+        (`flows.use.models.standing`). Larger test sets first, then the best first.
     """
-    rows = [_tested(registry, row) for row in registry.leaderboard(image_set)]
+    rows = [_tested(registry, row, run) for row, run in registry.board(image_set)]
     made: list[dict[str, Any]] = []
     for group in sorted(
         ranked_apart(rows), key=lambda g: -(g[0]["test"] or {"images": 0})["images"]
     ):
-        first = FIRST[PAIR if any("overall_accuracy" in r["metrics"] for r in group) else IMAGE]
+        first = FIRST[PAIR if of_pairs(group) else IMAGE]
         ranked = sorted(group, key=lambda r: -r["metrics"].get(first, -1.0))
+        best = ranked[0]
         for row in ranked:
-            row["behind"] = None if row is ranked[0] else _behind(ranked[0], row, first)
+            row["behind"] = None if row is best else _behind(best, row, first)
+            row["cost"] = prices and cost_of(row["_table"], row["_draws"], prices)
+            row["says"], row["over_seeds"] = [], []
+        says = weaker(ranked, [row["_draws"] for row in ranked])
+        if prices:
+            ranked.sort(key=lambda r: r["cost"]["an_image"] if r["cost"] else math.inf)
+        ranked[0] |= {"says": says}
+        known = [row for row in ranked if row["_facts"] is not None]
+        ranked[0]["over_seeds"] = over_seeds(known, [row["_facts"] for row in known])
         made += ranked
-    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in made]
+    return [_public(row) for row in made]
+
+
+def of_pairs(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the figures of models are over the pixels of pairs."""
+    return any("overall_accuracy" in row["metrics"] for row in rows)
+
+
+def _public(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if not k.startswith("_")}
 
 
 def compare_two(registry: Registry, image_set: str, one: str, other: str) -> dict[str, Any]:
@@ -58,6 +96,7 @@ def compare_two(registry: Registry, image_set: str, one: str, other: str) -> dic
         name. ``figures``: by name ``[of one, of other, difference, interval or None]``, where
         intervals are of the difference over the same draws of the test set; ``p`` of the image
         AUROC by DeLong's test. ``same_test``: whether they were tested on the same images.
+        ``says``: what to mind of their ranks.
         ``changed``: images that both were tested on whose verdicts differ.
 
     Raises
@@ -67,55 +106,88 @@ def compare_two(registry: Registry, image_set: str, one: str, other: str) -> dic
     ModelError
         Where there is none, or its run is gone.
     """
-    a, b = (_tested(registry, _named(registry, image_set, name)) for name in (one, other))
-    facts = [row["_facts"] for row in (a, b)]
-    if None in facts:
-        gone = [r for r, found in zip((a, b), facts, strict=True) if found is None]
+    a, b = (
+        _tested(registry, row, registry._run(row["run_id"]))
+        for row in (named_model(registry, image_set, name) for name in (one, other))
+    )
+    if gone := [row for row in (a, b) if row["_facts"] is None]:
         raise ModelError(
             f"the run of {gone[0]['model']} version {gone[0]['version']} was deleted",
             expected="the run that trained it",
             remedy="compare others",
         )
-    params, tags = ([found[i] for found in facts if found is not None] for i in (0, 1))
-    data: dict[str, list[Any]] = {}
-    for name in ("snapshot", "history_snapshot", "extractor_id", "backbone", "weights"):
-        if a[name] != b[name]:
-            data[name] = [a[name], b[name]]
+    params, tags = ([row["_facts"][i] for row in (a, b)] for i in (0, 1))
+    data = _of_data(registry, a, b)
     tested = [(r["test"] or {}).get("digest") for r in (a, b)]
     if tested[0] != tested[1]:
         data["test images"] = [_count(a), _count(b)]
-    keep = [{k: v for k, v in p.items() if k not in _NO_MATTER} for p in params]
-    settings = _differing(*keep)
+    told = (*NO_MATTER, *_OF_DATA)
+    settings = _differing(*({k: v for k, v in p.items() if k not in told} for p in params))
     code = [t.get("code", "") for t in tags]
     same = tested[0] is not None and tested[0] == tested[1]
+    ranked = sorted((a, b), key=lambda r: -r["metrics"].get("image_auroc", -1.0))
     return {
-        "models": [{k: v for k, v in r.items() if not k.startswith("_")} for r in (a, b)],
+        "models": [_public(row) for row in (a, b)],
         "data": data,
         "settings": settings | ({} if code[0] == code[1] else {"code": code}),
         "same_test": same,
         "figures": _figures(a, b, same),
         "p": _delong(a, b) if same else None,
+        "says": weaker(ranked, [row["_draws"] for row in ranked]) if same else [],
         "changed": _changed(a, b),
     }
 
 
-def _tested(registry: Registry, row: dict[str, Any]) -> dict[str, Any]:
+def _tested(registry: Registry, row: dict[str, Any], run: Any) -> dict[str, Any]:
     """Return a leaderboard's row with what it was tested on and how sure its figures are."""
     table, draws = None, None
-    for name in (IMAGE.name, PAIR.name):
-        table = table or _json(registry, row["run_id"], f"tables/{name}s.json")
-    if (kept := _json(registry, row["run_id"], "resamples.json")) is not None:
-        draws = Resamples.from_json(kept)
+    if run is not None:
+        for name in (IMAGE.name, PAIR.name):
+            table = table or _json(registry, row["run_id"], f"tables/{name}s.json")
+        if (kept := _json(registry, row["run_id"], "resamples.json")) is not None:
+            draws = Resamples.from_json(kept)
     test = None
     if table is not None:
-        seen = sorted([_content(r), r["kind"]] for r in table)
-        test = {"images": len(table), "digest": digest(seen)}
-    facts = registry.facts(row["run_id"])
-    params = {} if facts is None else facts[0]
-    about = {"input_size": params.get("input_size", ""), "seed": params.get("config.seed", "")}
-    intervals = {} if draws is None else {k: draws.interval(k) for k in draws.figures}
-    row = {**row, **about, "_facts": facts}
-    return {**row, "test": test, "intervals": intervals, "_table": table, "_draws": draws}
+        seen = sorted([content_of(r), r["kind"]] for r in table)
+        normal = sum(r["kind"] == "good" for r in table)
+        test = {"images": len(table), "normal": normal, "digest": digest(seen)}
+    params = {} if run is None else as_used(run.data.params, row["metrics"].get("fit_epochs"))
+    return {
+        **row,
+        "input_size": params.get("input_size", ""),
+        "seed": params.get("seed", ""),
+        "test": test,
+        "intervals": {} if draws is None else {k: draws.interval(k) for k in draws.figures},
+        "kinds": kinds_of(table),
+        "run_deleted": is_deleted(run),
+        "_facts": None if run is None else (params, run.data.tags),
+        "_table": table,
+        "_draws": draws,
+    }
+
+
+def _of_data(registry: Registry, a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return what differs of the data that two models were trained on, ``[of a, of b]`` each."""
+    tags = [row["_facts"][1] for row in (a, b)]
+    digests = [t.get("data_digest") for t in tags]
+    # A snapshot that only adds a layer has the same images.
+    same = digests[0] is not None and digests[0] == digests[1]
+    found: dict[str, list[Any]] = {}
+    for name in ("snapshot", "history_snapshot", "extractor_id", "backbone", "weights"):
+        if a[name] != b[name] and not (same and name.endswith("snapshot")):
+            found[name] = [a[name], b[name]]
+    said = [{k: t[k] for k in ("known_by", "data_digest") if k in t} for t in tags]
+    found |= {k.replace("_", " "): v for k, v in _differing(*said).items()}
+    tables = [_json(registry, row["run_id"], "tables/samples.json") for row in (a, b)]
+    if None in tables:
+        return found
+    one, other = (
+        {content_of(r) for r in table if r["role"] in ("train", "held out")} for table in tables
+    )
+    if one != other:
+        counts = [(len(one), len(one - other)), (len(other), len(other - one))]
+        found["images learnt"] = [f"{n}, {only} of them only here" for n, only in counts]
+    return found
 
 
 def _json(registry: Registry, run_id: str, path: str) -> Any:
@@ -123,7 +195,8 @@ def _json(registry: Registry, run_id: str, path: str) -> Any:
     return None if file is None else json.loads(file.read_text())
 
 
-def _content(row: Mapping[str, Any]) -> str:
+def content_of(row: Mapping[str, Any]) -> str:
+    """Return what a sample of a run's table is by its content."""
     return row["sha256"] if "sha256" in row else row["current_sha256"] + row["history_sha256"]
 
 
@@ -153,8 +226,8 @@ def _delong(a: dict[str, Any], b: dict[str, Any]) -> float | None:
     """Return the p-value of equal image AUROCs; None without both tables or both classes."""
     if not a["_table"] or not b["_table"]:
         return None
-    first = {_content(r): r for r in a["_table"]}
-    second = {_content(r): r for r in b["_table"]}
+    first = {content_of(r): r for r in a["_table"]}
+    second = {content_of(r): r for r in b["_table"]}
     if first.keys() != second.keys():
         return None
     labels = np.array([first[k]["kind"] != "good" for k in first])
@@ -164,7 +237,8 @@ def _delong(a: dict[str, Any], b: dict[str, Any]) -> float | None:
     return delong(scores[0], scores[1], labels)[1]
 
 
-def _named(registry: Registry, image_set: str, name: str) -> dict[str, Any]:
+def named_model(registry: Registry, image_set: str, name: str) -> dict[str, Any]:
+    """Return the row of a model ``HEAD@VERSION``; raises as `compare_two`."""
     head, at, version = name.partition("@")
     if not head or (at and not version):
         raise ConfigError(
@@ -193,10 +267,10 @@ def _changed(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the samples whose verdicts differ, those that only the second has wrong first."""
     if not a["_table"] or not b["_table"]:
         return []
-    second = {_content(r): r for r in b["_table"]}
+    second = {content_of(r): r for r in b["_table"]}
     made = []
     for row in a["_table"]:
-        other = second.get(_content(row))
+        other = second.get(content_of(row))
         if other is None or other["verdict"] == row["verdict"]:
             continue
         made.append(

@@ -288,15 +288,15 @@ def _training(
     head, preset = one.plan.head, one.plan.preset
     done = registry.find_finished(one.image_set, head, one.key(seen))
     if done is not None:
-        return TrainingAhead(head, preset, f"v{done['version']}")
+        return TrainingAhead(one.called, preset, f"v{done['version']}")
     normal = sum(s.split == "train" and not s.defective for s in samples)
     # What leaves images out exactly takes about as long again as its fit.
     exact = bool(one.folds) and leaves_out(get_head(head))
     folds = 0 if exact else min(one.folds, normal)
-    before = registry.last_fit(head, one.kind_of_cost())
+    before = registry.last_fit(head, one.cost)
     if before is None:
         unknown = "not known: no such training on this machine yet"
-        return TrainingAhead(head, preset, basis=unknown, folds=folds)
+        return TrainingAhead(one.called, preset, basis=unknown, folds=folds)
     units = sum(
         1 if s.size is None else len(parts(*s.size, one.plan.spec.tiles))
         for s in samples
@@ -309,4 +309,4 @@ def _training(
     rows = units * share * (1 + views)
     basis = f"{before['seconds']:.1f} s for {before['rows']} rows in {before['image_set']}"
     seconds = before["seconds"] * rows / before["rows"]
-    return TrainingAhead(head, preset, "", seconds, basis, folds)
+    return TrainingAhead(one.called, preset, "", seconds, basis, folds)

@@ -25,6 +25,7 @@ FIGURES = {
     "image_auroc": "image AUROC",
     "pixel_auroc": "pixel AUROC",
     "aupro": "AUPRO",
+    "pixel_aupimo": "AUPIMO",
     "iou": "IoU",
     "auc": "AUC",
     "f1": "F1",

@@ -98,7 +98,9 @@ def user() -> str:
         return "unknown"
 
 
-def image_set_dataset(image_set: str, store: str, snapshot: str, images: Iterable[Any]) -> Dataset:
+def image_set_dataset(
+    image_set: str, store: str, tags: Mapping[str, str], images: Iterable[Any]
+) -> Dataset:
     """Return an image set at a snapshot, as MLflow keeps and shows data sets.
 
     Parameters
@@ -107,16 +109,20 @@ def image_set_dataset(image_set: str, store: str, snapshot: str, images: Iterabl
         Name of the set.
     store
         Location of its feature store, folder or URL.
-    snapshot
-        Snapshot id; it is the digest.
+    tags
+        Of the run: ``snapshot``, ``known_by`` where not all of it is used, and ``data_digest``, of
+        the images and labels themselves: two snapshots of the same images have one.
     images
-        Image table at the snapshot; the profile shows how many there are of each split and kind.
+        What is used of it; the profile shows how many there are of each split and kind.
     """
+    source = {"store": store, "snapshot": tags.get("snapshot", "")}
+    if "known_by" in tags:
+        source["known_by"] = tags["known_by"]
     return Dataset(
         name=image_set,
-        digest=snapshot[:DIGEST_LENGTH] or "none",
+        digest=(tags.get("data_digest") or tags.get("snapshot", ""))[:DIGEST_LENGTH] or "none",
         source_type="headwater_store",
-        source=json.dumps({"store": store, "snapshot": snapshot}),
+        source=json.dumps(source),
         profile=json.dumps(profile(images), sort_keys=True),
     )
 

@@ -26,6 +26,7 @@ from storage.registry.describe import (
     run_page,
     table,
 )
+from storage.registry.names import short
 from storage.registry.read import RegistryReader, model_name
 from storage.registry.views import FIGURES, GRID, QUERY, all_views, grid_views
 
@@ -101,12 +102,11 @@ def _data_of(registry: RegistryReader, run_id: str) -> str:
         inputs = registry.client.get_run(run_id).inputs
         found = next(iter(inputs.dataset_inputs if inputs else ()))
         counts = json.loads(found.dataset.profile or "")
-    except (MlflowException, ValueError, StopIteration):
+        snapshot = json.loads(found.dataset.source)["snapshot"]
+    except (MlflowException, ValueError, KeyError, StopIteration):
         return ""  # a run that was deleted, or made without
     kinds = [f"{plain(name)}: {count}" for name, count in counts.items() if name != "images"]
-    return f"{counts.get('images', 0)} images at snapshot `{found.dataset.digest}`: " + ", ".join(
-        kinds
-    )
+    return f"{counts.get('images', 0)} images at snapshot `{snapshot}`: " + ", ".join(kinds)
 
 
 def _show_model(
@@ -138,7 +138,8 @@ def describe_command(registry: RegistryReader, image_set: str, run_id: str) -> N
                     {plain(run.info.run_name): run_page(run.info.experiment_id, run.info.run_id)}
                 ),
                 run.info.status.lower(),
-                headline(run.data.metrics) or plain(run.data.tags.get("headwater.error", "")),
+                headline(short(run.data.metrics))
+                or plain(run.data.tags.get("headwater.error", "")),
             ]
             for run in found
         ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlparse
@@ -19,13 +17,11 @@ from headwater.errors import ConfigError, ModelError
 from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow, told
 from storage.registry.facts import process_tags
 from storage.registry.place import open_database
-from storage.registry.runs import EPOCH, SHEETS
+from storage.registry.rows import model_name, row_of
+from storage.registry.runs import SHEETS
 from storage.registry.servers import ask, for_mlflow
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
-#: Figures of a run that are no metrics of the detector: columns of their own, and the promise.
-_COSTS = ("seconds", "peak_mb", "score_seconds_per_image")
-_PROMISE = {"promised_false_positive_rate", "least_false_positive_rate", "calibration_seconds"}
 #: Experiments of commands, and of a set's grids: a set's own holds its trainings alone.
 COMMANDS, GRIDS = "headwater commands", "{0} grids"
 
@@ -169,21 +165,30 @@ class RegistryReader:
                         found = self.client.get_model_version(model_name(image_set, head), version)
                     except MlflowException:
                         continue  # Somebody deleted the model: the training is to be done again.
-                    return _row(found, run, head)
+                    return row_of(found, run, head)
         return None
 
-    def last_fit(self, head: str, params: Mapping[str, str]) -> dict[str, Any] | None:
+    def trained_at(self, image_set: str, snapshot: str) -> list[tuple[str, dict[str, str]]]:
+        """Return ``HEAD-vVERSION`` and tags of the models that were trained at a snapshot."""
+        with told():
+            found = [
+                run.data.tags for run in self._search(image_set, f"tags.snapshot = '{snapshot}'")
+            ]
+        named = [(t, t.get("headwater.version")) for t in found]
+        return [(f"{t['headwater.head']}-v{version}", dict(t)) for t, version in named if version]
+
+    def last_fit(self, head: str, cost: str) -> dict[str, Any] | None:
         """Return ``image_set, rows, seconds`` of the newest such fit on this machine.
 
-        None where there is none, in any set.
+        None where there is none, in any set. `cost` is the tag that its run has.
         """
         here = process_tags()["headwater.host"]
         query = f"tags.`headwater.head` = '{head}' AND attributes.status = 'FINISHED'"
+        query += f" AND tags.`headwater.cost` = '{cost}'"
         for image_set in self.experiments():
             for run in self._search(image_set, f"{query} AND tags.`headwater.host` = '{here}'"):
                 rows, seconds = run.data.params.get("train_rows"), run.data.metrics.get("seconds")
-                same = all(run.data.params.get(k) == v for k, v in params.items())
-                if same and seconds and rows and int(rows):
+                if seconds and rows and int(rows):
                     return {"image_set": image_set, "rows": int(rows), "seconds": seconds}
         return None
 
@@ -203,15 +208,25 @@ class RegistryReader:
             `metrics` holds the final figures alone; what was not measured is absent, `seconds` and
             `peak_mb` None.
         """
+        return [row for row, _ in self.board(image_set, most)]
+
+    def board(
+        self, image_set: str, most: int | None = None
+    ) -> list[tuple[dict[str, Any], MlflowRun | None]]:
+        """Return `leaderboard`'s rows, each with the run that trained it; None where it is gone.
+
+        A run that was deleted but not yet for good is there, and says so (`is_deleted`).
+        """
         if self._empty:
             return []
         with told():
-            rows = [
-                _row(version, self._run(version.run_id), head)
+            found = [
+                (version, self._run(version.run_id), head)
                 for name, head in self._models(image_set)
                 for version in self._versions(name)[:most]
             ]
-        return sorted(rows, key=lambda r: -r["metrics"].get("image_auroc", -1.0))
+        rows = [(row_of(*one), one[1]) for one in found]
+        return sorted(rows, key=lambda r: -r[0]["metrics"].get("image_auroc", -1.0))
 
     def _models(self, image_set: str = "") -> list[tuple[str, str]]:
         """Return ``(registered name, head)`` of the set's models, by name."""
@@ -289,7 +304,7 @@ class RegistryReader:
                     f"{name} has no version {version!r}",
                     expected=f"one of {numbers}, {', '.join([*aliases, 'latest'])}",
                 )
-            return _row(chosen, self._run(chosen.run_id), head)
+            return row_of(chosen, self._run(chosen.run_id), head)
 
     def download(self, uri: str) -> Path:
         """Return the folder of a model ``models:/NAME/VERSION``, fetched where it is elsewhere.
@@ -348,44 +363,3 @@ def _of_set(experiment: Any) -> bool:
     """Tell image sets' experiments from others that a server or a database may hold."""
     # A set's name has no space in it.
     return experiment.name != "Default" and " " not in experiment.name
-
-
-def model_name(image_set: str, head: str) -> str:
-    """Return the registered model's name, ``SET.HEAD``, with what MLflow allows in names.
-
-    Examples
-    --------
-    >>> model_name("bottles", "patchcore")
-    'bottles.patchcore'
-    """
-    name = f"{image_set}.{head}"
-    if any(c in name for c in "/:'\"%") or not image_set or not head:
-        raise ConfigError(
-            f"model name {name!r}", expected="an image set and a head without / : quotes or %"
-        )
-    return name
-
-
-def _row(version: Any, run: MlflowRun | None, head: str) -> dict[str, Any]:
-    """Return what is told of a registered model; tags of the version stand in for a lost run."""
-    figures = {k: v for k, v in run.data.metrics.items() if k not in _PROMISE} if run else {}
-    costs = {k: figures.pop(k, None) for k in _COSTS}
-    params = run.data.params if run else {}
-    return {
-        "head": head,
-        "version": str(version.version),
-        "model": version.name,
-        "uri": f"models:/{version.name}/{version.version}",
-        "run_id": version.run_id,
-        "snapshot": version.tags.get("snapshot", ""),
-        "history_snapshot": version.tags.get("history_snapshot", ""),
-        "extractor_id": version.tags.get("extractor_id", ""),
-        "backbone": version.tags.get("backbone") or params.get("backbone", ""),
-        "weights": version.tags.get("weights", ""),
-        "aliases": sorted(version.aliases),
-        "metrics": {k: figures[k] for k in sorted(figures) if not k.startswith(EPOCH)},
-        **costs,
-        "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(
-            timespec="seconds"
-        ),
-    }

@@ -23,15 +23,6 @@ from storage.registry.runs import Run, RunLog, ask_again
 
 #: Characters of a snapshot in a run's name.
 _SHORT = 8
-#: Parameters that a description tells, and what it calls them.
-_FACTS = {
-    "backbone": "backbone",
-    "layers": "layers",
-    "input_size": "pixels",
-    "preset": "preset",
-    "train_rows": "trained on",
-    "held_out_images": "held out",
-}
 
 __all__ = ["Registry", "Run", "model_name"]
 
@@ -203,7 +194,7 @@ class Registry(RegistryReader):
             run_id = self._create(image_set, " ".join(filter(None, named)), own)
             client = self.client
             RunLog(client, run_id).log_params(params)
-            dataset = image_set_dataset(image_set, store, tags.get("snapshot", ""), images)
+            dataset = image_set_dataset(image_set, store, tags, images)
             context = [InputTag("mlflow.data.context", "training, evaluation")]
             ask_again(lambda: client.log_inputs(run_id, [DatasetInput(dataset, context)]))
             model = client.create_logged_model(
@@ -216,8 +207,8 @@ class Registry(RegistryReader):
         about["weights"] = str(params.get("weights_sha256", ""))
         about = {k: v[:5000] for k, v in about.items()}
         made = Run(client, run_id, model.model_id, name, (dataset.name, dataset.digest), about)
-        made.facts = {text: str(params[key]) for key, text in _FACTS.items() if params.get(key)}
-        made.facts["snapshot"] = tags.get("snapshot", "")
+        made.tell_params(params)
+        made.facts |= {"snapshot": tags.get("snapshot", ""), "data": tags.get("data_digest", "")}
         made.when_registered = lambda: show_set(self, image_set)
         return made
 

@@ -32,7 +32,24 @@ from storage.registry.describe import (
     training,
     version_page,
 )
+from storage.registry.names import logged
 
+#: Parameters that a description tells, and what it calls them.
+_FACTS = {
+    "backbone": "backbone",
+    "layers": "layers",
+    "input_size": "pixels",
+    "crop": "crop",
+    "roi": "region",
+    "preset": "preset",
+    "seed": "seed",
+    "epochs": "epochs",
+    "device": "device",
+    "train_images": "images learnt",
+    "held_out_images": "images held out",
+    "test_images": "images tested",
+    "known_by": "images known by",
+}
 #: Per-epoch figures live under this prefix, so that final ones are told from them.
 EPOCH = "epoch/"
 #: What the files of sheets of maps are called.
@@ -163,6 +180,16 @@ class Run(RunLog):
     def __enter__(self) -> Run:
         return self
 
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters, JSON where they are not text; descriptions tell some of them."""
+        super().log_params(params)
+        self.tell_params(params)
+
+    def tell_params(self, params: Mapping[str, Any]) -> None:
+        """Keep, for descriptions, those parameters that are told there."""
+        found = {text: str(params[key]) for key, text in _FACTS.items() if params.get(key)}
+        self.facts |= {k: v for k, v in found.items() if v != "none"}
+
     def metric(self, name: str, value: float, epoch: int) -> None:
         """Take a figure of one epoch; sent in batches. Shown as ``epoch/NAME``."""
         metric = _metric(EPOCH + name, value, epoch)
@@ -185,7 +212,8 @@ class Run(RunLog):
         Parameters
         ----------
         metrics
-            ``image_auroc``, ``pixel_auroc``...; values that are not finite are left out.
+            ``image_auroc``, ``recall``... by their short names (`storage.registry.names`); values
+            that are not finite are left out.
         figures
             Beside them: ``seconds``, ``peak_mb``...
         """
@@ -193,7 +221,7 @@ class Run(RunLog):
         name, digest = self._dataset
         ties = {"model_id": self.model_id, "dataset_name": name, "dataset_digest": digest}
         self._metrics = dict(metrics)
-        self.log_figures({**metrics, **figures}, **ties)
+        self.log_figures({**logged(metrics), **figures}, **ties)
 
     def tell(self, notes: Sequence[str], **facts: str) -> None:
         """Keep what one has to know to read the figures: as a tag, and for the descriptions."""
@@ -235,6 +263,7 @@ class Run(RunLog):
         model.artifact_path = place
         model.save(str(folder / "MLmodel"))
         try:
+            self._remember_before()
             self._client.log_model_artifacts(self.model_id, str(folder))
             self._client.finalize_logged_model(self.model_id, "READY")
             self._client.log_outputs(self.run_id, [LoggedModelOutput(self.model_id, step=0)])
@@ -294,6 +323,12 @@ class Run(RunLog):
         client.update_model_version(self.model_name, self.version, text)
         client.set_tag(self.run_id, NOTE, told(model, RUN_LIMIT))
         client.set_logged_model_tags(self.model_id, {NOTE: told({**run, **model}, RUN_LIMIT)})
+
+    def _remember_before(self) -> None:
+        """Keep which versions had the aliases when this one came: what it is measured against."""
+        aliases = self._client.get_registered_model(self.model_name).aliases
+        text = json.dumps({name: str(aliases[name]) for name in sorted(aliases)})
+        self._client.set_tag(self.run_id, "headwater.before", text)
 
     def _point_challenger(self) -> None:
         """Give the newest version the alias, also where others register at the same moment."""

@@ -12,15 +12,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from storage.registry import describe
-
 _TAG = "mlflow.sharedViewState."
 #: Behind a route: opens a saved view.
 QUERY = "viewStateShareKey"
 FIGURES, GRID = "headwater-figures", "headwater-grid"
 
-_METRICS = tuple(describe.FIGURES) + ("seconds",)
-_PARAMS = ("backbone", "input_size", "train_rows", "held_out_images")
+#: Of image sets and of pairs, by their names in MLflow.
+_METRICS = (
+    *("image_auroc", "pixel_auroc", "aupro", "image_f1", "image_recall"),
+    *("image_false_positive_rate", "pixel_iou", "pixel_f1", "pixel_precision", "pixel_recall"),
+    "seconds",
+)
+_PARAMS = ("backbone", "input_size", "seed", "train_images", "held_out_images", "test_images")
 _POINT = ("image_auroc", "pixel_auroc")
 
 

@@ -193,6 +193,20 @@ def nanoseconds(moment: dt.datetime | str | int) -> int:
     return (delta.days * 86_400 + delta.seconds) * 10**9 + delta.microseconds * 1000
 
 
+def moment_of(nanoseconds: int) -> str:
+    """Return ns since 1970 UTC as the text that means the same, to the microsecond.
+
+    Examples
+    --------
+    >>> moment_of(nanoseconds("2026-05-01"))
+    '2026-05-01T23:59:59.999999+00:00'
+    >>> nanoseconds(moment_of(nanoseconds("2026-05-01"))) == nanoseconds("2026-05-01")
+    True
+    """
+    since = dt.timedelta(microseconds=nanoseconds // 1000)
+    return (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + since).isoformat(timespec="microseconds")
+
+
 class Table(Arrays):
     """The image table, the group ``images``, at one snapshot; columns are read when asked for."""
 

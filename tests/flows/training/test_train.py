@@ -1,7 +1,9 @@
 """One training: its folds set the thresholds, all normals are learnt, and what was done is kept."""
 
 import dataclasses
+import hashlib
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from features.images.pixels import read_image
 from flows.extraction.plan import plan_job, ready
 from flows.training import train
 from flows.training.data import TrainingData
+from flows.training.record import known_by_of, training_from
 from flows.training.train import find_trained, score_fold, train_head
 from flows.training.trainings import Request
 from flows.use.predict import predict
@@ -21,6 +24,7 @@ from storage.registry.client import mlflow
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
 from storage.serving.encoding import encode_image
+from storage.store.table import nanoseconds
 from tests.flows.setkit import QUIET, SmallSet
 
 
@@ -96,6 +100,7 @@ def test_folds_done_ahead_are_not_done_again_and_the_model_tells_of_them(extract
     assert run.data.metrics["promised_false_positive_rate"] == pytest.approx(1 / 13)
     assert run.data.metrics["calibration_seconds"] > 0
     assert (run.data.params["train_rows"], run.data.params["held_out_images"]) == ("12", "0")
+    check_what_is_logged(small, training, outcome, run, folds)
 
     # What a fold's head gave is what a head without these images gives.
     image = small.images / "train/good" / Path(by_name[0]["path"]).name
@@ -108,6 +113,95 @@ def test_folds_done_ahead_are_not_done_again_and_the_model_tells_of_them(extract
     table = pd.DataFrame({"image": [encode_image(read_image(image)), "no image"]})
     served = mlflow.pyfunc.load_model(str(registry.download(row["uri"]))).predict(table)
     assert served["p_value"].tolist() == [got.p_value, None]
+
+
+def check_what_is_logged(small, training, outcome, run, folds):
+    """What was used has one name each, and every image is told by its content."""
+    params, figures = run.data.params, run.data.metrics
+    used = {
+        "seed": "0", "calibrate": "folds", "folds": "4", "folds_by": "file order", "device": "cpu",
+        "train_images": "12", "test_images": "3", "input_size": "48x48", "size": "48x48",
+        "crop": "none", "resize": "squash", "range": "none", "roi": "none",
+        "stored_dtype": "float16", "extractor_precision": "float32", "target_fpr": "0.05",
+    }  # fmt: skip
+    assert params.items() >= used.items()
+    asked = ("training.", "config.seed", "config.epochs", "config.nodes", "epochs", "known_by")
+    assert not [name for name in params if name.startswith(asked)]
+    assert not {"fit_fit_seconds", "fit_epochs", "recall"} & figures.keys()
+    assert figures["image_recall"] == outcome.metrics["recall"]
+    assert figures["threshold"] == pytest.approx(
+        Detector.load(f"models:/s.patchcore/{outcome.version}", Registry(small.home.root), "cpu")
+        .calibration.threshold
+    )  # fmt: skip
+    assert figures["promised_pixel_false_positive_rate"] > 0
+    assert figures["kind/x/images"] == 1
+    assert figures["kind/x/image_recall"] == outcome.metrics["recall"]
+    (row,) = Registry(small.home.root).leaderboard("s")
+    assert row["metrics"]["recall"] == outcome.metrics["recall"]  # as rows always called it
+    assert not [k for k in row["metrics"] if "threshold" in k or "/" in k]
+    samples = artifact(small.home, outcome.run_id, "tables/samples.json")
+    assert len(samples) == 15
+    assert {s["sha256"] for s in samples if s["role"] == "train"} == folds.of.keys()
+    assert all(s["fold"] == folds.of.get(s["sha256"]) for s in samples)
+    assert [s["path"] for s in samples if s["role"] == "test"] == [
+        "test/good/20.png", "test/good/21.png", "test/x/30.png",
+    ]  # fmt: skip
+    kept = artifact(small.home, outcome.run_id, "lineage.json")
+    assert kept["data_digest"] == run.data.tags["data_digest"]
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.digest == kept["data_digest"]
+    again = training_from(kept, small.home, small.images)
+    assert (again.at, again.known_by, again.folds) == (training.at, None, 4)
+    assert again.key("") == training.key("")
+    version = Registry(small.home.root).client.get_model_version("s.patchcore", outcome.version)
+    for told in ("images learnt", "on the test images", kept["data_digest"], "false alarms"):
+        assert told in version.description
+    assert version.tags["notes"] == run.data.tags["headwater.notes"]
+
+
+def test_a_layer_more_leaves_the_datas_digest_as_it_was(extracted):
+    small, at = extracted
+    before = TrainingData(training_of(extracted)).tags()
+    small.heads = {"patchcore": {"nodes": ["layer1"]}}
+    try:
+        more = small.run().version
+    finally:
+        small.heads = {"patchcore": {}}
+    assert more != at
+    after = TrainingData(training_of((small, more))).tags()
+    assert after["data_digest"] == before["data_digest"]
+    assert after["snapshot"] != before["snapshot"]
+
+
+def test_the_past_is_trained_on_though_its_test_images_have_left(small):
+    """And the snapshot of such a model means the same images as the model learnt."""
+    small.run()
+    moment = time.time_ns() // 1000 * 1000
+    left = {small.images / f"test/{name}.png" for name in ("good/20", "x/30")}
+    gone = {hashlib.sha256(path.read_bytes()).hexdigest() for path in left}
+    for path in left:
+        path.unlink()
+    for number in range(40, 44):
+        small.draw(number)
+    at = small.run().version
+    training = dataclasses.replace(training_of((small, at), calibrate="quick"), known_by=moment)
+    outcome = train_head(training)
+    run = Registry(small.home.root).client.get_run(outcome.run_id)
+    assert nanoseconds(run.data.params["known_by"]) == moment
+    samples = artifact(small.home, outcome.run_id, "tables/samples.json")
+    assert len(samples) == 13
+    assert gone < {s["sha256"] for s in samples if s["role"] == "test"}
+    held = [s for s in samples if s["role"] == "held out"]
+    assert [s["calibration_score"] is None for s in held] == [False, False]
+    (data,) = run.inputs.dataset_inputs
+    assert json.loads(data.dataset.profile)["train/good"] == 10
+    assert json.loads(data.dataset.source)["known_by"] == run.data.params["known_by"]
+
+    registry, snapshot = Registry(small.home.root), at.snapshots[0]
+    meant = known_by_of(registry, "s", "model-patchcore-v1", snapshot)
+    assert meant == known_by_of(registry, "s", snapshot, snapshot) == moment
+    assert known_by_of(registry, "s", None, snapshot) is None  # what there is now
+    assert known_by_of(registry, "s", "other", "another snapshot") is None
 
 
 def test_quick_holds_images_out_as_before(extracted, monkeypatch):

@@ -10,6 +10,8 @@ from flows.extraction.plan import plan_job, ready
 from flows.training.train import train_head
 from flows.training.trainings import Request
 from flows.use.compare import compare_models, compare_two, ranked_apart
+from flows.use.models.standing import Prices, over_seeds, weaker
+from heads.judging.resampling import Resamples
 from headwater.errors import ConfigError, ModelError
 from storage.registry.registry import Registry
 from tests.flows.setkit import SmallSet, save
@@ -70,6 +72,9 @@ def test_models_of_one_test_set_stand_together_and_chance_is_told(small):
             low, high = row["intervals"][name]
             assert low <= row["metrics"][name] <= high
         assert (row["input_size"], row["seed"] in "01") == ("48x48", True)
+        assert row["kinds"]["x"]["image_recall"] == row["metrics"]["recall"]
+        assert row["kinds"]["x"]["image_auroc"] == pytest.approx(row["metrics"]["image_auroc"])
+        assert not row["run_deleted"]
     json.dumps(rows)  # as the command gives them
 
 
@@ -78,8 +83,8 @@ def test_two_models_differ_by_what_was_changed_and_nothing_else(small):
     found = compare_two(registry, "s", "patchcore@1", "patchcore@2")
     assert found["data"] == {}
     assert found["settings"]["config.ratio"] == ["0.2", "0.02"]
-    assert found["settings"]["config.seed"] == ["0", "1"]
-    assert not [k for k in found["settings"] if not k.startswith("config.")]
+    assert found["settings"]["seed"] == ["0", "1"]
+    assert found["settings"].keys() == {"config.ratio", "seed"}
     assert found["same_test"]
     one, other, gap, (low, high) = found["figures"]["image_auroc"]
     assert low <= gap <= high
@@ -97,8 +102,76 @@ def test_two_models_differ_by_what_was_changed_and_nothing_else(small):
     apart = compare_two(registry, "s", "patchcore@1", "patchcore@3")
     assert not apart["same_test"]
     assert apart["data"]["test images"] == ["22", "21"]
+    assert apart["data"].keys() == {"test images", "snapshot", "data digest"}
     assert apart["p"] is None
     assert all(values[3] is None for values in apart["figures"].values())
+
+
+def test_mistakes_have_prices(small):
+    registry = Registry(small.home.root)
+    rows = ranked_apart(compare_models(registry, "s", Prices(100, 3)))[0]
+    for row in rows:
+        table = json.loads(registry.artifact(row["run_id"], "tables/images.json").read_text())
+        wrong = [r["kind"] != "good" for r in table if not r["correct"]]
+        cost = row["cost"]
+        assert (cost["misses"], cost["false_alarms"]) == (sum(wrong), len(wrong) - sum(wrong))
+        price = 100 * sum(wrong) + 3 * (len(wrong) - sum(wrong))
+        assert cost["an_image"] == pytest.approx(price / len(table))
+        assert cost["interval"][0] <= cost["an_image"] <= cost["interval"][1]
+    assert rows[0]["cost"]["an_image"] <= rows[1]["cost"]["an_image"]
+    for text in ("1", "a:b", "0:0", "-1:2", "nan:1", "1:2:3"):
+        with pytest.raises(ConfigError, match="prices"):
+            Prices.of(text)
+
+
+def test_a_version_whose_run_was_deleted_is_marked(small, here):
+    registry = Registry(small.home.root)
+    run_id = registry.get_model("s", "patchcore", 3)["run_id"]
+    registry.client.delete_run(run_id)
+    try:
+        marked = {r["version"]: r["run_deleted"] for r in compare_models(registry, "s")}
+        assert marked == {"1": False, "2": False, "3": True}
+        assert "(run deleted)" in " ".join(here("compare", "s", "--home", small.home.root).split())
+    finally:
+        registry.client.restore_run(run_id)
+
+
+def model(version, auroc, recall, seed="0", head="padim"):
+    metrics = {"image_auroc": auroc, "recall": recall}
+    return {"head": head, "version": version, "metrics": metrics, "seed": seed}
+
+
+def test_a_better_auroc_with_a_worse_recall_is_said():
+    new, old = model("2", 0.854, 0.2), model("1", 0.77, 0.675)
+    (said,) = weaker([new, old], [None, None])
+    assert "padim v2 is above padim v1" in said
+    assert "image recall 0.200, not 0.675" in said
+    assert weaker([new, model("1", 0.77, 0.25)], [None, None]) == []  # may be chance
+    assert weaker([model("2", 0.9, 0.8), old], [None, None]) == []
+    # With draws of the same test images, chance is told from more.
+    spread = np.linspace(-0.3, 0.3, 100)
+    draws = [Resamples(0, {"recall": 0.2 + spread}), Resamples(0, {"recall": 0.675 - spread})]
+    assert weaker([new, old], draws) == []
+    sure = [Resamples(0, {"recall": 0.2 + spread / 9}), Resamples(0, {"recall": 0.3 + spread / 9})]
+    assert len(weaker([new, model("1", 0.77, 0.3)], sure)) == 1
+    # Said of the best, and of versions of one head.
+    first, third = model("5", 0.99, 0.9, head="f2r"), model("4", 0.7, 0.9, head="cs_flow")
+    assert weaker([first, new, third], [None] * 3) == []
+
+
+def test_seeds_are_told_by_mean_and_spread():
+    rows = [model("1", 0.8, 0.5), model("2", 0.9, 0.7, "1"), model("3", 0.7, 0.6, "2")]
+    rows += [model("4", 0.6, 0.6, "2"), model("5", 0.1, 0.1, "0")]
+    facts = [({"seed": r["seed"], "epochs": "3", "config.a": "1"}, {"snapshot": "S"}) for r in rows]
+    facts[1][0]["epochs"] = "2"  # stopped early
+    facts[4][0]["config.a"] = "2"  # another setting: alone
+    (found,) = over_seeds(rows, facts)
+    assert (found["head"], found["seeds"]) == ("padim", ["0", "1", "2"])
+    assert found["versions"] == ["1", "2", "4"]
+    figure = found["figures"]["image_auroc"]
+    assert figure["mean"] == pytest.approx(np.mean([0.8, 0.9, 0.6]))
+    assert figure["sd"] == pytest.approx(np.std([0.8, 0.9, 0.6], ddof=1))
+    assert (figure["low"], figure["high"]) == (0.6, 0.9)
 
 
 def test_the_command_says_it_and_tells_mistakes(small, here):
@@ -106,8 +179,13 @@ def test_the_command_says_it_and_tells_mistakes(small, here):
     assert "s: registered models on 22 test images" in told
     assert "s: registered models on 21 test images" in told
     assert " to " in told
+    assert "x (12)" in told
     every = json.loads(here("compare", "--home", small.home.root, "--json"))
     assert len(every) == 3
+    assert all({"image_recall", "pixel_auroc"} < row["metrics"].keys() for row in every)
+    assert not [row for row in every if "recall" in {**row["metrics"], **row["intervals"]}]
+    assert "registered models of all sets" in here("compare", "--home", small.home.root)
+    assert "prices" in here("compare", "s", "--costs", "1", "--home", small.home.root, status=2)
     two = here("compare", "s", "patchcore@1", "patchcore@2", "--home", small.home.root)
     assert "config.ratio" in two
     assert "with another verdict" in two

@@ -1,0 +1,163 @@
+"""Where a registered model comes from: images by content, settings, code, what was before it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from features.images.pixels import sha256_of
+from flows.extraction.pair_list import load_pairs
+from flows.extraction.samples import Sample
+from flows.runtime.home import Home
+from flows.training.record import HELD_OUT, LEFT_OUT, LINEAGE, SAMPLES, TEST, TRAIN
+from flows.use.bundle import model_parts
+from flows.use.predict import choose_head
+from headwater.errors import DataError, HeadwaterError, ModelError
+from storage.registry.names import as_used
+from storage.registry.registry import Registry
+from storage.store.feature_store import FeatureStore
+
+#: Columns of an image's digests: of an image, of a pair.
+DIGESTS = ("sha256", "current_sha256", "history_sha256")
+#: Parameters that say what features were read, not how the head learnt.
+_EXTRACTOR = (
+    "backbone", "backbone_options", "weights_sha256", "layers", "input_size", "size", "crop",
+    "resize", "range", "roi", "tile", "overlap", "scale", "extractor_precision", "stored_dtype",
+    "views",
+)  # fmt: skip
+
+
+def lineage(home: Home, model: str) -> dict[str, Any]:
+    """Return where a registered model comes from.
+
+    Parameters
+    ----------
+    home
+        Where it is registered.
+    model
+        ``SET.HEAD``, ``SET.HEAD/VERSION`` or ``SET.HEAD@ALIAS``.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``model, version, aliases, created, run_id``; ``data`` (set, snapshot, digest of
+        images and labels, ``known_by``); ``images``, how many were what to it, and ``samples``, a
+        row each; ``extractor``, ``settings`` and ``seed`` as used; ``code`` and ``versions``;
+        ``machine``; ``parents``: the versions that had the aliases before it, and the model that it
+        reproduces, as far as known; ``notes``. Of models from before, ``samples`` are those of the
+        snapshot, and ``notes`` say so.
+
+    Raises
+    ------
+    ModelError
+        Where there is no such model, or its run was deleted.
+    """
+    registry, row = find_model(home, model)
+    facts = registry.facts(row["run_id"])
+    if facts is None:
+        raise ModelError(
+            f"the run of {row['model']} version {row['version']} was deleted",
+            expected="the run that trained it: what is known is there",
+            remedy=f"headwater compare {model_parts(model)[0]} lists the others",
+        )
+    tags = facts[1]
+    params = as_used(facts[0], row["metrics"].get("fit_epochs"))
+    kept = artifact_json(registry, row["run_id"], LINEAGE) or {}
+    samples = artifact_json(registry, row["run_id"], f"tables/{SAMPLES}.json")
+    notes = []
+    if samples is None:
+        samples = _of_snapshot(home, model_parts(model)[0], tags)
+        notes.append("its run kept no list of images: those of its snapshot are listed")
+    settings = {k: v for k, v in params.items() if k not in (*_EXTRACTOR, "seed", "known_by")}
+    return {
+        "model": row["model"],
+        "version": row["version"],
+        "aliases": row["aliases"],
+        "created": row["created"],
+        "run_id": row["run_id"],
+        "data": {
+            "image_set": model_parts(model)[0],
+            "snapshot": row["snapshot"],
+            **({"history_snapshot": s} if (s := row["history_snapshot"]) else {}),
+            "known_by": tags.get("known_by"),
+            "digest": tags.get("data_digest"),
+        },
+        "images": dict(Counter(one["role"] for one in samples)),
+        "extractor": {
+            "extractor_id": row["extractor_id"],
+            "store_extractor": tags.get("store_extractor"),
+            **{k: params[k] for k in _EXTRACTOR if k in params},
+        },
+        "settings": settings,
+        "seed": params.get("seed"),
+        "code": tags.get("code"),
+        "versions": {
+            k.removeprefix("version."): v for k, v in tags.items() if k.startswith("version.")
+        },
+        "machine": kept.get("machine"),
+        "parents": {
+            "before": json.loads(tags.get("headwater.before", "null")),
+            "reproduces": tags.get("reproduces"),
+        },
+        "notes": notes,
+        "samples": samples,
+    }
+
+
+def find_model(home: Home, model: str) -> tuple[Registry, dict[str, Any]]:
+    """Return the registry and its row of a model, named as `lineage` takes it."""
+    image_set, head, version = model_parts(model)
+    registry = Registry(home.root, home.tracking_url)
+    return registry, registry.get_model(image_set, choose_head(registry, image_set, head), version)
+
+
+def artifact_json(registry: Registry, run_id: str, path: str) -> Any:
+    """Return a run's JSON artifact, None where it has none of that path."""
+    file = registry.artifact(run_id, path)
+    return None if file is None else json.loads(file.read_text())
+
+
+def _of_snapshot(home: Home, image_set: str, tags: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the images of the snapshot that a run names, as `samples_of` would."""
+    try:
+        if tags.get("pairs"):
+            found: Sequence[Sample] = load_pairs(home, image_set, tags["pairs"]).samples
+        else:
+            store = FeatureStore.open(home.store, image_set, create=False)
+            rows = store.table(tags["snapshot"]).images()
+            found = [Sample.of(row, Path()) for row in rows]
+    except (HeadwaterError, KeyError):
+        return []
+    made = []
+    for s in found:
+        role = TEST if s.split == "test" else TRAIN if not s.defective else LEFT_OUT
+        digests = dict(zip(DIGESTS[1:] if s.is_pair else DIGESTS, s.contents, strict=False))
+        key = "key" if s.is_pair else "path"
+        made.append({key: s.key, **digests, "split": s.split, "kind": s.kind, "role": role})
+    return made
+
+
+def whether_in(found: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return what an image file was to a model, by its content.
+
+    Returns
+    -------
+    dict
+        ``file``, ``sha256``, ``learnt`` (whether the model has learnt from it, or was chosen by it)
+        and ``rows``, those of `lineage`'s samples that are it.
+
+    Raises
+    ------
+    DataError
+        Where there is no such file.
+    """
+    try:
+        sha = sha256_of(file)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}", expected="an image file") from None
+    rows = [one for one in found["samples"] if sha in (one.get(k) for k in DIGESTS)]
+    learnt = any(one["role"] in (TRAIN, HELD_OUT) for one in rows)
+    return {"file": str(file), "sha256": sha, "learnt": learnt, "rows": rows}
