@@ -57,7 +57,8 @@ class Truth:
         Of each sample, at the size of its mask.
     masks
         Of each sample, ``[H, W]`` bool: its mask, empty for a normal image without one; None where
-        the truth is not known, or nothing of it can be seen. Those of more than `headwater.tiles.MAP_SIDE` pixels are smaller.
+        the truth is not known, or nothing of it can be seen. Those of more than
+        `headwater.tiles.MAP_SIDE` pixels are smaller.
     """
 
     maps: OwnMaps
