@@ -80,7 +80,10 @@ def test_a_defect_that_the_crop_cuts_away_is_told(tmp_path):
 def test_images_of_other_sizes_lie_side_by_side_and_large_ones_are_bounded(tmp_path):
     large = np.zeros((3000, 300), bool)
     large[1500:1502, 150:152] = True  # less than a pixel of the smaller mask
-    samples = [sample(tmp_path, "a", large, large.shape), sample(tmp_path, "b", marked((48, 80, 2)))]
+    samples = [
+        sample(tmp_path, "a", large, large.shape),
+        sample(tmp_path, "b", marked((48, 80, 2))),
+    ]
     for fitting in ("squash", "fit", "crop"):
         maps = np.ones((2, 16, 16), np.float32)
         _, truth, _ = known(samples, maps, resize=(16, 16), fitting=fitting)
