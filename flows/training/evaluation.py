@@ -26,7 +26,7 @@ from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
 from heads.judging.resampling import Resamples, count_pixels, resample
 from heads.looking import seen_of
-from heads.training.out_of_fold import OutOfFold
+from heads.training.out_of_fold import OutOfFold, thinning
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec
 from headwater.tiles import joined_size
@@ -136,6 +136,10 @@ def judge(
             accepted=[known[image] for image in apart.images],
             target_fpr=target,
         )
+        # A pixel of maps that are thinned out stands for several.
+        cells = thinning(len(apart.images), head.map_size) ** 2
+        if (area := calibration.area_threshold) is not None:
+            calibration = dataclasses.replace(calibration, area_threshold=area * cells)
     elif not head.labelled:
         held_scores, maps = scored.held_out(held_out)
         found = calibrate(held_scores, maps, target_fpr=target, upper=scored.limit)

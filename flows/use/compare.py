@@ -28,8 +28,9 @@ def compare_models(registry: Registry, image_set: str) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``test`` (``images`` and
-        ``digest`` of the tested images' contents and kinds; None where the run's table is gone),
+        Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``run_deleted`` (whether
+        MLflow has the run no more, or among the deleted), ``test`` (``images`` and ``digest``
+        of the tested images' contents and kinds; None where the run's table is gone),
         ``intervals`` (of each figure the 95 % interval, where the run kept its draws) and
         ``behind``: of all but the best of its test set ``model``, ``difference``, ``interval`` and
         ``p`` of the figure that ranks, and ``level``, whether that may be chance. Larger test sets
@@ -112,9 +113,10 @@ def _tested(registry: Registry, row: dict[str, Any]) -> dict[str, Any]:
         test = {"images": len(table), "digest": digest(seen)}
     facts = registry.facts(row["run_id"])
     params = {} if facts is None else facts[0]
+    gone = {"run_deleted": facts is None or facts[2]}
     about = {"input_size": params.get("input_size", ""), "seed": params.get("config.seed", "")}
     intervals = {} if draws is None else {k: draws.interval(k) for k in draws.figures}
-    row = {**row, **about, "_facts": facts}
+    row = {**row, **about, **gone, "_facts": facts}
     return {**row, "test": test, "intervals": intervals, "_table": table, "_draws": draws}
 
 

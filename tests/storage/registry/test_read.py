@@ -47,6 +47,30 @@ def test_leaderboard_and_choice_of_a_model(registry, saved):
         registry.get_model("bottles", "f2r")
 
 
+def test_a_champion_that_was_deleted_is_missed_and_not_replaced(registry, saved):
+    for name in "abc":
+        train(registry, saved(name), "patchcore", name)
+    client, name = registry.client, "bottles.patchcore"
+    client.set_registered_model_alias(name, "champion", "2")
+
+    def version(wanted=None):
+        return registry.get_model("bottles", "patchcore", wanted)["version"]
+
+    assert version() == "2"
+    client.delete_model_version(name, "2")  # as MLflow's pages do
+    with pytest.raises(ModelError, match=r"champion of bottles.patchcore, version 2, was") as lost:
+        version()
+    assert "3, 1 or latest" in lost.value.expected
+    assert "alias champion" in lost.value.remedy
+    assert "--version N" in lost.value.remedy
+    # Both ways out, and a champion that is only taken back leaves the newest, as ever.
+    assert (version("latest"), version(1)) == ("3", "1")
+    client.set_registered_model_alias(name, "champion", "1")
+    assert version() == "1"
+    client.delete_registered_model_alias(name, "champion")
+    assert version() == "3"
+
+
 def test_a_training_is_found_by_its_key_only_when_it_is_whole(registry, saved):
     run = train(registry, saved("a"), key="whole")
     with pytest.raises(ZeroDivisionError), registry.start("bottles", "patchcore", "broken"):
