@@ -271,7 +271,7 @@ class RegistryReader:
             version was deleted.
         """
         with told():
-            models = [] if self._empty else self._models()
+            models = [] if self._empty else self._models(image_set)
             name = model_name(image_set, head)
             found = self._versions(name) if (name, head) in models else []
             if not found:

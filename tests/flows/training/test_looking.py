@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from features.images.masks import read_mask
+from flows.door.detector import LoadedModel
 from flows.extraction import regions
 from flows.extraction.find import Found
 from flows.extraction.pair_list import PairList
@@ -14,10 +17,12 @@ from flows.extraction.plan import plan_job, ready
 from flows.training.train import train_head
 from flows.training.trainings import Request
 from flows.use.forecast import _shadow
-from flows.use.predict import predict
+from flows.use.predict import open_model, predict
 from headwater.errors import ConfigError, DataError, ImageError
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
+from storage.serving.encoding import encode_image
+from storage.serving.pyfunc import ServedModel, signature_of
 from tests.flows.setkit import QUIET, SmallSet, save
 
 
@@ -175,6 +180,27 @@ def test_every_image_may_have_a_region_beside_it(small):
     hiding = image.with_name("40_roi.png")
     (hidden,) = predict(small.home, "s", QUIET, images=[alone], roi=hiding)
     assert (seen["verdict"], hidden["score"]) == ("anomalous", table["test/y/40.png"]["score"])
+    # So does the front door, by the file beside a picture's file or what it is given;
+    opened = LoadedModel(open_model(small.home, "s", None, None, device="cpu")[0], "s")
+    score, picture = hidden["score"], Image.open(image)
+    for got in (
+        opened.predict(image),
+        opened.predict(picture, roi=hiding),
+        opened.predict(np.asarray(picture), roi=np.asarray(Image.open(hiding))),
+    ):
+        assert (got.score, got.note) == (score, "")
+    got = opened.predict(picture)
+    assert (got.score, "all of it was looked at" in got.note) == (seen["score"], True)
+    # and what MLflow serves, by a column.
+    served, text = ServedModel(), encode_image(np.asarray(picture))
+    served.detector = opened.inference
+    assert "roi" in signature_of(opened.inference).inputs.input_names()
+    table = pd.DataFrame({"image": [text] * 2, "roi": [encode_image(read_mask(hiding)), None]})
+    one, two = served.predict(None, table).to_dict("records")
+    assert (one["score"], one["note"], two["score"]) == (score, "", seen["score"])
+    assert "all of it was looked at" in two["note"]
+    (plain,) = served.predict(None, table[["image"]][:1]).to_dict("records")
+    assert plain["score"] == seen["score"]
     # Outside nothing counts: what is drawn there changes no bit.
     pixels = np.asarray(Image.open(image)).copy()
     pixels[:, :32] = np.random.default_rng(5).integers(0, 255, (48, 32, 3))

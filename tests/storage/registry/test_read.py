@@ -43,8 +43,8 @@ def test_leaderboard_and_choice_of_a_model(registry, saved):
     assert [version(w) for w in (None, "champion", "latest")] == ["1", "1", "2"]
     with pytest.raises(ModelError, match=r"2, 1, challenger, champion, latest"):
         version("7")
-    with pytest.raises(ModelError, match=r"bottles.cs_flow, bottles.patchcore"):
-        registry.get_model("bottles", "f2r")
+    with pytest.raises(ModelError, match=r"one of bottles.cs_flow, bottles.patchcore\n"):
+        registry.get_model("bottles", "f2r")  # and not those of other sets
 
 
 def test_a_champion_that_was_deleted_is_missed_and_not_replaced(registry, saved):
