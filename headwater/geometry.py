@@ -1,11 +1,13 @@
-"""Where an image lies in what the backbone sees: resized, cut, padded."""
+"""Where an image lies in what the backbone sees, and its map in the image."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from headwater.errors import ConfigError
 from headwater.spec import ExtractorSpec
+from headwater.tiles import Box, joined_size
 
 Size = tuple[int, int]
 
@@ -95,3 +97,84 @@ def place(height: int, width: int, spec: ExtractorSpec) -> Placement:
 def _least(side: int, room: int, fitting: str) -> int:
     """Return a side that rounding did not carry beyond its room, or leave short of it."""
     return max(1, min(side, room)) if fitting == "fit" else max(side, room)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the map of an image lies in the image.
+
+    Parameters
+    ----------
+    size
+        ``(height, width)`` of the image, pixels.
+    scaled
+        The same of the whole image in pixels of the map.
+    top, left
+        The map's corner in that.
+    """
+
+    size: Size
+    scaled: Size
+    top: int = 0
+    left: int = 0
+
+    @property
+    def cell(self) -> float:
+        """How many pixels of the image one of the map stands for."""
+        (height, width), (rows, columns) = self.size, self.scaled
+        return height * width / (rows * columns)
+
+    def box(self, rows: slice, columns: slice) -> Box:
+        """Return the pixels of the image that a rectangle of the map covers, even in part."""
+        top, bottom = self._covered(rows, 0)
+        left, right = self._covered(columns, 1)
+        return Box(top, left, bottom - top, right - left)
+
+    def point(self, row: int, column: int) -> tuple[int, int]:
+        """Return ``(y, x)``, the pixel of the image at the middle of one of the map."""
+        at = (row + self.top + 0.5, column + self.left + 0.5)
+        y, x = (int(p * n / m) for p, n, m in zip(at, self.size, self.scaled, strict=True))
+        return min(y, self.size[0] - 1), min(x, self.size[1] - 1)
+
+    def on_map(self, box: Box) -> tuple[float, float, float, float]:
+        """Return top, left, bottom and right of a rectangle of the image, in pixels of the map."""
+        tall, wide = (m / n for m, n in zip(self.scaled, self.size, strict=True))
+        return (
+            box.top * tall - self.top,
+            box.left * wide - self.left,
+            (box.top + box.height) * tall - self.top,
+            (box.left + box.width) * wide - self.left,
+        )
+
+    def _covered(self, part: slice, axis: int) -> tuple[int, int]:
+        start, stop = (p + (self.top, self.left)[axis] for p in (part.start, part.stop))
+        pixel = self.size[axis] / self.scaled[axis]
+        # Whole pixels, but none for what is only rounding.
+        first, last = math.floor(start * pixel + 1e-6), math.ceil(stop * pixel - 1e-6)
+        first = max(0, min(first, self.size[axis] - 1))
+        return first, max(first + 1, min(last, self.size[axis]))
+
+
+def frame_of(height: int, width: int, spec: ExtractorSpec) -> Frame:
+    """Return where the map that a model gives of an image lies in it.
+
+    Parameters
+    ----------
+    height, width
+        Of the image, pixels.
+    spec
+        How it was seen. Of a squashed one the map is of the input, that is of the centre crop if
+        there is one; else it is of the whole image (`features.images.preprocess.own_map`).
+
+    Examples
+    --------
+    >>> spec = ExtractorSpec("resnet18", "untrained:0", resize=(64, 64), crop=(56, 56))
+    >>> frame_of(128, 640, spec).box(slice(0, 1), slice(0, 2))
+    Box(top=8, left=40, height=2, width=20)
+    """
+    if spec.tiles is not None:
+        return Frame((height, width), joined_size(height, width))
+    where = place(height, width, spec)
+    if spec.fitting != "squash":
+        return Frame((height, width), where.scaled)
+    return Frame((height, width), where.scaled, where.top, where.left)

@@ -6,8 +6,12 @@ terminal or answers for the user, marks that turn its letters round, or bytes th
 
 from __future__ import annotations
 
+import csv
+import io
 import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
 #: Marks that do not show and change how the rest reads: Unicode calls them formats. Joiners belong
 #: to words of some scripts and to pictures, and only join.
@@ -106,3 +110,26 @@ def cell(value: object) -> object:
         return value
     text = str(value)
     return f"'{shown(text)}" if text.startswith(_FORMULA) else shown(text)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    r"""Return rows as a table of comma-separated values; no cell is taken for a formula (`cell`).
+
+    Parameters
+    ----------
+    rows
+        Values by column; what a row lacks is empty.
+    columns
+        Their order; without them that in which the rows name them.
+
+    Examples
+    --------
+    >>> csv_text([{"image": "a.png", "score": 1.5}, {"image": "=b", "error": "gone"}])
+    "image,score,error\na.png,1.5,\n'=b,,gone\n"
+    """
+    text = io.StringIO()
+    names = list(columns) or list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+    return text.getvalue()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from flows.command.options import (
     SET_ASIDE,
@@ -20,7 +19,7 @@ from flows.command.options import (
     command_group,
     takes,
 )
-from flows.runtime.console import Reporter, err, out, table
+from flows.runtime.console import Reporter, out
 from flows.runtime.given import Given
 from headwater.errors import ConfigError
 from headwater.text import shown
@@ -123,9 +122,19 @@ def predict(
             r"\[default: NAME_roi.png beside each]",
         ),
     ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A table, a row an image, for spreadsheets; FILE-regions.csv has a row a region.",
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Score new images, or pairs of them, with a registered model: verdict, heat map as PNG."""
+    """Score new images, or pairs, with a registered model: verdict, where it is, heat map.
+
+    Regions are in pixels of the picture, x from the left and y from the top, the largest first.
+    """
     if threshold is not None and not math.isfinite(threshold):
         raise ConfigError(f"--threshold {threshold}", expected="a finite number")
     if model is not None:
@@ -139,10 +148,12 @@ def predict(
     if bool(images) == bool(pair):
         raise ConfigError("predict", expected="images, or --pair CURRENT HISTORY")
     _, home = given.open(write=False)
+    from flows.command.report import show_predictions
     from flows.use.predict import predict as score
+    from flows.use.predict import write_tables
 
     with Reporter(quiet=json_).live() as reporter:
-        rows, broken = score(
+        rows = score(
             home,
             image_set or "",
             reporter,
@@ -155,15 +166,11 @@ def predict(
             threshold=threshold,
             roi=roi,
         )
+    tables = [] if csv is None else write_tables(rows, csv)
     if json_:
-        out.print_json(data=[*rows, *({"image": str(b.path), "error": b.reason} for b in broken)])
+        out.print_json(data=rows)
     else:
-        if rows:
-            # A name in brackets is no markup.
-            cells = [
-                [escape(shown(v)) if isinstance(v, str) else v for v in r.values()] for r in rows
-            ]
-            out.print(table([c.replace("_", " ") for c in rows[0]], cells))
-        for one in broken:
-            err.print(f"set aside {shown(one.path)}: {shown(one.reason)}", markup=False)
-    raise typer.Exit(SET_ASIDE if broken else 0)
+        show_predictions(rows)
+        for file in tables:
+            out.print(f"table: {shown(file)}", markup=False)
+    raise typer.Exit(SET_ASIDE if any("error" in row for row in rows) else 0)

@@ -27,7 +27,7 @@ SnapshotOption = Annotated[
     str | None, typer.Option("--snapshot", help=r"Snapshot id or tag. \[default: the newest]")
 ]
 VersionOption = Annotated[
-    str | None, typer.Option(help=r"Model version or alias. \[default: the newest]")
+    str | None, typer.Option(help=r"Model version or alias. \[default: champion, else the newest]")
 ]
 RehashOption = Annotated[
     bool, typer.Option("--rehash", help="Read every file, even those that look unchanged.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from flows.runtime.console import err, out, table
@@ -116,6 +118,48 @@ PAIR_COLUMNS = [
     ("pixel AUROC", "auc"),
     ("pixel EER", "eer"),
 ]
+
+
+#: Regions of a sample that are printed; --json and --csv have all.
+MOST_REGIONS = 3
+
+
+def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows of `flows.use.predict.predict`: a table, the regions, what was set aside."""
+    good = [row for row in rows if "error" not in row]
+    if good:
+        whose = f"{good[0]['model']} version {good[0]['version']}"
+        columns = [name for name in good[0] if name not in ("model", "version")]
+        cells = [[len(r[c]) if c == "regions" else r[c] for c in columns] for r in good]
+        # A name in brackets is no markup.
+        cells = [[escape(shown(v)) if isinstance(v, str) else v for v in row] for row in cells]
+        out.print(table([c.replace("_", " ") for c in columns], cells, whose))
+    if any(row["regions"] for row in good):
+        out.print("\nregions, in pixels of the picture:")
+    for row in good:
+        found = row["regions"]
+        for region in found[:MOST_REGIONS]:
+            out.print(f"  {shown(next(iter(row.values())))}: {told_region(region)}", markup=False)
+        if len(found) > MOST_REGIONS:
+            more = len(found) - MOST_REGIONS
+            out.print(f"  {shown(next(iter(row.values())))}: and {more} more", markup=False)
+    for row in rows:
+        if "error" in row:
+            culprit = " ".join(str(row[k]) for k in row if k != "error")
+            err.print(f"set aside {shown(culprit)}: {shown(row['error'])}", markup=False)
+
+
+def told_region(region: Mapping[str, Any]) -> str:
+    """Return a region, as of `storage.serving.prediction.Region.to_json`, in words.
+
+    Examples
+    --------
+    >>> told_region(dict(x=3, y=9, width=40, height=22, area=512, peak_x=7, peak_y=12, peak=3.25))
+    '40x22 at (3, 9), area 512, peak 3.25 at (7, 12)'
+    """
+    return (
+        "{width}x{height} at ({x}, {y}), area {area:,}, peak {peak:.4g} at ({peak_x}, {peak_y})"
+    ).format(**region)
 
 
 def leaderboard_table(rows: list[dict[str, Any]], title: str) -> Table:

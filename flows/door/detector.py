@@ -14,13 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from features.images.depth import Range, in_colour
+from features.images.masks import read_mask
 from features.images.pixels import from_pillow, read_image
-from flows.use.predict import draw_prediction, open_bundle
+from features.images.places.regions import region_on
+from flows.pictures.answer import draw_prediction
+from flows.runtime.console import counted
+from flows.use.predict import open_bundle, region_beside
 from headwater.errors import ImageError
+from storage.serving.prediction import ALL_LOOKED_AT
 
 if TYPE_CHECKING:
     from storage.serving.detector import Detector
-    from storage.serving.prediction import Prediction
+    from storage.serving.prediction import Prediction, Region
 
 #: One picture: a file, a PIL image, or an array ``[H, W, 3]`` or ``[H, W]``: uint8, or of more bits
 #: where the model was trained on such, in the values of its files.
@@ -28,6 +33,8 @@ Picture = str | Path | Image.Image | NDArray[Any]
 #: What is judged: a picture, or of models over pairs ``(current, history)``.
 Sample = Picture | tuple[Picture, Picture]
 Pixels = NDArray[Any]
+#: A region of interest: a mask's file, a folder of such, or ``[h, w]`` where not 0.
+Roi = str | Path | NDArray[Any]
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,6 +57,11 @@ class Result:
         ``SET.HEAD version N``.
     p_value
         Share of normal samples that score as high; None where the model has no out-of-fold scores.
+    regions
+        Where it is, in the picture's pixels, the largest first: each has ``x, y, width, height,
+        area, peak_x, peak_y, peak``.
+    note
+        Empty, or what is to be known of this answer.
     """
 
     score: float
@@ -60,12 +72,14 @@ class Result:
     model: str
     _draw: Callable[[Path], None] = field(compare=False)
     p_value: float | None = None
+    regions: tuple[Region, ...] = ()
+    note: str = ""
 
     def __repr__(self) -> str:
         p = "" if self.p_value is None else f"p {self.p_value:.3g}, "
         return (
             f"Result({self.verdict}: score {self.score:.4g}, {p}threshold {self.threshold:.4g}, "
-            f"by {self.model})"
+            f"{counted(len(self.regions), 'region')}, by {self.model})"
         )
 
     def save(self, path: str | Path) -> Path:
@@ -116,11 +130,15 @@ class LoadedModel:
         return self.inference.threshold
 
     @overload
-    def predict(self, sample: Sample, threshold: float | None = None) -> Result: ...
-    @overload
-    def predict(self, sample: list[Any], threshold: float | None = None) -> list[Result]: ...
     def predict(
-        self, sample: Sample | list[Any], threshold: float | None = None
+        self, sample: Sample, threshold: float | None = None, *, roi: Roi | None = None
+    ) -> Result: ...
+    @overload
+    def predict(
+        self, sample: list[Any], threshold: float | None = None, *, roi: Roi | None = None
+    ) -> list[Result]: ...
+    def predict(
+        self, sample: Sample | list[Any], threshold: float | None = None, *, roi: Roi | None = None
     ) -> Result | list[Result]:
         """Score a sample, or a list of them; each one's score depends on that one alone.
 
@@ -131,22 +149,36 @@ class LoadedModel:
             such gives a list.
         threshold
             Instead of the model's own.
+        roi
+            Of a model whose images have regions of interest of their own: a mask for all samples (a
+            file, or ``[h, w]`` where not 0), or a folder of masks. Without it ``NAME_roi.png``
+            beside a picture's file is taken; of a picture that is no file all is looked at, and
+            the result's `note` says so.
 
         Raises
         ------
         ImageError
-            For a picture that cannot be read.
+            For a picture or a region that cannot be read.
         ConfigError, ModelError
-            For a pair where the model looks at single images, or the other way round.
+            For a pair where the model looks at single images, or the other way round; for `roi`
+            where the model knows none.
         """
         samples = sample if isinstance(sample, list) else [sample]
         known = self.inference.spec.value_range
         given = [[pixels(p, known) for p in (s if isinstance(s, tuple) else (s,))] for s in samples]
-        got = self.inference.predict(given, threshold=threshold)
-        results = [self._result(s, p) for s, p in zip(given, got, strict=True)]
+        rois = None
+        if self.inference.own_regions or roi is not None:
+            firsts = [s[0] if isinstance(s, tuple) else s for s in samples]
+            rois = [
+                _region(first, roi, images[0].shape[:2])
+                for first, images in zip(firsts, given, strict=True)
+            ]
+        got = self.inference.predict(given, threshold=threshold, rois=rois)
+        lacking = [rois is not None and rois[i] is None for i in range(len(given))]
+        results = [self._result(*one) for one in zip(given, got, lacking, strict=True)]
         return results if isinstance(sample, list) else results[0]
 
-    def _result(self, images: Sequence[Pixels], got: Prediction) -> Result:
+    def _result(self, images: Sequence[Pixels], got: Prediction, lacking: bool) -> Result:
         def paint(target: Path) -> None:
             draw_prediction(self.inference, images, got, target)
 
@@ -159,7 +191,19 @@ class LoadedModel:
             self.name,
             paint,
             got.p_value,
+            got.regions,
+            ALL_LOOKED_AT if lacking else "",
         )
+
+
+def _region(picture: Picture, roi: Roi | None, size: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """Return a picture's region of interest at its size, None where none is known."""
+    if isinstance(roi, np.ndarray):
+        return region_on(roi != 0, size[0], size[1], "roi")
+    given = None if roi is None else Path(roi)
+    if isinstance(picture, str | Path):
+        return region_beside(Path(picture), Path(picture).parent, given, size)
+    return None if given is None else region_on(read_mask(given), size[0], size[1], str(given))
 
 
 def load(file: str | Path, *, device: str = "auto") -> LoadedModel:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flows.pictures.panels import (
     Pixels,
+    boxes_over,
     contour_over,
     fit,
     heat_over,
@@ -181,6 +182,7 @@ def prediction_overlay(
     path: Path,
     *,
     cut: float | None = None,
+    boxes: Sequence[tuple[float, float, float, float]] = (),
     probabilities: bool = False,
 ) -> Path:
     """Draw one prediction: the sample's images and the map over the first of them.
@@ -200,6 +202,8 @@ def prediction_overlay(
     cut
         Map value above which a pixel is called anomalous or changed; colour begins near it, see
         `heat_scale`. Of pairs the pixels above it are outlined.
+    boxes
+        ``(top, left, bottom, right)`` of its regions, in pixels of the map.
     probabilities
         Whether map values are: then colour begins shortly below the cut and is full at 1.
     """
@@ -212,6 +216,9 @@ def prediction_overlay(
         legend = f"current | history | change map over current, outlined above {cut:.4g}"
         if (changed := heat > cut).any():
             over = contour_over(over, changed, width=1)
+    if boxes:
+        scaled = np.array(boxes) * np.tile(np.divide(over.shape[:2], heat.shape), 2)
+        over = boxes_over(over, [tuple(box) for box in scaled.tolist()])
     both = side_by_side([*shown, over], 5 if kind.paired else 8, framed=kind.paired)
     margin, head, foot = 12, 44, 34 if legend else 12
     width = max(both.shape[1] + 2 * margin, 420, margin + text_width(legend))

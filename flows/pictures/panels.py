@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,6 +83,26 @@ def contour_over(image: Pixels, mask: NDArray[np.bool_], width: int = 2) -> Pixe
     made = image.copy()
     made[seam] = (made[seam] * 0.35).astype(np.uint8)
     made[line] = _CONTOUR
+    return made
+
+
+def boxes_over(image: Pixels, boxes: Sequence[tuple[float, float, float, float]]) -> Pixels:
+    """Return the image with rectangles, ``(top, left, bottom, right)`` each in its pixels.
+
+    They are drawn around what they hold, as far as the image reaches.
+    """
+    made = image.copy()
+    height, width = made.shape[:2]
+    for grow, line in ((3, False), (2, True)):
+        for top, left, bottom, right in boxes:
+            y, x = max(0, math.floor(top) - grow), max(0, math.floor(left) - grow)
+            low, far = min(height, math.ceil(bottom) + grow), min(width, math.ceil(right) + grow)
+            # A dark seam on both sides keeps the line visible on light ground.
+            thick = 2 if line else 4
+            ring = np.ones((max(low - y, 1), max(far - x, 1)), bool)
+            ring[thick:-thick, thick:-thick] = False
+            part = made[y:low, x:far]
+            part[ring] = _CONTOUR if line else (part[ring] * 0.35).astype(np.uint8)
     return made
 
 

@@ -27,7 +27,7 @@ from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
 from heads.judging.pair_resampling import resample_pairs
 from heads.judging.resampling import Resamples, count_pixels, resample
-from heads.training.out_of_fold import OutOfFold
+from heads.training.out_of_fold import OutOfFold, thinning
 from headwater.samples import IMAGE, PAIR
 
 #: A probability above this is a defect or a change.
@@ -142,6 +142,10 @@ def judge(
             accepted=[known[image] for image in apart.images],
             target_fpr=target,
         )
+        # A pixel of maps that are thinned out stands for several.
+        cells = thinning(len(apart.images), head.map_size) ** 2
+        if (area := calibration.area_threshold) is not None:
+            calibration = dataclasses.replace(calibration, area_threshold=area * cells)
     elif not head.labelled:
         held_scores, maps = scored.held_out(held_out)
         found = calibrate(held_scores, maps, target_fpr=target, upper=scored.limit)

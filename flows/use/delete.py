@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from flows.use.bundle import model_parts
 from flows.use.inventory import folder_size, known_sets, model_place, stores_of
 from headwater.errors import ConfigError, DataError
+from storage.registry.place import local_path
 from storage.registry.registry import Registry
-from storage.registry.removal import check_writable, delete_set, delete_version
+from storage.registry.removal import check_writable, delete_set, delete_version, remains
 from storage.store.engine import is_remote
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import check_set_name, side_name
@@ -92,8 +93,11 @@ def plan_deletion(home: Home, target: str) -> Deletion:
     if target in sets:
         return _of_set(home, registry, target, models)
     base, _, rest = target.removeprefix("models:/").partition("/")
-    if base in names or base.partition("@")[0] in names:
-        return _of_model(home, registry, target, models)
+    # A model whose versions MLflow has deleted is in no row.
+    image_set, _, head = base.partition("@")[0].rpartition(".")
+    gone = remains(registry, image_set, head) if image_set in sets else []
+    if gone or base.partition("@")[0] in names:
+        return _of_model(home, registry, target, models, gone)
     if base in sets and rest:
         return _of_extractor(home, registry, base, rest, models)
     having = [name for name in sets if target in _extractors(home, name)]
@@ -155,16 +159,24 @@ def _of_set(
 
 
 def _of_model(
-    home: Home, registry: Registry, target: str, models: list[dict[str, Any]]
+    home: Home,
+    registry: Registry,
+    target: str,
+    models: list[dict[str, Any]],
+    gone: list[dict[str, Any]],
 ) -> Deletion:
+    """Plan for versions of a model; `gone` are those that MLflow has deleted (`remains`)."""
     image_set, head, version = model_parts(target)
-    mine = [row for row in models if row["model"] == f"{image_set}.{head}"]
+    mine = [row for row in models if row["model"] == f"{image_set}.{head}"] + gone
     if version is not None:
-        chosen = registry.get_model(image_set, head or "", version)
-        mine = [row for row in mine if row["version"] == chosen["version"]]
+        number = version.removeprefix("v")
+        if number not in {row["version"] for row in gone}:
+            number = registry.get_model(image_set, head or "", version)["version"]
+        mine = [row for row in mine if row["version"] == number]
     made = Deletion(f"model {target}")
     for row in mine:
-        made.parts.append((_called(row), _size(registry, row)))
+        what = " (deleted in MLflow; its files are left)" if row in gone else ""
+        made.parts.append((f"{_called(row)}{what}", _size(registry, row)))
         _champion(made, row)
 
     def forget(row: dict[str, Any]) -> None:
@@ -228,7 +240,10 @@ def _called(row: dict[str, Any]) -> str:
 
 
 def _size(registry: Registry, row: dict[str, Any]) -> int | None:
-    place = model_place(registry, row)
+    if "address" in row:
+        place = local_path(row["address"])
+    else:
+        place = model_place(registry, row)
     return None if place is None else folder_size(place)
 
 

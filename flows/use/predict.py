@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +15,17 @@ from features.images.masks import read_mask
 from features.images.pixels import read_decoded
 from features.images.places.beside import region_of
 from features.images.places.regions import region_on
-from features.images.preprocess import own_picture
-from features.images.records import BrokenImage
 from features.images.scan import list_images
-from flows.pictures.maps import prediction_overlay
-from flows.pictures.panels import faded
+from flows.pictures.answer import draw_prediction
 from heads.catalogue import get_head
 from headwater.errors import ConfigError, DataError, ImageError, ModelError
-from headwater.files import read_regular, short_name
+from headwater.files import read_regular, short_name, write_text
 from headwater.samples import IMAGE, PAIR, SampleKind
 from headwater.spec import seed_of_untrained
-from headwater.text import shown
+from headwater.text import csv_text, shown
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
-from storage.serving.prediction import Prediction
+from storage.serving.prediction import ALL_LOOKED_AT, Region
 
 if TYPE_CHECKING:
     from flows.runtime.console import Reporter
@@ -181,7 +179,7 @@ def predict(
     folder: Path | None = None,
     threshold: float | None = None,
     roi: Path | None = None,
-) -> tuple[list[dict[str, Any]], list[BrokenImage]]:
+) -> list[dict[str, Any]]:
     """Score images, or pairs of them, one at a time and write a picture of the map for each.
 
     Parameters
@@ -205,9 +203,11 @@ def predict(
 
     Returns
     -------
-    tuple
-        Rows ``image, score, p_value, threshold, verdict, heat_map``, of pairs ``current, history,
-        score, p_value, threshold, verdict, changed_share, change_map``, and what could not be read.
+    list of dict
+        A row a sample, in their order: ``image, score, p_value, threshold, verdict, regions, model,
+        version, heat_map``, of pairs ``current, history, ..., changed_share, change_map``; regions
+        as of `storage.serving.prediction.Region.to_json`. Of what could not be read ``image`` (or
+        ``current, history``) and ``error``.
 
     Raises
     ------
@@ -234,6 +234,8 @@ def predict(
         )
     if seed_of_untrained(model["weights"]) is not None:
         reporter.line("note: this model rests on the demo's untrained net: illustrative only")
+    if detector.about_regions:
+        reporter.line(f"note: {detector.about_regions}")
     samples: list[tuple[Path, ...]] = [(file,) for path in images for file in list_images(path)]
     if pair:
         samples = join_paths(*pair)
@@ -246,11 +248,12 @@ def predict(
             f"{folder}: {error.strerror}", expected="a folder to write pictures to, with --out"
         ) from error
     rows: list[dict[str, Any]] = []
-    broken: list[BrokenImage] = []
     depths: list[Depth | None] = []
+    whole = 0
     for done, paths in enumerate(samples):
         reporter.update(f"{kind.name}s", done, len(samples), paths[0].name)
-        pixels = []
+        pixels, wrong = [], []
+        named = dict(zip(kind.images, map(str, paths), strict=True))
         for path in paths:
             try:
                 decoded = read_decoded(path)
@@ -259,34 +262,80 @@ def predict(
                 for said in decoded.notes:
                     reporter.line(f"note: {shown(path)} {said}")
             except ImageError as error:
-                broken.append(BrokenImage(path, error.culprit.removeprefix(f"{path}: ")))
-        if len(pixels) < len(paths):
+                wrong.append((path, error))
+        if wrong:
+            rows.append({**named, "error": "; ".join(_reason(*w, kind) for w in wrong)})
             continue
         try:
-            regions = None
+            rois = None
             if detector.own_regions:
                 place = _place_of(paths[0], images)
-                regions = [region_beside(paths[0], place, roi, pixels[0].shape[:2])]
-            (got,) = detector.predict([pixels], threshold=threshold, regions=regions)
+                rois = [region_beside(paths[0], place, roi, pixels[0].shape[:2])]
+                whole += rois[0] is None
+            (got,) = detector.predict([pixels], threshold=threshold, rois=rois)
         except ImageError as error:  # the model's region of interest does not fit it
-            broken.append(BrokenImage(paths[0], error.culprit))
+            rows.append({**named, "error": error.culprit})
             continue
         # The content in the name: another sample of the same name never takes its place.
         text = hashlib.sha256(b"".join(read_regular(path) for path in paths)).hexdigest()[:8]
         target = folder / short_name(paths[0].stem, f"-{text}.png")
         rows.append(
             {
-                **dict(zip(kind.images, map(str, paths), strict=True)),
+                **named,
                 "score": got.score,
                 "p_value": got.p_value,
                 "threshold": got.threshold,
                 "verdict": got.verdict,
+                "regions": [region.to_json() for region in got.regions],
+                "model": model["model"],
+                "version": str(model["version"]),
                 **draw_prediction(detector, pixels, got, target),
             }
         )
+    if whole:
+        reporter.line(f"note: {whole} of {len(samples)} images: {ALL_LOOKED_AT}")
     for said in about_depths(depths, detector.spec.value_range):
         reporter.line(f"note: {said}")
-    return rows, broken
+    return rows
+
+
+def _reason(path: Path, error: ImageError, kind: SampleKind) -> str:
+    """Return why an image cannot be read; of a pair's with its path."""
+    reason = error.culprit.removeprefix(f"{path}: ")
+    return f"{path}: {reason}" if kind.paired else reason
+
+
+def write_tables(rows: Sequence[Mapping[str, Any]], file: Path) -> list[Path]:
+    """Write the rows of `predict` as tables for spreadsheets; return their files.
+
+    `file` has a row a sample, with the number of its regions; beside it ``NAME-regions.csv`` has a
+    row a region.
+
+    Raises
+    ------
+    ConfigError
+        Where they cannot be written.
+    """
+    names = PAIR.images if rows and "current" in rows[0] else IMAGE.images
+    told = [{k: len(v) if k == "regions" else v for k, v in row.items()} for row in rows]
+    found = [
+        {**{name: row[name] for name in names}, **region}
+        for row in rows
+        for region in row.get("regions", ())
+    ]
+    first = dict.fromkeys(key for row in told if "error" not in row for key in row)
+    fields = [field.name for field in dataclasses.fields(Region)]
+    tables = {
+        file: csv_text(told, [*(first or names), "error"]),
+        file.with_name(f"{file.stem}-regions{file.suffix}"): csv_text(found, [*names, *fields]),
+    }
+    for path, text in tables.items():
+        try:
+            # Spreadsheets take what is no ASCII for UTF-8 only where this mark says so.
+            write_text(path, text if text.isascii() else f"\ufeff{text}")
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}", expected="a file for --csv") from error
+    return list(tables)
 
 
 def _place_of(image: Path, given: Sequence[Path]) -> Path:
@@ -317,41 +366,3 @@ def region_beside(
     folder = roi if roi is not None and roi.is_dir() else None
     path = roi if roi and folder is None else region_of(image, root, folder)
     return None if path is None else region_on(read_mask(path), size[0], size[1], str(path))
-
-
-def draw_prediction(
-    detector: Detector, images: Sequence[np.ndarray], got: Prediction, path: Path
-) -> dict[str, Any]:
-    """Draw what a detector said of a sample; return what is to be told of its map.
-
-    Parameters
-    ----------
-    images
-        The sample's images, as they were given to the detector.
-    path
-        PNG to write.
-
-    Returns
-    -------
-    dict
-        ``heat_map``, of pairs ``changed_share`` and ``change_map``.
-    """
-    told: dict[str, Any] = {"heat_map": str(path)}
-    note, cut = "", got.pixel_threshold
-    if detector.kind.paired:
-        cut = detector.cut
-        seen = np.ones(got.map.shape, bool) if got.looked is None else got.looked
-        share = float((got.map > cut)[seen].mean())
-        told = {"changed_share": share, "change_map": str(path)}
-        note = f", {share:.2%} of pixels changed"
-    prediction_overlay(
-        detector.kind,
-        [faded(own_picture(image, detector.spec), got.looked) for image in images],
-        got.map,
-        got.verdict,
-        f"score {got.score:.4g}, threshold {got.threshold:.4g}{note}",
-        path,
-        cut=cut,
-        probabilities=detector.head.labelled,
-    )
-    return told

@@ -15,6 +15,7 @@ from flows.use.inventory import folder_size, known_sets, stores_of
 from headwater.errors import HeadwaterError
 from headwater.samples import IMAGE, PAIR
 from storage.registry.registry import Registry
+from storage.registry.removal import remains
 from storage.serving.files import read_files
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
@@ -120,6 +121,15 @@ def _cards(home: Home) -> Iterator[Finding]:
 
 def _models(home: Home, stores: dict[str, FeatureStore]) -> Iterator[Finding]:
     registry = Registry(home.root, home.tracking_url)
+    for image_set in registry.experiments():
+        for row in remains(registry, image_set):
+            yield Finding(
+                "leftover",
+                f"{row['model']} v{row['version']}",
+                "deleted in MLflow: its files are left",
+                f"headwater delete {row['model']}/{row['version']}",
+                broken=False,
+            )
     for row in registry.leaderboard(""):
         name = f"{row['model']} v{row['version']}"
         target = f"{row['model']}/{row['version']}"

@@ -25,7 +25,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv
 
+from heads.judging.regions import area_threshold
 from headwater.errors import ConfigError, DataError
+
+#: What a model's file does not say.
+_ABSENT = (("standard", None), ("area_threshold", None))
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ class Calibration:
     pixel_threshold, pixel_target_fpr, pixel_n
         The same for the pixels of the held-out maps; NaN-free: None where there were no maps.
         Pixels of one image are not independent, so the pixel rate is an empirical one, no promise.
+    area_threshold
+        A region is told where it has more pixels of the map than this: no more than the image
+        target of the normals show one. None where no maps of normals set it.
     median
         Median normal image score: with the threshold it gives scores a scale for display.
     folds
@@ -76,6 +83,7 @@ class Calibration:
     pixel_threshold: float | None = None
     pixel_target_fpr: float | None = None
     pixel_n: int = 0
+    area_threshold: float | None = None
     median: float = 0.0
     folds: Mapping[str, Any] | None = None
     scores: tuple[float, ...] | None = None
@@ -138,7 +146,7 @@ class Calibration:
         """Return a JSON-ready mapping; `from_json` reads it back."""
         # Without what there is only of some, so that others' are as they always were.
         values = dataclasses.asdict(self)
-        return {k: v for k, v in values.items() if k != "standard" or v is not None}
+        return {k: v for k, v in values.items() if (k, v) not in _ABSENT}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:
@@ -254,22 +262,27 @@ def calibrate(
     """
     threshold, attained, rule = threshold_for(scores, target_fpr, upper)
     values = np.asarray(scores, dtype=np.float64).ravel()
-    pixel, pixels = None, 0
-    if maps is not None and len(maps):
-        flat = np.concatenate([np.ma.compressed(m) for m in maps]).astype(np.float32)
-        pixel, _, _ = threshold_for(flat, pixel_fpr)
-        pixels = flat.size
     return Calibration(
         threshold=threshold,
         target_fpr=target_fpr,
         attained_fpr=attained,
         n=values.size,
         rule=rule,
-        pixel_threshold=pixel,
-        pixel_target_fpr=pixel_fpr if pixels else None,
-        pixel_n=pixels,
         median=float(np.median(values)),
+        **_of_pixels([] if maps is None else maps, pixel_fpr, target_fpr),
     )
+
+
+def _of_pixels(maps: Sequence[Any], pixel_fpr: float, target_fpr: float) -> dict[str, Any]:
+    """Return what maps of normal images set: the fields of a `Calibration`."""
+    if not len(maps):
+        return {}
+    flat = np.concatenate([np.ma.compressed(m) for m in maps]).astype(np.float32)
+    pixel, _, _ = threshold_for(flat, pixel_fpr)
+    told = {"pixel_threshold": pixel, "pixel_target_fpr": pixel_fpr, "pixel_n": flat.size}
+    # Which of the maps' largest pieces may be exceeded is reckoned as of the image scores.
+    area = area_threshold(maps, pixel, _rank(len(maps), target_fpr))
+    return {**told, "area_threshold": area}
 
 
 #: How rarely the largest of n ordinary scores is to be taken for one that stands out.
@@ -364,21 +377,13 @@ def calibrate_out_of_fold(
     threshold = float(kept[min(k, kept.size) - 1])
     # Its rank among all, those that stand out included.
     rank = min(k, kept.size) + int((values[out] <= threshold).sum())
-    pixel, pixels = None, 0
-    if maps is not None and len(maps):
-        own = np.flatnonzero(~out).tolist()
-        flat = np.concatenate([np.ma.compressed(maps[i]) for i in own]).astype(np.float32)
-        pixel, _, _ = threshold_for(flat, pixel_fpr)
-        pixels = flat.size
+    own = [] if maps is None or not len(maps) else [maps[i] for i in np.flatnonzero(~out)]
     return Calibration(
         threshold=threshold,
         target_fpr=target_fpr,
         attained_fpr=(n + 1 - rank) / (n + 1),
         n=n,
         rule="conformal" if enough else "largest",
-        pixel_threshold=pixel,
-        pixel_target_fpr=pixel_fpr if pixels else None,
-        pixel_n=pixels,
         median=float(np.median(values)),
         folds=folds,
         scores=tuple(np.sort(values).tolist()),
@@ -389,4 +394,5 @@ def calibrate_out_of_fold(
             float(betaincinv(n + 1 - rank, rank, 0.05)),
             float(betaincinv(n + 1 - rank, rank, 0.95)),
         ),
+        **_of_pixels(own, pixel_fpr, target_fpr),
     )

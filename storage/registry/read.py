@@ -14,6 +14,7 @@ from mlflow.utils.uri import is_local_uri
 
 from headwater.addresses import bare
 from headwater.errors import ConfigError, ModelError
+from storage.registry.aliases import champion_of, remember
 from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow, told
 from storage.registry.facts import process_tags
 from storage.registry.place import open_database
@@ -245,10 +246,12 @@ class RegistryReader:
     def _versions(self, name: str) -> list[Any]:
         """Return all versions of a registered model, newest first."""
         found = list(self.client.search_model_versions(f"name = '{name}'", max_results=10000))
-        aliases = self.client.get_registered_model(name).aliases
+        model = self.client.get_registered_model(name)
+        if self.writable:
+            remember(self.client, model)
         for version in found:
             # A search leaves the aliases out.
-            version._aliases = sorted(a for a, v in aliases.items() if v == version.version)
+            version._aliases = sorted(a for a, v in model.aliases.items() if v == version.version)
         return sorted(found, key=lambda v: -int(v.version))
 
     def _run(self, run_id: str) -> MlflowRun | None:
@@ -258,10 +261,12 @@ class RegistryReader:
             return None  # Deleted for good; the model itself still stands.
 
     def facts(self, run_id: str) -> tuple[dict[str, str], dict[str, str]] | None:
-        """Return the parameters and tags of a run; None where it was deleted."""
+        """Return a run's parameters and tags, also of a deleted one; None where it is gone."""
         with told():
             run = self._run(run_id)
-        return None if run is None else (dict(run.data.params), dict(run.data.tags))
+        if run is None:
+            return None
+        return dict(run.data.params), dict(run.data.tags)
 
     def get_model(
         self, image_set: str, head: str, version: str | int | None = None
@@ -277,10 +282,11 @@ class RegistryReader:
         Raises
         ------
         ModelError
-            Where there is none; it lists those there are.
+            Where there is none; it lists those there are. Where none is named and the champion's
+            version was deleted.
         """
         with told():
-            models = [] if self._empty else self._models()
+            models = [] if self._empty else self._models(image_set)
             name = model_name(image_set, head)
             found = self._versions(name) if (name, head) in models else []
             if not found:
@@ -292,8 +298,10 @@ class RegistryReader:
             wanted = str(version).removeprefix("v") if version is not None else None
             chosen = None
             if wanted in (None, "latest"):
-                champion = [v for v in found if "champion" in v.aliases and wanted is None]
-                chosen = (champion or found)[0]
+                chosen = found[0]
+            if wanted is None:
+                tags = self.client.get_registered_model(name).tags
+                chosen = champion_of(name, found, tags) or chosen
             for one in found:
                 if wanted is not None and (wanted == str(one.version) or wanted in one.aliases):
                     chosen = one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,9 @@ from mlflow.entities import ViewType  # isort: skip
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # isort: skip
 from mlflow.utils import get_results_from_paginated_fn  # isort: skip
 
+#: Tag of a run whose model was deleted: the version's number.
+_DELETED = "headwater.model_deleted"
+
 
 def delete_version(registry: Registry, row: Mapping[str, Any]) -> None:
     """Delete one version of a registered model, its files and what MLflow says of it.
@@ -27,25 +31,75 @@ def delete_version(registry: Registry, row: Mapping[str, Any]) -> None:
     Parameters
     ----------
     row
-        Of `Registry.leaderboard`.
+        Of `Registry.leaderboard`, or of `remains`: then MLflow has deleted the version already.
     """
     check_writable(registry)
     client, name = registry.client, row["model"]
     with told():
-        address = client.get_model_version_download_uri(name, row["version"])
         run = registry._run(row["run_id"])
-        client.delete_model_version(name, row["version"])
+        address = row.get("address")
+        if address is None:
+            address = client.get_model_version_download_uri(name, row["version"])
+            client.delete_model_version(name, row["version"])
         left = registry._versions(name)
         if not left:
-            client.delete_registered_model(name)
+            with contextlib.suppress(MlflowException):  # gone already
+                client.delete_registered_model(name)
         elif "challenger" not in left[0].aliases:
             client.set_registered_model_alias(name, "challenger", left[0].version)
         if run is not None:
-            client.set_tag(row["run_id"], "headwater.model_deleted", str(row["version"]))
+            if run.info.lifecycle_stage == "active":  # a deleted run takes no tags
+                client.set_tag(row["run_id"], _DELETED, str(row["version"]))
             # A version in a database does not say which of MLflow's models it is; its run does.
             if model_id := run.data.tags.get("headwater.model_id"):
-                client.delete_logged_model(model_id)
+                with contextlib.suppress(MlflowException):  # gone already
+                    client.delete_logged_model(model_id)
         _delete_artifacts(registry, address)
+
+
+def remains(registry: Registry, image_set: str, head: str = "") -> list[dict[str, Any]]:
+    """Return what is left of versions that MLflow itself has deleted, as `delete_version` takes it.
+
+    Its client and its pages take the version alone: the model's files, MLflow's entry of them and
+    the tag of the store's snapshot stay, and no other version becomes the challenger.
+
+    Parameters
+    ----------
+    image_set, head
+        Whose; without a head those of all.
+
+    Returns
+    -------
+    list of dict
+        ``model, head, version, run_id, aliases`` and ``address``, of the files; by model, the
+        newest first.
+    """
+    if registry.local and not registry.database.exists():
+        return []
+    client, found = registry.client, []
+    with told():
+        if (place := client.get_experiment_by_name(image_set)) is None:
+            return []
+        known = {
+            (name, str(version.version))
+            for name, _ in registry._models(image_set)
+            for version in registry._versions(name)
+        }
+        for run in _all(client.search_runs, place.experiment_id, run_view_type=ViewType.ALL):
+            tags = run.data.tags
+            name, version = tags.get("headwater.model", ""), tags.get("headwater.version", "")
+            if not version or (name, version) in known or _DELETED in tags:
+                continue
+            if head and tags.get("headwater.head") != head:
+                continue
+            try:
+                model = client.get_logged_model(tags.get("headwater.model_id", ""))
+            except MlflowException:
+                continue  # taken as well
+            row = {"model": name, "head": tags["headwater.head"], "version": version}
+            row |= {"run_id": run.info.run_id, "address": model.artifact_location}
+            found.append({**row, "aliases": []})
+    return sorted(found, key=lambda row: (row["model"], -int(row["version"])))
 
 
 def delete_set(registry: Registry, image_set: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -21,7 +19,7 @@ from mlflow.models import Model
 
 from headwater.addresses import hidden
 from headwater.errors import ModelError, StoreError
-from headwater.text import cell
+from headwater.text import csv_text
 from storage.registry.client import MlflowClient, MlflowException
 from storage.registry.describe import (
     MODEL_LIMIT,
@@ -110,12 +108,7 @@ class RunLog:
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Log rows as ``tables/NAME.csv`` (for people) and ``tables/NAME.json`` (for programs)."""
-        text = io.StringIO()
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
-        self._client.log_text(self.run_id, text.getvalue(), f"tables/{name}.csv")
+        self._client.log_text(self.run_id, csv_text(rows), f"tables/{name}.csv")
         whole = json.dumps([dict(r) for r in rows], indent=1, allow_nan=False, default=str)
         self._client.log_text(self.run_id, whole, f"tables/{name}.json")
 

@@ -20,15 +20,8 @@ from safetensors.torch import load
 from headwater.errors import ModelError
 from headwater.files import replacing
 from headwater.version import __version__
-from storage.serving.files import (
-    BACKBONE_FILE,
-    HEAD_FILE,
-    MANIFEST,
-    State,
-    check_manifest,
-    model_folder,
-    read_files,
-)
+from storage.serving.files import State, model_folder, read_files
+from storage.serving.manifest import BACKBONE_FILE, HEAD_FILE, MANIFEST, read_manifest
 
 FORMAT, FORMAT_VERSION = "headwater-bundle", 1
 INDEX = "bundle.json"
@@ -96,9 +89,9 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], State, State]:
         if _sha256(data) != index["sha256"].get(name):
             raise _changed(path, f"{name} was changed")
     try:
-        manifest = check_manifest(json.loads(found[MANIFEST]), f"{path}: {MANIFEST}")
+        manifest = read_manifest(found[MANIFEST], f"{path}: {MANIFEST}")
         head, backbone = load(found[HEAD_FILE]), load(found[BACKBONE_FILE])
-    except (ValueError, RecursionError, SafetensorError) as error:
+    except SafetensorError as error:
         raise _changed(path, str(error).splitlines()[0]) from error
     told = manifest["sha256"]
     for name in (HEAD_FILE, BACKBONE_FILE):

@@ -14,39 +14,30 @@ import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.backbones.backbone import Backbone, restore_backbone
-from features.images.pixels import decode_image
+from features.backbones.backbone import Backbone
 from features.images.places.beside import BESIDE
 from features.images.places.regions import looked, region_on
 from features.images.preprocess import blanked, own_map, preprocess
-from heads.catalogue import get_head, make_config
 from heads.contract import Head
 from heads.judging.calibration import Calibration
 from heads.looking import LOOKED
-from heads.training.arithmetic import device_of
 from headwater.errors import ModelError, ShapeError
+from headwater.geometry import frame_of
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec, LayerSpec
-from storage.serving.bundle import read_bundle
-from storage.serving.encoding import decode_base64, encode_image
-from storage.serving.files import HEAD_FILE, read_files, write_files
-from storage.serving.prediction import Image, Prediction, Sample
+from storage.serving.encoding import encode_image
+from storage.serving.files import write_files
+from storage.serving.opening import Fetches, opened
+from storage.serving.prediction import Image, Prediction, Sample, regions_of
 from storage.serving.tiled import scored_in_tiles
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-class Fetches(Protocol):
-    """What `Detector.load` needs of a registry."""
-
-    def download(self, uri: str) -> Path:
-        """Return the local folder of a model URI."""
 
 
 class Detector:
@@ -103,6 +94,14 @@ class Detector:
         return self.threshold if pixel is None else pixel
 
     @property
+    def about_regions(self) -> str:
+        """What is to be known of the regions that it tells; empty for nothing."""
+        if self.calibration.area_threshold is not None:
+            return ""
+        why = "its pixels are probabilities" if self.head.labelled else "train it again for one"
+        return f"this model knows no area that a region must exceed ({why}): normal ones show some"
+
+    @property
     def own_regions(self) -> bool:
         """Whether the images that it was trained on had regions of interest of their own."""
         return self.spec.region.startswith(BESIDE)
@@ -126,51 +125,10 @@ class Detector:
         Raises
         ------
         ModelError
-            Where there is no model, its files were changed, or it is of a newer Headwater.
-        WeightsError
-            Where the backbone's weights do not fit.
+            Where there is no model, its files were changed or do not fit each other, or it is of a
+            newer Headwater.
         """
-        folder = Path(location)
-        if str(location).startswith("models:/"):
-            if registry is None:
-                raise ModelError(
-                    f"model URI {location!r} without a registry",
-                    expected="a folder, or a registry that fetches it",
-                )
-            folder = registry.download(str(location))
-        manifest, state, weights = read_bundle(folder) if folder.is_file() else read_files(folder)
-        spec = ExtractorSpec.from_json(manifest["spec"])
-        layers = tuple(LayerSpec.parse(name) for name in manifest["layers"])
-        where = device_of(device)
-        about = manifest["head"]
-        kind, config = get_head(about["name"]), make_config(about["name"], about["config"])
-        backbone = None
-        if not kind.reads_images(config):
-            backbone = restore_backbone(
-                spec.backbone,
-                weights,
-                weights_id=spec.weights,
-                options=dict(spec.options),
-                device=str(where),
-            )
-            backbone.check_weights(layers)
-        shapes = {k: (v[0], v[1], v[2]) for k, v in about["shapes"].items()}
-        height, width = about["map_size"]
-        head = kind(config, shapes, (height, width))
-        try:
-            head.load_state_dict(state, strict=True)
-        except (RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"{folder / HEAD_FILE} does not fit head {about['name']}: {error}",
-                expected="the state that this head saved",
-                remedy=f"the model was made by Headwater {manifest.get('headwater', 'unknown')}",
-            ) from error
-        head.requires_grad_(False)
-        calibration = Calibration.from_json(manifest["calibration"])
-        region = None
-        if manifest.get("region"):
-            region = decode_image(decode_base64(manifest["region"], "region"))[..., 0] > 0
-        return cls(backbone, head.to(where), spec, layers, calibration, manifest, region=region)
+        return cls(**opened(location, registry, device))
 
     def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
         """Write the three files that `load` opens; `storage.serving.save` makes a served model.
@@ -209,7 +167,7 @@ class Detector:
         threshold: float | None = None,
         alpha: float | None = None,
         beta: float | None = None,
-        regions: Sequence[NDArray[np.bool_] | None] | None = None,
+        rois: Sequence[NDArray[np.bool_] | None] | None = None,
         batch: int = 8,
     ) -> list[Prediction]:
         """Score samples; each one's score depends on that sample alone.
@@ -225,7 +183,7 @@ class Detector:
         alpha, beta
             Factors of heads that have them (`f2r`), instead of the model's own. The threshold stays
             what it is: it was set at the model's own factors.
-        regions
+        rois
             Of models whose images have regions of interest of their own: that of each sample's
             image, ``[h, w]`` bool of its aspect, or None for all of it.
         batch
@@ -235,12 +193,12 @@ class Detector:
         ------
         ModelError
             For pairs where the head looks at single images, and the other way round; where factors
-            are given and the head has none, or regions and the model's images have none.
+            are given and the head has none, or `rois` and the model's images have none.
         ShapeError
             For an array that is none of these, or floats where the model knows no range of values.
         """
         given = self._images(samples)
-        if regions is not None and not self.own_regions:
+        if rois is not None and not self.own_regions:
             raise ModelError(
                 "regions of images of their own",
                 expected="a model that was trained with such (--roi beside)",
@@ -249,20 +207,20 @@ class Detector:
         head = self._with_factors(alpha, beta)
         limit = self.threshold if threshold is None else float(threshold)
         if self.spec.tiles is not None:
-            own = regions or [self.region] * len(given)
+            own = rois or [self.region] * len(given)
             each = zip(given, own, strict=True)
             return [self._joined(x[0], region, head, limit, batch) for x, region in each]
         found: list[Prediction] = []
         for start in range(0, len(given), batch):
             part = given[start : start + batch]
-            maps = self.features(part, regions and regions[start : start + batch])
+            maps = self.features(part, rois and rois[start : start + batch])
             got, seen = head.score(maps), maps.get(LOOKED)
             for i, score in enumerate(got.image.float().tolist()):
                 where = None if seen is None or seen[i].all() else seen[i].cpu().numpy()
                 height, width = part[i][0].shape[:2]
                 raw = got.maps[i].float().cpu().numpy()
                 heat, where = own_map(raw, where, height, width, self.spec)
-                found.append(self._said(score, heat, where, limit, head))
+                found.append(self._said(score, heat, where, limit, head, (height, width)))
         return found
 
     def _said(
@@ -272,11 +230,16 @@ class Detector:
         where: NDArray[np.bool_] | None,
         limit: float,
         head: Head,
+        size: tuple[int, int],
     ) -> Prediction:
+        """Return the prediction for an image of this ``(height, width)``."""
         verdict, pixel = self.kind.verdicts[score > limit], self.calibration.pixel_threshold
         # Scores of other factors are not those that the normals' are compared with.
         p = self.calibration.p_value(score) if head is self.head else None
-        return Prediction(score, verdict, heat, limit, pixel, where, p)
+        seen = heat if where is None else np.ma.masked_array(heat, ~where)
+        larger = self.calibration.area_threshold or 0.0
+        regions = regions_of(seen, self.cut, larger, frame_of(*size, self.spec))
+        return Prediction(score, verdict, heat, limit, pixel, where, p, regions)
 
     def _joined(
         self,
@@ -296,7 +259,7 @@ class Detector:
         region = None if own is None else region_on(own, *image.shape[:2])
         standard = self.calibration.standard
         found = scored_in_tiles(image, region, self.spec, standard, score, batch)
-        return self._said(*found, limit, head)
+        return self._said(*found, limit, head, image.shape[:2])
 
     @torch.inference_mode()
     def features(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,15 @@ from torch import Tensor
 
 from features.images.pixels import sha256_of
 from headwater.errors import ModelError
-from headwater.version import __version__
-
-FORMAT, FORMAT_VERSION = "headwater-model", 1
-MANIFEST, HEAD_FILE, BACKBONE_FILE = "manifest.json", "head.safetensors", "backbone.safetensors"
+from storage.serving.manifest import (
+    BACKBONE_FILE,
+    FETCH_AGAIN,
+    HEAD_FILE,
+    MANIFEST,
+    MOST,
+    read_manifest,
+    sealed,
+)
 
 State = Mapping[str, Tensor]
 
@@ -29,7 +33,7 @@ def write_files(folder: Path, about: Mapping[str, Any], head: State, backbone: S
     folder
         Made where it is not there.
     about
-        JSON-ready; the manifest says it beside its format and the hashes of the other two.
+        JSON-ready; the manifest says it beside its format and the hashes of all three.
     head, backbone
         Tensors by name.
     """
@@ -38,15 +42,8 @@ def write_files(folder: Path, about: Mapping[str, Any], head: State, backbone: S
         # Cloned: safetensors refuses tensors that share memory, as views of one buffer do.
         plain = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
         save_file(plain, folder / name)
-    manifest = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "headwater": __version__,
-        **about,
-        "sha256": {name: sha256_of(folder / name) for name in (HEAD_FILE, BACKBONE_FILE)},
-    }
-    # Not sorted: a head reads its layers in the order of its shapes.
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False))
+    hashes = {name: sha256_of(folder / name) for name in (HEAD_FILE, BACKBONE_FILE)}
+    (folder / MANIFEST).write_text(sealed(about, hashes))
 
 
 def read_files(folder: Path) -> tuple[dict[str, Any], State, State]:
@@ -70,7 +67,7 @@ def read_files(folder: Path) -> tuple[dict[str, Any], State, State]:
             raise ModelError(
                 f"{folder / name} is missing or was changed",
                 expected="the file that was saved with the manifest",
-                remedy="fetch the model again from the registry",
+                remedy=FETCH_AGAIN,
             )
     try:
         return manifest, load_file(folder / HEAD_FILE), load_file(folder / BACKBONE_FILE)
@@ -87,30 +84,12 @@ def model_folder(folder: Path) -> Path:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        with path.open("rb") as file:
+            data = file.read(MOST + 1)
     except FileNotFoundError:
         raise ModelError(
             f"{folder} holds no model", expected=f"{MANIFEST}, {HEAD_FILE}, {BACKBONE_FILE}"
         ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", expected="JSON") from error
-    return check_manifest(manifest, str(path))
-
-
-def check_manifest(manifest: Any, path: str) -> dict[str, Any]:
-    """Return a manifest where it is one that can be read here; `path` is for messages.
-
-    Raises
-    ------
-    ModelError
-        Where it is none, or of a newer Headwater.
-    """
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ModelError(f"{path} is no manifest of a model", expected=f'"format": "{FORMAT}"')
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise ModelError(
-            f"{path} has format version {manifest.get('format_version')}",
-            expected=f"version {FORMAT_VERSION}",
-            remedy=f"open it with Headwater {manifest.get('headwater', '?')} or newer",
-        )
-    return manifest
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}", expected="a manifest") from error
+    return read_manifest(data, str(path))

@@ -3,15 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from heads.judging.regions import pieces
+from headwater.geometry import Frame
+from headwater.tiles import Box
+
 Image: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
 #: One image, or the two of a pair, current and history.
 Sample: TypeAlias = Image | Sequence[Image]
+
+#: Said where a model whose images have regions of interest of their own is given none.
+ALL_LOOKED_AT = (
+    "no region of interest is known of this image: all of it was looked at, and the model has "
+    "learnt from regions"
+)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place that is anomalous, or changed, in the pixels of the picture that was given.
+
+    x counts from the left and y from the top, both from 0, of the picture as it is shown: turned
+    as its EXIF orientation says.
+
+    Parameters
+    ----------
+    x, y, width, height
+        The smallest rectangle that holds it.
+    area
+        Pixels of it.
+    peak_x, peak_y, peak
+        Where its map is highest, and that value.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+    peak_x: int
+    peak_y: int
+    peak: float
+
+    @property
+    def box(self) -> Box:
+        """The rectangle, as a part of an image."""
+        return Box(self.y, self.x, self.height, self.width)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON-ready mapping."""
+        return asdict(self)
+
+
+def regions_of(heat: Any, cut: float, larger: float, frame: Frame) -> tuple[Region, ...]:
+    """Return the regions of a map, the largest first.
+
+    Parameters
+    ----------
+    heat
+        ``[h, w]``; of a masked array what is masked does not count.
+    cut, larger
+        A pixel belongs to one where the map is above `cut`; one counts where it has more pixels of
+        the map than `larger`.
+    frame
+        Where the map lies in the picture.
+    """
+    found = []
+    for piece in pieces(heat, cut, larger):
+        box, (y, x) = frame.box(piece.rows, piece.columns), frame.point(*piece.at)
+        area = max(1, round(piece.area * frame.cell))
+        found.append(Region(box.left, box.top, box.width, box.height, area, x, y, piece.peak))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -39,6 +106,9 @@ class Prediction:
     p_value
         Share of normal images that score as high, this one counted: (1 + how many of n do) /
         (n + 1). None where the model has no out-of-fold scores, or its factors are not its own.
+    regions
+        Where it is: connected pixels above the pixel threshold, larger than such places on normal
+        images (`Calibration.area_threshold`); the largest first.
     """
 
     score: float
@@ -48,3 +118,4 @@ class Prediction:
     pixel_threshold: float | None = None
     looked: NDArray[np.bool_] | None = None
     p_value: float | None = None
+    regions: tuple[Region, ...] = ()

@@ -15,7 +15,16 @@ Output, a row a sample:
   16-bit grey PNG whose pixel v stands for ``map_low + v / 65535 * (map_high - map_low)``; with the
   parameter ``map="npy"`` NumPy's file format, float32, exact; with ``map="none"`` empty.
   `storage.serving.encoding.decode_map` reads all of them;
-- ``error``: empty, or why this sample could not be scored; the others are.
+- ``error``: empty, or why this sample could not be scored; the others are;
+- ``regions``: where it is, a list of objects with ``x``, ``y``, ``width``, ``height``, ``area``,
+  ``peak_x``, ``peak_y`` and ``peak`` (`storage.serving.prediction.Region`), the largest first;
+- ``model`` and ``version``: which model says so; the version is known where MLflow loads it from a
+  registry, else empty;
+- ``note``: empty, or what is to be known of this answer.
+
+Of a model whose images have regions of interest of their own (``--roi beside``) the text column
+``roi`` takes that of each, a mask as base64 as well; without it all of the image is looked at, and
+``note`` says so.
 
 Parameters: ``threshold`` overrides the model's own, as do ``alpha`` and ``beta`` of models over
 single images; ``map`` as above.
@@ -23,24 +32,38 @@ single images; ``map`` as above.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, Object, Property
 
 import storage.registry.client  # noqa: F401  MLflow is quiet from here on
-from features.images.pixels import decode_image
+from features.images.masks import Mask
+from features.images.pixels import decode_image, look_at
+from features.images.places.regions import region_on
 from headwater.errors import ConfigError, ImageError, ModelError
 from headwater.samples import IMAGE, PAIR
 from storage.serving.detector import Detector
 from storage.serving.encoding import decode_base64, encode_map
+from storage.serving.prediction import ALL_LOOKED_AT, Region
 
+#: The file in which MLflow says which version of a registered model it has fetched.
+_REGISTERED = "registered_model_meta"
 _MAPS = ("png", "npy", "none")
+_REGION = Object(
+    [
+        Property(field.name, DataType.double if field.name == "peak" else DataType.long)
+        for field in dataclasses.fields(Region)
+    ]
+)
 OUTPUTS = Schema(
     [
         ColSpec("double", "score", required=False),
@@ -51,8 +74,14 @@ OUTPUTS = Schema(
         ColSpec("double", "map_high", required=False),
         ColSpec("string", "error"),
         ColSpec("double", "p_value", required=False),
+        ColSpec(Array(_REGION), "regions"),
+        ColSpec("string", "model"),
+        ColSpec("string", "version"),
+        ColSpec("string", "note"),
     ]
 )
+#: An input of models whose images have regions of interest of their own.
+ROI = "roi"
 SIGNATURES = {
     kind: ModelSignature(
         inputs=Schema([ColSpec("string", name) for name in kind.images]),
@@ -68,10 +97,21 @@ SIGNATURES = {
 }
 
 
+def signature_of(detector: Detector) -> ModelSignature:
+    """Return what a model takes and gives."""
+    plain = SIGNATURES[detector.kind]
+    if not detector.own_regions:
+        return plain
+    own = Schema([*plain.inputs.inputs, ColSpec("string", ROI, required=False)])
+    return ModelSignature(inputs=own, outputs=plain.outputs, params=plain.params)
+
+
 class ServedModel(PythonModel):
     """The pyfunc that `storage/serving/model_code.py` hands to MLflow, of every model."""
 
     detector: Detector
+    #: What answers call it.
+    model, version = "", ""
     # The signature says what the input is; MLflow would check type hints too, and warns in red
     # where it has none that it can check: hence none for the input either.
     _skip_type_hint_validation = True
@@ -100,6 +140,12 @@ class ServedModel(PythonModel):
                     remedy="fetch the model again from the registry",
                 )
         self.detector = Detector.load(Path(context.artifacts["manifest"]).parent)
+        about = self.detector.manifest.get("about", {})
+        self.model = ".".join(filter(None, (about.get("image_set"), self.detector.head.name)))
+        if model and (model / _REGISTERED).is_file():
+            found = yaml.safe_load((model / _REGISTERED).read_text()) or {}
+            self.model = str(found.get("model_name") or self.model)
+            self.version = str(found.get("model_version", ""))
 
     def predict(  # type: ignore[no-untyped-def]
         self, context: Any, model_input, params: dict[str, Any] | None = None
@@ -126,7 +172,13 @@ class ServedModel(PythonModel):
                 f"input without {which} {' and '.join(names)}", expected=f"a table with {what}"
             )
         samples = zip(*(model_input[name] for name in names), strict=True)
-        rows = [self._one(sample, at, kind, given) for at, sample in enumerate(samples)]
+        rois: list[Any] = [None] * len(model_input)
+        if self.detector.own_regions and ROI in columns:
+            rois = model_input[ROI].tolist()
+        rows = [
+            self._one(sample, roi, at, kind, given)
+            for at, (sample, roi) in enumerate(zip(samples, rois, strict=True))
+        ]
         made = pd.DataFrame(rows, columns=OUTPUTS.input_names())
         if any(made["error"]):
             # JSON has no NaN: what is missing is None.
@@ -134,17 +186,22 @@ class ServedModel(PythonModel):
         return made
 
     def _one(
-        self, sample: Sequence[Any], at: int, kind: str, given: dict[str, Any]
+        self, sample: Sequence[Any], roi: Any, at: int, kind: str, given: dict[str, Any]
     ) -> dict[str, Any]:
         """Return the output row of one sample."""
         threshold = given.get("threshold", self.detector.threshold)
         row = {"score": None, "verdict": "", "threshold": threshold, "map": "", "error": ""}
+        row |= {"model": self.model, "version": self.version, "note": "", "regions": []}
         try:
             images = [
                 decode_image(decode_base64(value, f"{name} {at}"), f"{name} {at}")
                 for name, value in zip(self.detector.kind.images, sample, strict=True)
             ]
-            (got,) = self.detector.predict([images], **given)
+            rois = None
+            if self.detector.own_regions:
+                rois = [self._region(roi, f"{ROI} {at}", images[0].shape)]
+                row["note"] = "" if rois[0] is not None else ALL_LOOKED_AT
+            (got,) = self.detector.predict([images], rois=rois, **given)
         except ImageError as error:
             missing = dict.fromkeys(("map_low", "map_high", "p_value"))
             return {**row, **missing, "error": str(error)}
@@ -157,4 +214,13 @@ class ServedModel(PythonModel):
             "map_low": float(got.map.min()),
             "map_high": float(got.map.max()),
             "p_value": got.p_value,
+            "regions": [region.to_json() for region in got.regions],
         }
+
+    @staticmethod
+    def _region(value: Any, name: str, shape: tuple[int, ...]) -> Any:
+        """Return an image's region of interest, ``[H, W]`` bool; None where none is given."""
+        if value is None or value == "" or value != value:
+            return None
+        mask = Mask.of(look_at(decode_base64(value, name), name, smallest=1)).marked
+        return region_on(mask, shape[0], shape[1], name)

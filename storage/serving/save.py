@@ -19,8 +19,8 @@ from storage.registry.client import mlflow
 from storage.registry.runs import read_model
 from storage.serving.detector import Detector, Sample
 from storage.serving.encoding import encode_image
-from storage.serving.files import BACKBONE_FILE, HEAD_FILE, MANIFEST
-from storage.serving.pyfunc import SIGNATURES
+from storage.serving.manifest import BACKBONE_FILE, HEAD_FILE, MANIFEST
+from storage.serving.pyfunc import signature_of
 
 _PACKAGES = ("torch", "torchvision", "timm", "FrEIA", "safetensors", "numpy", "pandas", "pillow")
 _SAVING = threading.Lock()
@@ -75,7 +75,7 @@ def save_model(
             path=str(folder),
             python_model=str(Path(__file__).with_name("model_code.py")),
             artifacts={k: f"{place}/{v}" for k, v in artifacts.items()},
-            signature=SIGNATURES[detector.kind],
+            signature=signature_of(detector),
             input_example=table,
             pip_requirements=_requirements(),
         )

@@ -9,7 +9,14 @@ from PIL import Image
 
 from flows.pictures import charts as figures
 from flows.pictures.maps import Cell, map_sheet, outcome, prediction_overlay
-from flows.pictures.panels import contour_over, fit, heat_over, heat_scale, truth_picture
+from flows.pictures.panels import (
+    boxes_over,
+    contour_over,
+    fit,
+    heat_over,
+    heat_scale,
+    truth_picture,
+)
 from headwater.errors import DataError
 from headwater.samples import IMAGE, PAIR
 
@@ -121,6 +128,16 @@ def test_outlines_go_around_the_defect():
     changed = (drawn != image).any(2)
     assert changed.any()
     assert not changed[40:60, 40:60].any()
+    assert (image == 120).all()
+
+
+def test_boxes_go_around_what_they_hold_and_stay_in_the_picture():
+    image = np.full((60, 80, 3), 120, np.uint8)
+    drawn = boxes_over(image, [(20, 30, 40, 50), (-3, -3, 9, 200), (59.5, 79.5, 60, 80)])
+    changed = (drawn != image).any(2)
+    assert not changed[20:40, 30:50].any()
+    assert (changed[18:42, 28:52].sum(), changed[17:43, 27:53].all()) == (24**2 - 20**2, False)
+    assert not changed[9 + 4 : 16].any()
     assert (image == 120).all()
 
 

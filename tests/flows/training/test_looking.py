@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from features.images.masks import read_mask
+from flows.door.detector import LoadedModel
 from flows.extraction import regions
 from flows.extraction.find import Found
 from flows.extraction.pair_list import PairList
@@ -14,10 +17,12 @@ from flows.extraction.plan import plan_job, ready
 from flows.training.train import train_head
 from flows.training.trainings import Request
 from flows.use.forecast import _shadow
-from flows.use.predict import predict
+from flows.use.predict import open_model, predict
 from headwater.errors import ConfigError, DataError, ImageError
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
+from storage.serving.encoding import encode_image
+from storage.serving.pyfunc import ServedModel, signature_of
 from tests.flows.setkit import QUIET, SmallSet, save
 
 
@@ -63,8 +68,8 @@ def test_images_of_several_shapes_are_fitted_and_predicted_as_they_were_judged(s
     detector = Detector.load(registry.get_model("s", "patchcore")["uri"], registry, "cpu")
     (file,) = small.home.root.rglob("tables/images.json")
     table = {row["path"]: row["score"] for row in json.loads(file.read_text())}
-    rows, broken = predict(small.home, "s", QUIET, images=[small.images / "test"])
-    assert (len(rows), broken) == (4, [])
+    rows = predict(small.home, "s", QUIET, images=[small.images / "test"])
+    assert len(rows) == 4
     for row in rows:
         assert row["score"] == table[row["image"].removeprefix(f"{small.images}/")]
     (got,) = detector.predict([np.zeros((40, 64, 3), np.uint8)])
@@ -163,23 +168,44 @@ def test_every_image_may_have_a_region_beside_it(small):
     table = {row["path"]: row for row in json.loads(file.read_text())}
     assert table["test/y/40.png"]["score"] < table["test/x/30.png"]["score"]
     # What predicts takes them too, and scores as was judged.
-    rows, broken = predict(small.home, "s", QUIET, images=[small.images / "test"])
-    assert broken == []
+    rows = predict(small.home, "s", QUIET, images=[small.images / "test"])
+    assert not any("error" in row for row in rows)
     for row in rows:
         assert row["score"] == table[row["image"].removeprefix(f"{small.images}/")]["score"]
     # A whole picture shows the defect; a region that is given hides it.
     image = small.images / "test/y/40.png"
     alone = small.folder / "alone.png"
     alone.write_bytes(image.read_bytes())
-    (seen,), _ = predict(small.home, "s", QUIET, images=[alone])
+    (seen,) = predict(small.home, "s", QUIET, images=[alone])
     hiding = image.with_name("40_roi.png")
-    (hidden,), _ = predict(small.home, "s", QUIET, images=[alone], roi=hiding)
+    (hidden,) = predict(small.home, "s", QUIET, images=[alone], roi=hiding)
     assert (seen["verdict"], hidden["score"]) == ("anomalous", table["test/y/40.png"]["score"])
+    # So does the front door, by the file beside a picture's file or what it is given;
+    opened = LoadedModel(open_model(small.home, "s", None, None, device="cpu")[0], "s")
+    score, picture = hidden["score"], Image.open(image)
+    for got in (
+        opened.predict(image),
+        opened.predict(picture, roi=hiding),
+        opened.predict(np.asarray(picture), roi=np.asarray(Image.open(hiding))),
+    ):
+        assert (got.score, got.note) == (score, "")
+    got = opened.predict(picture)
+    assert (got.score, "all of it was looked at" in got.note) == (seen["score"], True)
+    # and what MLflow serves, by a column.
+    served, text = ServedModel(), encode_image(np.asarray(picture))
+    served.detector = opened.inference
+    assert "roi" in signature_of(opened.inference).inputs.input_names()
+    table = pd.DataFrame({"image": [text] * 2, "roi": [encode_image(read_mask(hiding)), None]})
+    one, two = served.predict(None, table).to_dict("records")
+    assert (one["score"], one["note"], two["score"]) == (score, "", seen["score"])
+    assert "all of it was looked at" in two["note"]
+    (plain,) = served.predict(None, table[["image"]][:1]).to_dict("records")
+    assert plain["score"] == seen["score"]
     # Outside nothing counts: what is drawn there changes no bit.
     pixels = np.asarray(Image.open(image)).copy()
     pixels[:, :32] = np.random.default_rng(5).integers(0, 255, (48, 32, 3))
     save(pixels, alone)
-    (other,), _ = predict(small.home, "s", QUIET, images=[alone], roi=hiding)
+    (other,) = predict(small.home, "s", QUIET, images=[alone], roi=hiding)
     assert other["score"] == hidden["score"]
     with pytest.raises(ConfigError, match=r"--roi .*gone\.png"):
         predict(small.home, "s", QUIET, images=[alone], roi=small.folder / "gone.png")

@@ -107,7 +107,7 @@ def test_folds_done_ahead_are_not_done_again_and_the_model_tells_of_them(extract
     (got,) = detector.predict([read_image(image)])
     assert got.score < by_name[0]["score"]  # the model has learnt it, the fold's head had not
     assert got.p_value == (1 + sum(s >= got.score for s in found.scores)) / 13
-    told, _ = predict(small.home, "s", QUIET, images=[image], head="patchcore")
+    told = predict(small.home, "s", QUIET, images=[image], head="patchcore")
     assert told[0]["p_value"] == got.p_value
     # Served, by the model's own code: a column, empty where the image cannot be read.
     table = pd.DataFrame({"image": [encode_image(read_image(image)), "no image"]})

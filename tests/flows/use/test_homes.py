@@ -11,10 +11,11 @@ import headwater
 from features.images.pixels import read_image
 from flows.runtime.home import Home
 from flows.use.bundle import bundle, model_parts
+from flows.use.compare import compare_models
 from flows.use.delete import plan_deletion
 from flows.use.inventory import folder_size, inventory
 from flows.use.soundness import check
-from headwater.errors import ConfigError, DataError
+from headwater.errors import ConfigError, DataError, ModelError
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
 from storage.store.feature_store import FeatureStore
@@ -93,6 +94,42 @@ def test_a_version_goes_and_aliases_stay_true(home):
     plan_deletion(home, "tiles.patchcore@challenger").run()
     assert not [name for name in models(home) if name.startswith("tiles.patchcore")]
     assert check(home) == []
+
+
+def test_what_mlflow_deletes_is_cleared_away(home):
+    registry = Registry(home.root)
+    client, name = registry.client, "tiles.patchcore"
+    place = registry.download("models:/tiles.patchcore/2")
+    run = registry.get_model("tiles", "patchcore", 2)["run_id"]
+    client.delete_model_version(name, "2")  # as its pages do
+    (found,) = check(home)
+    assert (found.name, found.broken) == ("tiles.patchcore v2", False)
+    assert found.remedy == "headwater delete tiles.patchcore/2"
+    assert place.is_dir()
+    assert models(home)["tiles.patchcore/1"] == []  # nothing is the challenger any more
+    plan = plan_deletion(home, "tiles.patchcore/2")
+    assert "deleted in MLflow" in plan.parts[0][0]
+    assert plan.bytes > 10_000
+    plan.run()
+    assert not place.exists()
+    assert models(home)["tiles.patchcore/1"] == ["challenger"]
+    store = FeatureStore.open(home.store, "tiles", create=False)
+    assert {t for t in tags(store) if "patchcore" in t} == {"model-patchcore-v1"}
+    assert client.get_run(run).data.tags["headwater.model_deleted"] == "2"
+    assert check(home) == []
+    with pytest.raises(ModelError, match="no version '2'"):
+        plan_deletion(home, "tiles.patchcore/2")
+    # The last version, and its run as well: nothing of the model is in any list.
+    run = registry.get_model("tiles", "patchcore", 1)["run_id"]
+    client.delete_run(run)
+    (row,) = (r for r in compare_models(registry, "tiles") if r["head"] == "patchcore")
+    assert row["run_deleted"]
+    client.delete_model_version(name, "1")
+    plan_deletion(home, name).run()
+    assert check(home) == []
+    assert not [t for t in tags(store) if "patchcore" in t]
+    with pytest.raises(DataError):
+        plan_deletion(home, name)
 
 
 def test_what_a_champion_needs_stays_unless_forced(home):

@@ -1,14 +1,16 @@
 """One way to predict, over images and over pairs."""
 
+import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from flows.runtime.console import Reporter
 from flows.runtime.home import Home
-from flows.use.predict import join_paths, predict
+from flows.use.predict import join_paths, predict, write_tables
 from headwater.errors import ConfigError, DataError, ModelError
 from storage.registry.registry import Registry
 from tests.storage.serving.conftest import IMAGES, PAIRS, every, train  # noqa: F401
@@ -40,21 +42,80 @@ def test_images_and_pairs_give_a_row_and_a_picture_each(home, every):  # noqa: F
         "pair_flow": {"pair": (folder, home.root / "before")},
     }
     for head, (one, _) in every.items():
-        rows, broken = predict(home, SETS[head], quiet, **given[head])
+        rows = predict(home, SETS[head], quiet, **given[head])
         kind = one.detector.kind
         own = ["changed_share", "change_map"] if kind.paired else ["heat_map"]
-        names = [*kind.images, "score", "p_value", "threshold", "verdict", *own]
-        assert [list(row) for row in rows] == [names] * 2
+        told = ["score", "p_value", "threshold", "verdict", "regions", "model", "version"]
+        # In the order of the files, the broken one where it stands: the last of the three.
+        *rows, broken = rows
+        assert [list(row) for row in rows] == [[*kind.images, *told, *own]] * 2
+        assert {(r["model"], r["version"]) for r in rows} == {(f"{SETS[head]}.{head}", "1")}
+        expected = one.detector.predict(one.samples[:2])
+        for row, p in zip(rows, expected, strict=True):
+            assert row["regions"] == [region.to_json() for region in p.regions]
         scores = one.scores.image[:2].tolist()
         assert [r["score"] for r in rows] == pytest.approx(scores, rel=one.near, abs=0)
         # Both images of a pair that cannot be read are named.
-        assert [b.path.name for b in broken] == ["2.png"] * len(kind.images)
+        assert list(broken) == [*kind.images, "error"]
+        assert {Path(broken[name]).name for name in kind.images} == {"2.png"}
+        assert broken["error"].count("2.png") == (2 if kind.paired else 0)
         shown = {r[own[-1]] for r in rows}
         assert len(shown) == 2
         place = home.pictures / SETS[head] / "predictions" / f"{head}-v1"
         assert shown == {str(p) for p in place.iterdir()}
-        (again, *_), _ = predict(home, SETS[head], quiet, **given[head], threshold=-1e9)
+        (
+            again,
+            *_,
+        ) = predict(home, SETS[head], quiet, **given[head], threshold=-1e9)
         assert (again["threshold"], again["verdict"]) == (-1e9, kind.verdicts[1])
+
+
+def test_what_cannot_be_read_stands_where_it_was_given(home):
+    folder = home.root / "now"
+    given = [folder / "2.png", folder / "1.png", folder / "0.png"]
+    rows = predict(home, "noise", Reporter(quiet=True), images=given)
+    assert [(row["image"], "error" in row) for row in rows] == [
+        (str(path), path.name == "2.png") for path in given
+    ]
+
+
+def test_regions_are_those_of_the_picture_as_it_is_shown(home, tmp_path):
+    upright = np.array(Image.fromarray(IMAGES[2]).resize((300, 200)))
+    upright[:, 120:] = 255
+    turn = Image.Exif()
+    turn[0x0112] = 6  # the camera was held upright: viewers turn it by a quarter to the right
+    Image.fromarray(upright).save(tmp_path / "plain.png")
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "turned.png", exif=turn)
+    rows = predict(home, "noise", Reporter(quiet=True), images=[tmp_path])
+    plain, turned = (row["regions"] for row in rows)
+    assert plain == turned != []
+    assert all(r["x"] + r["width"] <= 300 and r["y"] + r["height"] <= 200 for r in plain)
+
+
+def test_tables_are_for_spreadsheets(tmp_path):
+    region = {"x": 1, "y": 2, "width": 3, "height": 4, "area": 9, "peak_x": 1, "peak_y": 2}
+    region["peak"] = -0.5
+    answer = {"score": 1.5, "p_value": None, "verdict": "anomalous", "regions": [region, region]}
+    rows = [{"image": "=cmd()", "error": "-gone"}, {"image": "@ü.png", **answer}]
+    files = write_tables(rows, tmp_path / "out.csv")
+    assert [f.name for f in files] == ["out.csv", "out-regions.csv"]
+    one, two = (list(csv.DictReader(f.open(encoding="utf-8-sig"))) for f in files)
+    assert [list(r.values()) for r in one] == [
+        ["'=cmd()", "", "", "", "", "'-gone"],
+        ["'@ü.png", "1.5", "", "anomalous", "2", ""],
+    ]
+    assert [list(r.values()) for r in two] == [
+        ["'@ü.png", "1", "2", "3", "4", "9", "1", "2", "-0.5"]
+    ] * 2
+    # The mark without which spreadsheets take the name for another, and none where none is needed.
+    assert files[0].read_bytes().startswith(b"\xef\xbb\xbf")
+    files = write_tables([{"current": "a", "history": "b", "error": "gone"}], tmp_path / "p.csv")
+    assert [f.read_text().splitlines()[0] for f in files] == [
+        "current,history,error",
+        "current,history," + ",".join(region),
+    ]
+    with pytest.raises(ConfigError, match="--csv"):
+        write_tables(rows, tmp_path / "out.csv" / "x.csv")
 
 
 def test_folders_of_pairs_may_be_named_from_here(home, monkeypatch):
@@ -69,7 +130,7 @@ def test_another_image_of_the_same_name_has_a_picture_of_its_own(home, tmp_path)
     for k, image in enumerate(IMAGES[:2]):
         (tmp_path / str(k)).mkdir()
         Image.fromarray(image).save(tmp_path / str(k) / "new.png")
-        (row,), _ = predict(
+        (row,) = predict(
             home, "noise", Reporter(quiet=True), images=[tmp_path / str(k)], folder=tmp_path / "out"
         )
         shown.add(row["heat_map"])

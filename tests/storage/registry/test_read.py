@@ -43,8 +43,32 @@ def test_leaderboard_and_choice_of_a_model(registry, saved):
     assert [version(w) for w in (None, "champion", "latest")] == ["1", "1", "2"]
     with pytest.raises(ModelError, match=r"2, 1, challenger, champion, latest"):
         version("7")
-    with pytest.raises(ModelError, match=r"bottles.cs_flow, bottles.patchcore"):
-        registry.get_model("bottles", "f2r")
+    with pytest.raises(ModelError, match=r"one of bottles.cs_flow, bottles.patchcore\n"):
+        registry.get_model("bottles", "f2r")  # and not those of other sets
+
+
+def test_a_champion_that_was_deleted_is_missed_and_not_replaced(registry, saved):
+    for name in "abc":
+        train(registry, saved(name), "patchcore", name)
+    client, name = registry.client, "bottles.patchcore"
+    client.set_registered_model_alias(name, "champion", "2")
+
+    def version(wanted=None):
+        return registry.get_model("bottles", "patchcore", wanted)["version"]
+
+    assert version() == "2"
+    client.delete_model_version(name, "2")  # as MLflow's pages do
+    with pytest.raises(ModelError, match=r"champion of bottles.patchcore, version 2, was") as lost:
+        version()
+    assert "3, 1 or latest" in lost.value.expected
+    assert "alias champion" in lost.value.remedy
+    assert "--version N" in lost.value.remedy
+    # Both ways out, and a champion that is only taken back leaves the newest, as ever.
+    assert (version("latest"), version(1)) == ("3", "1")
+    client.set_registered_model_alias(name, "champion", "1")
+    assert version() == "1"
+    client.delete_registered_model_alias(name, "champion")
+    assert version() == "3"
 
 
 def test_a_training_is_found_by_its_key_only_when_it_is_whole(registry, saved):

@@ -10,7 +10,7 @@ import torch
 from headwater.errors import ModelError
 from storage.serving.bundle import INDEX, read_bundle, read_index, write_bundle
 from storage.serving.detector import Detector
-from storage.serving.files import BACKBONE_FILE, HEAD_FILE, MANIFEST
+from storage.serving.manifest import BACKBONE_FILE, HEAD_FILE, MANIFEST
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from headwater.errors import ModelError
 from storage.serving.detector import Detector
-from storage.serving.files import BACKBONE_FILE, HEAD_FILE, MANIFEST
+from storage.serving.manifest import BACKBONE_FILE, HEAD_FILE, MANIFEST
 
 
 def test_a_model_is_plain_files_and_tells_when_they_were_changed(trained, tmp_path):

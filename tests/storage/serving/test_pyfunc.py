@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,33 @@ def test_signatures_stay_what_they_were(trained, model):
     assert told.inputs.input_names() == inputs
     assert [p.name for p in told.params.params] == params
     outputs = ["score", "verdict", "threshold", "map", "map_low", "map_high", "error", "p_value"]
+    # What came later stands behind what there was.
+    outputs += ["regions", "model", "version", "note"]
     assert told.outputs.input_names() == outputs
+
+
+def test_answers_say_where_and_which_model(trained, model):
+    served, (expected, *_) = (
+        mlflow.pyfunc.load_model(str(model)),
+        trained.detector.predict(trained.samples),
+    )
+    low = trained.detector.calibration
+    served.unwrap_python_model().detector.calibration = replace(low, area_threshold=0.0)
+    row, broken = served.predict(
+        pd.concat([table_of(trained)[:1], table_of(trained)[:1].assign(**{
+            trained.detector.kind.images[0]: "no image"
+        })])
+    ).to_dict("records")  # fmt: skip
+    above = expected.map > trained.detector.cut
+    assert sum(r["area"] for r in row["regions"]) > 0
+    assert bool(row["regions"]) == bool(above.any())
+    height, width = (trained.samples[0][0] if trained.detector.kind.paired
+                     else trained.samples[0]).shape[:2]  # fmt: skip
+    for r in row["regions"]:
+        assert 0 <= r["x"] < r["x"] + r["width"] <= width
+        assert 0 <= r["y"] < r["y"] + r["height"] <= height
+    assert row["model"] == broken["model"] == f"noise.{trained.detector.head.name}"
+    assert (broken["regions"], row["note"], row["version"]) == ([], "", "")
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +142,9 @@ def test_registered_models_score_in_a_fresh_process(every, registry, tmp_path):
         (here,) = Detector.load(uri, registry).predict(one.samples[:1])
         assert row["score"] == pytest.approx(here.score, abs=1e-9)
         assert row["verdict"] == here.verdict
+        assert row["regions"] == [region.to_json() for region in here.regions]
+        # From a registry MLflow knows which version it has fetched.
+        assert (row["model"], row["version"]) == tuple(uri.removeprefix("models:/").split("/"))
         assert here.score == pytest.approx(one.scores.image[0].item(), rel=one.near, abs=0)
     assert "arning" not in done.stderr
 

@@ -9,6 +9,7 @@ import pytest
 from headwater.errors import ModelError
 from storage.registry.client import mlflow
 from storage.serving.detector import Detector
+from storage.serving.manifest import MANIFEST
 from storage.serving.save import save_model
 from tests.storage.serving.conftest import table_of
 
@@ -38,6 +39,7 @@ def test_an_opened_model_may_be_saved_again(trained, model, tmp_path):
     made = [json.loads((m / "artifacts" / "manifest.json").read_text()) for m in (model, again)]
     assert made[0].pop("about") == {"image_set": "noise"}
     assert made[1].pop("about") == {}
+    assert made[0]["sha256"].pop(MANIFEST) != made[1]["sha256"].pop(MANIFEST)
     assert made[0] == made[1]
     got = mlflow.pyfunc.load_model(str(again))
     # Grey, for none was given.

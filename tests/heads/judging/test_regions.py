@@ -1,0 +1,88 @@
+"""Regions of maps: the pieces that flooding finds, and few on normal images."""
+
+import numpy as np
+import pytest
+
+from heads.judging.calibration import calibrate, calibrate_out_of_fold
+from heads.judging.regions import largest_area, pieces
+
+
+def flooded(above):
+    """Return the pixels of each piece, by looking at neighbours one by one."""
+    left, found = {tuple(p) for p in np.argwhere(above).tolist()}, []
+    while left:
+        edge = {left.pop()}
+        piece = set(edge)
+        while edge:
+            y, x = edge.pop()
+            near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near
+            edge |= near
+            piece |= near
+        found.append(piece)
+    return found
+
+
+@pytest.mark.parametrize("hidden", [0, 0.3])
+def test_pieces_are_what_flooding_finds(hidden):
+    rng = np.random.default_rng(0)
+    for share in (0.02, 0.2, 0.5, 0.9):
+        heat = rng.random((23, 31)).astype(np.float32)
+        mask = rng.random(heat.shape) < hidden
+        cut = np.float32(1 - share)
+        given = np.ma.masked_array(heat, mask) if hidden else heat
+        got = pieces(given, cut)
+        expected = {
+            (min(ys), max(ys) + 1, min(xs), max(xs) + 1, len(piece))
+            for piece in flooded((heat > cut) & ~mask)
+            for ys, xs in [tuple(zip(*piece, strict=True))]
+        }
+        assert expected == {
+            (p.rows.start, p.rows.stop, p.columns.start, p.columns.stop, p.area) for p in got
+        }
+        for p in got:
+            assert heat[p.at] == np.float32(p.peak) > cut
+            assert p.rows.start <= p.at[0] < p.rows.stop
+        assert [p.area for p in got] == sorted((p.area for p in got), reverse=True)
+        assert largest_area(given, cut) == got[0].area
+        assert pieces(given, cut, larger=2) == [p for p in got if p.area > 2]
+    assert pieces(heat, 2.0) == []
+
+
+def blobs(count, rng, side=40):
+    """Return maps of normal images: noise, and a spot of a random size in each."""
+    maps = rng.random((count, side, side)).astype(np.float32)
+    for heat in maps:
+        edge = int(rng.integers(1, 9))
+        heat[5 : 5 + edge, 7 : 7 + edge] += 5
+    return maps
+
+
+@pytest.mark.parametrize(("n", "target"), [(39, 0.05), (60, 0.2)])
+def test_few_normals_show_a_region_and_others_do(n, target):
+    maps = blobs(n, np.random.default_rng(n))
+    scores = np.linspace(1, 2, n)
+    for found in (
+        calibrate_out_of_fold(scores, maps, {}, target_fpr=target, pixel_fpr=0.02),
+        calibrate(scores, maps, target_fpr=target, pixel_fpr=0.02),
+    ):
+        cut, larger = found.pixel_threshold, found.area_threshold
+        shown = [bool(pieces(heat, cut, larger)) for heat in maps]
+        assert np.mean(shown) <= target
+        # The smallest such area: one pixel less, and too many show one.
+        assert np.mean([bool(pieces(heat, cut, larger - 1)) for heat in maps]) > target
+        defect = maps[0].copy()
+        defect[20:32, 20:32] += 5
+        (region,) = pieces(defect, cut, larger)
+        assert (region.rows, region.columns) == (slice(20, 32), slice(20, 32))
+
+
+def test_a_normal_that_stands_out_does_not_set_the_area():
+    maps = blobs(40, np.random.default_rng(1))
+    before = calibrate_out_of_fold(np.linspace(1, 2, 40), maps, {}, pixel_fpr=0.02)
+    scores = np.append(np.linspace(1, 2, 40), 900.0)
+    spoiled = np.concatenate([maps, np.full((1, 40, 40), 9, np.float32)])
+    after = calibrate_out_of_fold(scores, spoiled, {}, pixel_fpr=0.02)
+    assert after.odd == 1
+    assert after.area_threshold == before.area_threshold > 0
+    assert calibrate_out_of_fold(scores, None, {}).area_threshold is None
