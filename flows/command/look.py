@@ -233,7 +233,7 @@ def review(
     Either holds from the next training on. An image is named by the end of its path or by its hash.
     """
     _, home = given.open(write=bool(accept or reject))
-    from flows.use.review import WORTH_A_LOOK, odd_normals, settle
+    from flows.use.review import odd_normals, settle, worth_a_look
 
     rows, sheets = odd_normals(home, image_set, head)
     if accept or reject:
@@ -242,7 +242,7 @@ def review(
     if json_:
         out.print_json(data={"normals": rows, "sheets": sheets})
         return
-    worth = [r for r in rows if "said" in r or r["stands_out"] or r["p_value"] <= WORTH_A_LOOK]
+    worth = worth_a_look(rows)
     cells = [
         [
             r.get("path", r.get("key")),

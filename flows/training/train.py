@@ -165,7 +165,7 @@ def train_head(training: Training) -> TrainOutcome:
             score_seconds_per_image=judged.score_seconds / max(len(judged.table), 1),
             **_promise(judged.calibration, apart),
         )
-        run.tell(judged.notes, threshold=_origin(judged.calibration))
+        run.tell(judged.notes, threshold=threshold_in_words(judged.calibration))
         write_artifacts(data, run, judged, apart)
         version = register(training, run, head, judged, key)
     # Retention must never remove what a registered model was trained on.
@@ -200,7 +200,7 @@ def _promise(found: Calibration, apart: OutOfFold | None) -> dict[str, float]:
     }
 
 
-def _origin(found: Calibration) -> str:
+def threshold_in_words(found: Calibration) -> str:
     """Return a threshold and where it comes from, in words."""
     if found.rule == "fixed":
         return f"{found.threshold:.6g}, fixed: scores are probabilities"

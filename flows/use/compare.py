@@ -67,7 +67,7 @@ def compare_two(registry: Registry, image_set: str, one: str, other: str) -> dic
     ModelError
         Where there is none, or its run is gone.
     """
-    a, b = (_tested(registry, _named(registry, image_set, name)) for name in (one, other))
+    a, b = (_tested(registry, named_model(registry, image_set, name)) for name in (one, other))
     facts = [row["_facts"] for row in (a, b)]
     if None in facts:
         gone = [r for r, found in zip((a, b), facts, strict=True) if found is None]
@@ -108,7 +108,7 @@ def _tested(registry: Registry, row: dict[str, Any]) -> dict[str, Any]:
         draws = Resamples.from_json(kept)
     test = None
     if table is not None:
-        seen = sorted([_content(r), r["kind"]] for r in table)
+        seen = sorted([content_of(r), r["kind"]] for r in table)
         test = {"images": len(table), "digest": digest(seen)}
     facts = registry.facts(row["run_id"])
     params = {} if facts is None else facts[0]
@@ -123,7 +123,8 @@ def _json(registry: Registry, run_id: str, path: str) -> Any:
     return None if file is None else json.loads(file.read_text())
 
 
-def _content(row: Mapping[str, Any]) -> str:
+def content_of(row: Mapping[str, Any]) -> str:
+    """Return the content of the image, or of the pair, that a row of a run's table is of."""
     return row["sha256"] if "sha256" in row else row["current_sha256"] + row["history_sha256"]
 
 
@@ -153,8 +154,8 @@ def _delong(a: dict[str, Any], b: dict[str, Any]) -> float | None:
     """Return the p-value of equal image AUROCs; None without both tables or both classes."""
     if not a["_table"] or not b["_table"]:
         return None
-    first = {_content(r): r for r in a["_table"]}
-    second = {_content(r): r for r in b["_table"]}
+    first = {content_of(r): r for r in a["_table"]}
+    second = {content_of(r): r for r in b["_table"]}
     if first.keys() != second.keys():
         return None
     labels = np.array([first[k]["kind"] != "good" for k in first])
@@ -164,7 +165,16 @@ def _delong(a: dict[str, Any], b: dict[str, Any]) -> float | None:
     return delong(scores[0], scores[1], labels)[1]
 
 
-def _named(registry: Registry, image_set: str, name: str) -> dict[str, Any]:
+def named_model(registry: Registry, image_set: str, name: str) -> dict[str, Any]:
+    """Return the model that ``HEAD@VERSION``, ``HEAD@ALIAS`` or ``HEAD`` names.
+
+    Raises
+    ------
+    ConfigError
+        For a text that is none of these.
+    ModelError
+        Where there is no such model.
+    """
     head, at, version = name.partition("@")
     if not head or (at and not version):
         raise ConfigError(
@@ -193,10 +203,10 @@ def _changed(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the samples whose verdicts differ, those that only the second has wrong first."""
     if not a["_table"] or not b["_table"]:
         return []
-    second = {_content(r): r for r in b["_table"]}
+    second = {content_of(r): r for r in b["_table"]}
     made = []
     for row in a["_table"]:
-        other = second.get(_content(row))
+        other = second.get(content_of(row))
         if other is None or other["verdict"] == row["verdict"]:
             continue
         made.append(
