@@ -70,7 +70,7 @@ def heat_over(image: Pixels, heat: ArrayLike, scale: tuple[float, float]) -> Pix
 def heat_layer(
     part: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return colours ``[h, w, 3]``, 0 to 255, and opacities ``[h, w]`` of map values from 0 to 1."""
+    """Return colours ``[h, w, 3]``, 0 to 255, and opacities ``[h, w]`` of values from 0 to 1."""
     # The darkest third of the colours would look like shadows in the picture.
     colour = heat_colours()(0.35 + 0.62 * part)[..., :3].astype(np.float32) * 255
     return colour, (0.85 * part**0.6).astype(np.float32)

@@ -35,7 +35,7 @@ from storage.upkeep.history import tag
 
 
 def samples_at(
-    home: Home, image_set: str, at: Version, root: Path, select: Selection | None = None
+    home: Home, image_set: str, at: Version, root: Path, known_by: int | None = None
 ) -> tuple[list[FeatureStore], PairList | None, Sequence[Sample]]:
     """Return the stores of a set's sides, the list that joins them, and the samples at a version.
 
@@ -43,10 +43,9 @@ def samples_at(
     ----------
     root
         Folder that a store's paths are relative to.
-    select
-        Only these.
+    known_by
+        Only images that had arrived by then, nanoseconds UTC.
     """
-    select = select or Selection()
     pairs = load_pairs(home, image_set, at.pairs) if at.pairs else None
     names = [side_name(image_set, s) for s in SIDES] if at.pairs else [image_set]
     stores = [
@@ -58,11 +57,11 @@ def samples_at(
     found: Sequence[Sample]
     if pairs is None:
         (table,) = tables
-        rows = table.images(table.rows(select))
+        rows = table.images(table.rows(Selection(known_by=known_by)))
         groups = home.groups(image_set)
         found = [Sample.of(row, root, groups.get(row.sha256, "")) for row in rows]
     else:
-        found = pairs.present(tables, select.known_by) if tables else pairs.samples
+        found = pairs.present(tables, known_by) if tables else pairs.samples
     return stores, pairs, reviewed(found, home.reviews(image_set))
 
 
@@ -96,7 +95,7 @@ class StoredSamples:
         self.home, self.at, self.spec, self.layers = home, at, spec, layers
         self.kind = at.kind
         self.select = Selection(known_by=known_by)
-        self.stores, self.pairs, self.all = samples_at(home, image_set, at, root, self.select)
+        self.stores, self.pairs, self.all = samples_at(home, image_set, at, root, known_by)
 
     @functools.cached_property
     def sides(self) -> list[Any]:

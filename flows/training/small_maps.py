@@ -98,7 +98,7 @@ def _on_image(heat: Any, size: tuple[int, int], spec: ExtractorSpec) -> tuple[An
     # Out-of-fold maps may be thinned out to every s-th row and column.
     steps = [-(-whole // own) for whole, own in zip(spec.input_size, heat.shape, strict=True)]
     rows, columns = (
-        slice(cut.start // step, max(-(-cut.stop // step), cut.start // step + 1))
+        slice(-(-cut.start // step), max(-(-cut.stop // step), -(-cut.start // step) + 1))
         for cut, step in zip(where.filled, steps, strict=True)
     )
     (down, across), (height, width) = where.shown, where.scaled

@@ -162,28 +162,42 @@ function showPictures() {
 
 // --- one sample, large ---
 
-const LARGE = el('dialog', { class: 'large', 'aria-label': 'One sample' });
+const LARGE = {
+  sample: null,
+  head: el('header', {}),
+  views: el('div', { class: 'views' }),
+  before: el('button', { type: 'button', onclick: () => step(-1) }, '← Previous'),
+  after: el('button', { type: 'button', onclick: () => step(1) }, 'Next →'),
+};
+LARGE.dialog = el('dialog', { class: 'large', 'aria-label': 'One sample', tabindex: -1, onkeydown: (event) => {
+  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (by) step(by);
+} }, LARGE.head, LARGE.views, el('div', { class: 'controls' }, LARGE.before, LARGE.after,
+  el('button', { type: 'button', onclick: () => LARGE.dialog.close() }, 'Close')));
+document.body.append(LARGE.dialog);
+
+function step(by) {
+  const next = SHOWN[SHOWN.findIndex((one) => one.sample === LARGE.sample) + by];
+  if (next) enlarge(next.sample);
+}
+
 function enlarge(sample) {
-  const at = () => SHOWN.findIndex((one) => one.sample === sample);
-  const step = (by) => { const next = SHOWN[at() + by]; if (next) { sample = next.sample; fill(); } };
-  function fill() {
-    const made = panels(sample, HEADS.map((head) => head.name), (i) => el('span', { class: 'muted' }, `${score(sample.scores[i])}, threshold ${score(HEADS[i].now)}`));
-    made.heads.forEach((one, i) => {
-      const name = outcome(sample.scores[i] > HEADS[i].now, sample.bad);
-      one.said.textContent = WORDS[name].join(' ');
-      one.whole.dataset.outcome = name;
-    });
-    LARGE.replaceChildren(
-      el('header', {}, el('h3', {}, sample.name), el('span', { class: 'tag' }, sample.kind), el('span', { class: 'muted' }, `${at() + 1} of ${SHOWN.length}`)),
-      el('div', { class: 'views' }, [...made.plain, ...made.heads].map((one) => one.whole)),
-      el('div', { class: 'controls' },
-        el('button', { type: 'button', onclick: () => step(-1), disabled: at() <= 0 }, '← Previous'),
-        el('button', { type: 'button', onclick: () => step(1), disabled: at() + 1 >= SHOWN.length }, 'Next →'),
-        el('button', { type: 'button', onclick: () => LARGE.close() }, 'Close')));
-    made.fill();
-  }
-  LARGE.onkeydown = (event) => { const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key]; if (by) step(by); };
-  fill();
-  if (!LARGE.isConnected) document.body.append(LARGE);
-  LARGE.showModal();
+  LARGE.sample = sample;
+  const at = SHOWN.findIndex((one) => one.sample === sample);
+  const made = panels(sample, HEADS.map((head) => head.name), (i) =>
+    el('span', { class: 'muted' }, `${score(sample.scores[i])}, threshold ${score(HEADS[i].now)}`));
+  made.heads.forEach((one, i) => {
+    const name = outcome(sample.scores[i] > HEADS[i].now, sample.bad);
+    one.said.textContent = WORDS[name].join(' ');
+    one.whole.dataset.outcome = name;
+  });
+  LARGE.head.replaceChildren(el('h3', {}, sample.name), el('span', { class: 'tag' }, sample.kind),
+    el('span', { class: 'muted' }, `${at + 1} of ${SHOWN.length}`));
+  LARGE.views.replaceChildren(...[...made.plain, ...made.heads].map((one) => one.whole));
+  made.fill();
+  LARGE.before.disabled = at <= 0;
+  LARGE.after.disabled = at + 1 >= SHOWN.length;
+  if (!LARGE.dialog.open) LARGE.dialog.showModal();
+  // A button that can be used no more would keep the keys to itself.
+  if (!LARGE.dialog.contains(document.activeElement) || document.activeElement.disabled) LARGE.dialog.focus();
 }

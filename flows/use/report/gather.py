@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from flows.pictures.page.thumbs import edge_for
 from flows.runtime.home import Home
 from flows.training.small_maps import FILE, SmallMap, load
-from flows.pictures.page.thumbs import edge_for
 from flows.use.compare import compare_models, ranked_apart
 from flows.use.report.models import Shown, choose, opened, version_of
 from flows.use.report.pictures import drawn, laid_over, samples_by_content
@@ -121,7 +121,7 @@ def _boards(
 ) -> list[dict[str, Any]]:
     """Return a leaderboard for each set of test samples, as `headwater compare` has them."""
     keep = ("head", "version", "aliases", "metrics", "intervals", "behind", "input_size", "seed",
-            "seconds", "created", "backbone")  # fmt: skip
+            "seconds", "created", "backbone", "run_id")  # fmt: skip
     full = [row["run_id"] for row in chosen]
     return [
         {
@@ -163,9 +163,7 @@ def _origin(model: Shown) -> dict[str, dict[str, str]]:
         "Settings of the training": below("training."),
         "Versions": below("version."),
     }
-    return {
-        title: {k: shown(v) for k, v in part.items()} for title, part in parts.items() if part
-    }
+    return {title: {k: shown(v) for k, v in part.items()} for title, part in parts.items() if part}
 
 
 # --- samples -------------------------------------------------------------------------------------
@@ -246,11 +244,10 @@ def _odd(
         kept = registry.artifact(row["run_id"], FILE)
         maps[row["head"]] = {} if kept is None else load(kept).get("normals", {})
         facts = registry.facts(row["run_id"])
-        for kind in (IMAGE, PAIR) if facts and not known else ():
-            known = samples_by_content(home, image_set, version_of(facts[1], kind))
-            known = {sample.id: sample for sample in known.values()}
-            if known:
-                break
+        if facts is not None and not known:
+            kind = PAIR if "pairs" in facts[1] else IMAGE
+            found = samples_by_content(home, image_set, version_of(facts[1], kind))
+            known = {sample.id: sample for sample in found.values()}
     few = rows[:MOST_ODD]
     samples = [known.get(row["sha256"]) for row in few]
     pictures = drawn(samples, edge_for(len(few)), None, reporter, "odd normals")

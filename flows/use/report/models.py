@@ -15,7 +15,6 @@ from flows.training.scoring import Scoring
 from flows.training.small_maps import FILE, SmallMap, load, small_maps
 from flows.training.train import threshold_in_words
 from flows.use.compare import content_of, named_model
-from heads.catalogue import get_head
 from heads.judging.calibration import Calibration
 from headwater.errors import HeadwaterError
 from headwater.samples import IMAGE, PAIR, SampleKind
@@ -69,7 +68,7 @@ class Shown:
     @property
     def kind(self) -> SampleKind:
         """What it judges."""
-        return PAIR if get_head(self.row["head"]).pairs else IMAGE
+        return IMAGE if all("sha256" in row for row in self.table.values()) else PAIR
 
     @property
     def at(self) -> Version:
@@ -105,12 +104,13 @@ def choose(
             newest[row["head"]] = max(newest.get(row["head"], 0), int(row["version"]))
         wanted = {(head, str(number)) for head, number in newest.items()}
     chosen = [row for row in rows if (row["head"], row["version"]) in wanted]
-    notes = [f"{_called(r)}: the table of its test samples is gone" for r in chosen if not r["test"]]
+    bare = [row for row in chosen if not row["test"]]
+    notes = [f"{_called(r)} is not shown: the table of its test samples is gone" for r in bare]
     chosen = [row for row in chosen if row["test"]]
     if chosen:
         last = max(chosen, key=lambda row: row["created"])["test"]["digest"]
         apart = [row for row in chosen if row["test"]["digest"] != last]
-        notes += [f"{_called(r)} was tested on other samples and is not shown beside" for r in apart]
+        notes += [f"{_called(r)} is not shown: it was tested on other samples" for r in apart]
         chosen = [row for row in chosen if row["test"]["digest"] == last]
     return chosen, notes
 

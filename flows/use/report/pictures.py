@@ -40,9 +40,9 @@ def drawn(
     reporter: Reporter,
     what: str,
 ) -> list[dict[str, Any]]:
-    """Return of each sample its ``pictures`` and the outline of its ``mask``, as addresses, and ``aspect``.
+    """Return of each sample its ``pictures``, the outline of its ``mask``, and its ``aspect``.
 
-    What cannot be read (any more) has none. Several are read at a time.
+    The first two as addresses. What cannot be read (any more) has none. Several are read at a time.
 
     Parameters
     ----------
