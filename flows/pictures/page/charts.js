@@ -26,9 +26,10 @@ function square(title, x, y, path, extra) {
     svg('path', { d: 'M0 0V100H100', class: 'axis' }), extra,
     svg('path', { d: line, class: 'curve' }), dot);
   const said = el('span', { class: 'said' });
+  const axis = (which, name) => el('span', { class: which }, ['0', name, '1'].map((text) => el('span', {}, text)));
   const whole = el('figure', { class: 'chart' },
     el('figcaption', {}, el('b', {}, title), said),
-    el('div', { class: 'plot' }, el('span', { class: 'y' }, y), picture, el('span', { class: 'x' }, x)));
+    el('div', { class: 'plot' }, axis('y', y), picture, axis('x', x)));
   return {
     whole,
     /** Move the point of the threshold; nowhere where there is none. */

@@ -121,8 +121,9 @@ function headPanel(head, number) {
       el('div', { class: 'card' },
         el('div', { class: 'tiles' }, Object.values(tiles).map((one) => one.whole)),
         el('dl', { class: 'rates' }, Object.entries(rates).map(([name, value]) => el('div', {}, el('dt', {}, labels[name]), value))),
-        moved)),
-    el('div', { class: 'charts' }, roc?.whole, precision?.whole, el('div', { class: 'chart' }, kinds.whole)));
+        kinds.whole)),
+    moved,
+    el('div', { class: 'charts' }, roc?.whole, precision?.whole));
 }
 
 function showThreshold() {
