@@ -9,7 +9,7 @@ function put(node, attributes, children) {
     else if (name === 'vars') for (const [k, v] of Object.entries(value)) node.style.setProperty(k, v);
     else node.setAttribute(name, value === true ? '' : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 
@@ -44,6 +44,6 @@ function score(value) {
 function section(id, ...children) {
   const whole = document.getElementById(id);
   whole.hidden = false;
-  whole.querySelector('.body').append(...children.flat().filter(Boolean));
+  whole.querySelector('.body').append(...children.flat(Infinity).filter(Boolean));
   return whole;
 }

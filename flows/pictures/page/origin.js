@@ -31,7 +31,7 @@ function gridMap(grid, title, key) {
 
 function showGrids() {
   section('grid', el('p', {}, 'Every point is the same model with other factors, scored on the test images: what is best here was chosen on their labels.'),
-    PAGE.grids.map((grid) => [el('h3', {}, grid.name), el('div', { class: 'charts' }, Object.entries(grid.metrics).map(([title, key]) => gridMap(grid, title, key)))]).flat());
+    PAGE.grids.map((grid) => [el('h3', {}, grid.name), el('div', { class: 'charts' }, Object.entries(grid.metrics).map(([title, key]) => gridMap(grid, title, key)))]));
 }
 
 function showOrigin() {

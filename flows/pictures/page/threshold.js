@@ -84,7 +84,9 @@ function headPanel(head, number) {
   const roc = both ? rocChart(found) : null;
   const precision = found.positives ? precisionChart(found) : null;
   const kinds = kindTable(head);
-  const moved = el('p', { class: 'moved note', hidden: true });
+  const use = el('code', {});
+  const moved = el('p', { class: 'moved note', hidden: true },
+    'Moved by hand, with the test labels in view: these counts are an oracle’s and promise nothing. To use it: ', use);
 
   const show = () => {
     const n = counts(head.scores, BAD, head.now);
@@ -105,7 +107,7 @@ function headPanel(head, number) {
     moved.hidden = head.now === head.threshold;
     back.disabled = moved.hidden;
     if (!moved.hidden) {
-      moved.textContent = `Moved by hand, with the test labels in view: these counts are an oracle’s and promise nothing. To use it: headwater predict ${PAGE.set} --head ${head.head} --version ${head.version} --threshold ${Number(head.now.toPrecision(6))} IMAGES`;
+      use.textContent = `headwater predict ${PAGE.set} --head ${head.head} --version ${head.version} --threshold=${Number(head.now.toPrecision(6))} IMAGES`;
     }
   };
   MOVED.push((which) => { if (which === number) show(); });

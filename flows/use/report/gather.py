@@ -89,7 +89,7 @@ def report_data(
         "heads": [_head(model) for model in heads],
         "samples": _samples(home, image_set, heads, most, reporter),
         "odd": _odd(home, registry, image_set, reporter),
-        "grids": _grids(registry, image_set),
+        "grids": grids_of(registry, image_set),
         "origin": [{"name": model.name, "parts": _origin(model)} for model in heads],
     }
 
@@ -279,7 +279,7 @@ def _odd(
 # --- grids ---------------------------------------------------------------------------------------
 
 
-def _grids(registry: Registry, image_set: str) -> list[dict[str, Any]]:
+def grids_of(registry: Registry, image_set: str) -> list[dict[str, Any]]:
     """Return the newest grid over F²R's factors of each model that has one."""
     made: dict[str, dict[str, Any]] = {}
     for run_id, params, tags in registry.studies(image_set):

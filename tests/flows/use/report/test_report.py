@@ -294,11 +294,13 @@ def test_pictures_are_sorted_and_filtered(seen, data):
     seen.run("for (const label of ['Seen by', 'Kind', 'Verdict']) pick(label, '')")
 
 
-def test_names_are_text_and_pictures_come_when_looked_at(seen):
+def test_names_are_text_and_pictures_come_when_looked_at(seen, data):
     assert seen.run("document.querySelectorAll('img[src=x]').length") == 0
     text = seen.run("document.querySelector('main').textContent")
     for name in ("<img src=x onerror=alert(1)>", "two\\nlines\\x1b[31m.png", "Ada </script>"):
         assert name in text
+    assert "[object" not in text
+    assert all(value in text for part in data["origin"][1]["parts"].values() for value in part)
     images = "[...document.querySelectorAll('#pictures .frame img')]"
     seen.run("document.querySelector('#pictures').scrollIntoView()")
     seen.until(f"{images}.filter(i => i.naturalWidth).length > 5", 20)
