@@ -24,10 +24,17 @@ _OPTIONS = (
 
 
 class Browser:
-    """A page of a Chromium that listens on `port`."""
+    """A page of a Chromium that listens on `port`.
+
+    Attributes
+    ----------
+    heard
+        The events that came while something was asked, of the domains that were enabled.
+    """
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._asked = socket, 0
+        self.heard: list[dict[str, Any]] = []
 
     def ask(self, method: str, **named: Any) -> dict[str, Any]:
         """Call a method of the protocol; return its result."""
@@ -38,6 +45,8 @@ class Browser:
             if answer.get("id") == self._asked:
                 assert "error" not in answer, answer
                 return answer["result"]
+            if "method" in answer:
+                self.heard.append(answer)
 
     def open(self, address: str) -> None:
         """Load an address, even where it differs from the last one by its route alone."""

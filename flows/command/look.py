@@ -7,11 +7,13 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from flows.command.options import JsonOption, SetArgument, VersionOption, command_group, takes
+from flows.command.pages.report import show_page
 from flows.runtime.console import Reporter, err, out, table
 from flows.runtime.given import Given
 from flows.runtime.signals import was_asked
@@ -221,7 +223,7 @@ def grid(
 
 
 @commands.command(rich_help_panel="Look")
-@takes("models")
+@takes("store", "models")
 def review(
     image_set: SetArgument,
     given: Given,
@@ -236,6 +238,10 @@ def review(
         str | None, typer.Option("--by", metavar="NAME", help="Who says so. [default: you]")
     ] = None,
     most: Annotated[int, typer.Option(min=1, help="Show so many.")] = 20,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE", help="Write a page with their heat maps, too."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """List normal images that do not look normal, by their out-of-fold scores; settle them.
@@ -244,16 +250,22 @@ def review(
     Either holds from the next training on. An image is named by the end of its path or by its hash.
     """
     _, home = given.open(write=bool(accept or reject))
-    from flows.use.review import WORTH_A_LOOK, odd_normals, settle
+    from flows.use.review import odd_normals, settle, worth_a_look
 
     rows, sheets = odd_normals(home, image_set, head)
     if accept or reject:
         said = settle(home, image_set, rows, accept=accept or (), reject=reject or (), who=who)
         rows = [{**row, **said.get(row["sha256"], {})} for row in rows]
+    if page is not None:
+        from flows.use.report.write import write_review
+
+        with Reporter(quiet=json_).live() as reporter:
+            page = write_review(home, image_set, reporter, page, head=head).file
     if json_:
-        out.print_json(data={"normals": rows, "sheets": sheets})
+        told = {"page": str(page)} if page is not None else {}
+        out.print_json(data={"normals": rows, "sheets": sheets, **told})
         return
-    worth = [r for r in rows if "said" in r or r["stands_out"] or r["p_value"] <= WORTH_A_LOOK]
+    worth = worth_a_look(rows)
     cells = [
         [
             r.get("path", r.get("key")),
@@ -270,6 +282,8 @@ def review(
         out.print(f"and {len(worth) - most} more: --most")
     for sheet in sheets:
         out.print(f"heat maps: {sheet}", markup=False)
+    if page is not None:
+        show_page(page)
 
 
 @commands.command(rich_help_panel="Look")

@@ -17,6 +17,7 @@ import typer
 from flows.command import ahead, begin, job, look, pairs, store
 from flows.command.keep import bundle, homes, trace
 from flows.command.options import UsageError, check_once, command_group, explain_usage
+from flows.command.pages import report
 from flows.runtime.arguments import hide_in_tracebacks, hide_passwords
 from flows.runtime.console import err, out
 from flows.runtime.signals import end_now, sigterm_interrupts, was_asked
@@ -27,7 +28,7 @@ app = command_group(
     "Visual inspection from normal images: features once, many heads, traceable models."
 )
 app.info.epilog = "Begin with `headwater demo`, then `headwater run my-set --images folder`."
-for part in (job, ahead, bundle, look, trace, homes, begin):
+for part in (job, ahead, bundle, look, report, trace, homes, begin):
     app.add_typer(part.commands)
 app.add_typer(homes.home, name="home", rich_help_panel="Look")
 app.add_typer(store.commands, name="store", rich_help_panel="Look")

@@ -96,7 +96,9 @@ def show_run(result: RunResult, home: Home) -> None:
         if not isinstance(error, HeadwaterError):
             err.print(hidden("".join(traceback.format_exception(error))), markup=False)
     if result.outcomes:
-        out.print(f"\nopen the results in MLflow:\n  {ui_command(home)}", markup=False)
+        out.print(f"\nopen the results in MLflow:\n  {next_command('ui', home)}", markup=False)
+        page = next_command(f"report {result.image_set}", home)
+        out.print(f"look at them on one page:\n  {page}", markup=False)
 
 
 #: The figure that ranks comes first.
@@ -184,11 +186,11 @@ def leaderboard_table(rows: list[dict[str, Any]], title: str) -> Table:
     return table(names, cells, title, whole=names[:2])
 
 
-def ui_command(home: Home) -> str:
-    """Return the command that opens the MLflow UI on this home's results."""
+def next_command(words: str, home: Home) -> str:
+    """Return a command on this home's results as it is to be typed here."""
     program = Path(sys.argv[0])
     name = shorten(str(program.absolute())) if program.name == "headwater" else "headwater"
-    return f"{name} ui --home {shorten(str(home.root))}"
+    return f"{name} {words} --home {shorten(str(home.root))}"
 
 
 def shorten(path: str) -> str:

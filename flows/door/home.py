@@ -250,6 +250,71 @@ class OpenHome:
         with Reporter(quiet=self._quiet).live() as reporter:
             return reproduce(self.home, model, reporter, device=device, register=register)
 
+    def report(
+        self,
+        image_set: str,
+        out: str | Path | None = None,
+        *,
+        models: Iterable[str] = (),
+        most: int = 500,
+    ) -> Path:
+        """Write one page about a set's models for a browser, and return its file.
+
+        MLflow keeps it, too; errors as of `flows.use.report.write.write_report`.
+
+        Parameters
+        ----------
+        image_set
+            Name of the set.
+        out
+            File to write; by default below the home.
+        models
+            ``HEAD@VERSION`` each, to be shown in full; by default the newest of each head.
+        most
+            Pictures of test samples at most.
+        """
+        from flows.use.report.write import write_report  # late: torch takes seconds
+
+        file, chosen = None if out is None else Path(out), tuple(models)
+        with Reporter(quiet=self._quiet).live() as shown:
+            return write_report(
+                self.home, image_set, shown, file=file, models=chosen, most=most
+            ).file
+
+    def review(
+        self,
+        image_set: str,
+        *,
+        head: str | None = None,
+        accept: Iterable[str] = (),
+        reject: Iterable[str] = (),
+        by: str | None = None,
+    ) -> pd.DataFrame:
+        """Return the set's normals, those that look least normal first; settle some of them.
+
+        Columns and errors are those of `flows.use.review.odd_normals`, and of `settle`. What is
+        said of a normal holds from the next training on.
+
+        Parameters
+        ----------
+        head
+            As this head sees them alone.
+        accept, reject
+            Images that are normal, or are not: the end of a path, or the beginning of a hash.
+        by
+            Who says so; by default the user of this process.
+        """
+        import pandas as pd  # late: opening a home is quick
+
+        from flows.use.review import odd_normals, settle  # late: torch takes seconds
+
+        rows, _ = odd_normals(self.home, image_set, head)
+        if accept or reject:
+            names = {"accept": list(accept), "reject": list(reject)}
+            said = settle(self.home, image_set, rows, who=by, **names)
+            rows = [{**row, **said.get(row["sha256"], {})} for row in rows]
+        return pd.DataFrame(rows)
+
     def detector(
         self,
         image_set: str,

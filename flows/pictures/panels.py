@@ -10,11 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageColor
 from scipy import ndimage
 
-from flows.pictures.style import BLUE, ORANGE, heat_colours
+from flows.pictures.style import BLUE, CONTOUR, ORANGE, heat_colours
 from headwater.errors import ShapeError
 
 Pixels = NDArray[np.uint8]
-_CONTOUR = (0, 255, 200)
 
 
 def heat_scale(
@@ -64,26 +63,39 @@ def heat_over(image: Pixels, heat: ArrayLike, scale: tuple[float, float]) -> Pix
         Image.fromarray(part.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     )
     grey = image.astype(np.float32).mean(axis=2, keepdims=True) * 0.8 + 25
+    colour, alpha = heat_layer(part)
+    alpha = ndimage.gaussian_filter(alpha, 1.2)[..., None]
+    return np.clip(grey * (1 - alpha) + colour * alpha, 0, 255).astype(np.uint8)
+
+
+def heat_layer(
+    part: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return colours ``[h, w, 3]``, 0 to 255, and opacities ``[h, w]`` of values from 0 to 1."""
     # The darkest third of the colours would look like shadows in the picture.
     colour = heat_colours()(0.35 + 0.62 * part)[..., :3].astype(np.float32) * 255
-    alpha = 0.85 * part[..., None] ** 0.6
-    alpha = ndimage.gaussian_filter(alpha, (1.2, 1.2, 0))
-    return np.clip(grey * (1 - alpha) + colour * alpha, 0, 255).astype(np.uint8)
+    return colour, (0.85 * part**0.6).astype(np.float32)
 
 
 def contour_over(image: Pixels, mask: NDArray[np.bool_], width: int = 2) -> Pixels:
     """Return the image with the outline of `mask` (any size) drawn around, not over, the defect."""
     size = (image.shape[1], image.shape[0])
     grown = Image.fromarray(np.asarray(mask, np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
-    inside = np.asarray(grown) > 0
+    line, seam = outline(np.asarray(grown) > 0, width)
+    made = image.copy()
+    made[seam] = (made[seam] * 0.35).astype(np.uint8)
+    made[line] = CONTOUR
+    return made
+
+
+def outline(
+    inside: NDArray[np.bool_], width: int = 2
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the line of `width` pixels around what is inside, and a seam around the line."""
     outer = ndimage.binary_dilation(inside, iterations=width + 1)
     line = outer & ~ndimage.binary_dilation(inside)
     # A dark seam on the far side keeps the line visible on light ground.
-    seam = ndimage.binary_dilation(outer) & ~outer
-    made = image.copy()
-    made[seam] = (made[seam] * 0.35).astype(np.uint8)
-    made[line] = _CONTOUR
-    return made
+    return line, ndimage.binary_dilation(outer) & ~outer
 
 
 def boxes_over(image: Pixels, boxes: Sequence[tuple[float, float, float, float]]) -> Pixels:
@@ -102,7 +114,7 @@ def boxes_over(image: Pixels, boxes: Sequence[tuple[float, float, float, float]]
             ring = np.ones((max(low - y, 1), max(far - x, 1)), bool)
             ring[thick:-thick, thick:-thick] = False
             part = made[y:low, x:far]
-            part[ring] = _CONTOUR if line else (part[ring] * 0.35).astype(np.uint8)
+            part[ring] = CONTOUR if line else (part[ring] * 0.35).astype(np.uint8)
     return made
 
 

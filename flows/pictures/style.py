@@ -23,6 +23,8 @@ from headwater.text import shown
 # Okabe and Ito's palette.
 BLUE, ORANGE, VERMILION, GREEN, SKY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#56B4E9"
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#dddddd"
+#: Of a mask's outline.
+CONTOUR = (0, 255, 200)
 DPI = 120
 
 

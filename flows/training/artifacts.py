@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from flows.pictures.charts import curves, score_histogram
 from flows.pictures.maps import Cell, map_sheet, outcome
 from flows.pictures.panels import faded
 from flows.runtime.home import working_folder
+from flows.training.small_maps import FILE, save, small_maps
 from heads.looking import seen_of
 from headwater.geometry import place
 from headwater.samples import IMAGE, PAIR
@@ -74,6 +75,26 @@ def write_artifacts(
             map_sheet(kind, odd, made[-1], title, threshold=threshold, cut=judged.cut)
         for path in made:
             run.log_file(path, "figures")
+        run.log_file(_small(data, judged, apart, folder / FILE))
+
+
+def _small(data: TrainingData, judged: Judgement, apart: OutOfFold | None, path: Path) -> Path:
+    """Write the maps of the test samples and of the normals, made small; the scale is one."""
+    fixed = judged.calibration.rule == "fixed"
+
+    def sized(samples: Iterable[Sample], maps: Iterable[Any]) -> Iterator[Any]:
+        for sample, heat in zip(samples, maps, strict=True):
+            yield sample.id, heat, data.size_of(sample.contents[0])
+
+    tested = sized(judged.samples, judged.maps)
+    test, scale = small_maps(tested, data.spec, judged.cut, probabilities=fixed)
+    groups = {"test": test}
+    if apart is not None:
+        known = {s.id: s for s in data.learnt}
+        normals = sized([known[image] for image in apart.images], apart.maps)
+        given = scale if test else None
+        groups["normals"], _ = small_maps(normals, data.spec, judged.cut, scale=given)
+    return save(path, groups)
 
 
 def counted(table: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> str:

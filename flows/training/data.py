@@ -34,6 +34,37 @@ from storage.store.table import Selection, moment_of, sha_names
 from storage.upkeep.history import tag
 
 
+def samples_at(
+    home: Home, image_set: str, at: Version, root: Path, known_by: int | None = None
+) -> tuple[list[FeatureStore], PairList | None, Sequence[Sample]]:
+    """Return the stores of a set's sides, the list that joins them, and the samples at a version.
+
+    Parameters
+    ----------
+    root
+        Folder that a store's paths are relative to.
+    known_by
+        Only images that had arrived by then, nanoseconds UTC.
+    """
+    pairs = load_pairs(home, image_set, at.pairs) if at.pairs else None
+    names = [side_name(image_set, s) for s in SIDES] if at.pairs else [image_set]
+    stores = [
+        FeatureStore.open(home.store, name, create=False)
+        for name, snapshot in zip(names, at.snapshots, strict=True)
+        if snapshot
+    ]
+    tables = [s.table(when) for s, when in zip(stores, at.snapshots, strict=False)]
+    found: Sequence[Sample]
+    if pairs is None:
+        (table,) = tables
+        rows = table.images(table.rows(Selection(known_by=known_by)))
+        groups = home.groups(image_set)
+        found = [Sample.of(row, root, groups.get(row.sha256, "")) for row in rows]
+    else:
+        found = pairs.present(tables, known_by) if tables else pairs.samples
+    return stores, pairs, reviewed(found, home.reviews(image_set))
+
+
 class StoredSamples:
     """The samples of a set at one version, and the features of either side.
 
@@ -64,24 +95,7 @@ class StoredSamples:
         self.home, self.at, self.spec, self.layers = home, at, spec, layers
         self.kind = at.kind
         self.select = Selection(known_by=known_by)
-        self.pairs: PairList | None = load_pairs(home, image_set, at.pairs) if at.pairs else None
-        names = [side_name(image_set, s) for s in SIDES] if at.pairs else [image_set]
-        self.stores = [
-            FeatureStore.open(home.store, name, create=False)
-            for name, snapshot in zip(names, at.snapshots, strict=True)
-            if snapshot
-        ]
-        tables = [s.table(when) for s, when in zip(self.stores, at.snapshots, strict=False)]
-        if self.pairs is None:
-            (table,) = tables
-            rows = table.images(table.rows(self.select))
-            groups = home.groups(image_set)
-            self.all: Sequence[Sample] = [
-                Sample.of(row, root, groups.get(row.sha256, "")) for row in rows
-            ]
-        else:
-            self.all = self.pairs.present(tables, known_by) if tables else self.pairs.samples
-        self.all = reviewed(self.all, home.reviews(image_set))
+        self.stores, self.pairs, self.all = samples_at(home, image_set, at, root, known_by)
 
     @functools.cached_property
     def sides(self) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flows.training.data import TrainingData
+from flows.training.data import StoredSamples
 from heads.contract import FeatureSource, Head
 from heads.judging.joining import Part, Standard, joined_maps, limit_of, settled, standard_of
 from heads.looking import LOOKED
@@ -28,7 +28,7 @@ class Scoring:
         See `Calibration`; known once the held-out images were scored.
     """
 
-    def __init__(self, head: Head, data: TrainingData) -> None:
+    def __init__(self, head: Head, data: StoredSamples) -> None:
         self.head, self.data = head, data
         self.tiled = data.spec.tiles is not None
         self.standard: Standard | None = None

@@ -196,7 +196,7 @@ def _json(registry: Registry, run_id: str, path: str) -> Any:
 
 
 def content_of(row: Mapping[str, Any]) -> str:
-    """Return what a sample of a run's table is by its content."""
+    """Return the content of the image, or of the pair, that a row of a run's table is of."""
     return row["sha256"] if "sha256" in row else row["current_sha256"] + row["history_sha256"]
 
 
@@ -238,7 +238,15 @@ def _delong(a: dict[str, Any], b: dict[str, Any]) -> float | None:
 
 
 def named_model(registry: Registry, image_set: str, name: str) -> dict[str, Any]:
-    """Return the row of a model ``HEAD@VERSION``; raises as `compare_two`."""
+    """Return the model that ``HEAD@VERSION``, ``HEAD@ALIAS`` or ``HEAD`` names.
+
+    Raises
+    ------
+    ConfigError
+        For a text that is none of these.
+    ModelError
+        Where there is no such model.
+    """
     head, at, version = name.partition("@")
     if not head or (at and not version):
         raise ConfigError(

@@ -201,7 +201,8 @@ def run_grid(
             f"{image_set}: f2r v{model['version']} over alpha and beta, {len(samples)} test images"
         )
         _draw(outcome, f"{title} (oracle)", target)
-        run.log_params({**{k: v for k, v in about.items() if k != "masks"}, "points": len(inside)})
+        told_of = {k: v for k, v in about.items() if k != "masks"}
+        run.log_params({**told_of, "own": own, "points": len(inside)})
         run.log_table(result.table, "grid")
         run.log_json(outcome.correlations(), "tables/correlations.json")
         run.log_file(target, "figures")

@@ -82,6 +82,11 @@ def odd_normals(
     return order, sheets
 
 
+def worth_a_look(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return those rows of `odd_normals` that somebody should see, or has settled."""
+    return [r for r in rows if "said" in r or r["stands_out"] or r["p_value"] <= WORTH_A_LOOK]
+
+
 def settle(
     home: Home,
     image_set: str,

@@ -14,8 +14,8 @@ from typing import Any
 
 from mlflow.entities import DatasetInput, InputTag
 
-from headwater.errors import StoreError
-from storage.registry.client import MlflowException, told
+from headwater.errors import ModelError, StoreError
+from storage.registry.client import MlflowException, mlflow, told
 from storage.registry.facts import image_set_dataset, is_alive, process_tags, user, versions
 from storage.registry.pages import describe_command, describe_grid, show_set
 from storage.registry.read import COMMANDS, GRIDS, RegistryReader, model_name
@@ -111,6 +111,39 @@ class Registry(RegistryReader):
         if path not in {one.path for one in known}:
             return None
         return Path(self.fetched(run_id, [path])[0])
+
+    def attach(self, run_id: str, text: str, name: str) -> None:
+        """Keep a text as an artifact of a run that may have ended long ago."""
+        with told():
+            self.client.log_text(run_id, text, name)
+
+    def model_file(self, uri: str, name: str) -> Path:
+        """Return the local path of one file of a model ``models:/NAME/VERSION``.
+
+        Raises
+        ------
+        ModelError
+            Where the model or the file is not there.
+        """
+        model, version = uri.removeprefix("models:/").split("/")
+        try:
+            source = self.client.get_model_version_download_uri(model, version)
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{source.rstrip('/')}/{name}", tracking_uri=self.address
+            )
+        except (MlflowException, OSError) as error:
+            raise ModelError(
+                f"{name} of {uri} cannot be fetched: {' '.join(str(error).split())[:300]}",
+                remedy="headwater compare SET lists what is registered",
+            ) from error
+        return Path(found)
+
+    def studies(self, image_set: str) -> list[tuple[str, dict[str, str], dict[str, str]]]:
+        """Return run id, parameters and tags of a set's finished studies, newest first."""
+        query = "tags.`headwater.kind` = 'study' AND attributes.status = 'FINISHED'"
+        with told():
+            found = self._search(GRIDS.format(image_set), query)
+        return [(run.info.run_id, dict(run.data.params), dict(run.data.tags)) for run in found]
 
     @contextmanager
     def _open(

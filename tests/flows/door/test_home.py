@@ -55,6 +55,8 @@ def test_the_page_runs_from_top_to_bottom(tiny_set, tmp_path, resnet_weights, mo
     assert scope["home"].detector("leather").name.startswith("leather.patchcore version")
     assert scope["again"].outcomes[0].version == "2"
     assert Path("marked.png").stat().st_size
+    assert scope["page"].read_text().startswith("<!doctype html>")
+    assert set(scope["odd"]["heads"][0]) == {"patchcore", "fast_flow"}
 
 
 def test_importing_is_quick_and_pulls_in_nothing(tmp_path):

@@ -16,6 +16,7 @@ from flows.runtime.settings import Settings
 from flows.training.train import train_head
 from flows.training.trainings import Request
 from flows.use.grid import run_grid
+from flows.use.report.gather import grids_of
 from heads.gallery.f2r_grid import POINTS
 from storage.registry.registry import Registry
 
@@ -71,6 +72,11 @@ def test_a_grid_is_one_run_and_goes_on_where_it_was_broken_off(home):
     assert {"spearman.pixel_auroc.alpha", "spearman.image_auroc.minus_difference"} <= set(
         run.data.metrics
     )
+    # A page about the set shows the newest grid of a model.
+    (shown,) = grids_of(Registry(home.root), "tiles")
+    assert shown["points"] == [*whole.result.table]
+    assert tuple(shown["own"]) == whole.own
+    assert shown["name"] == "tiles.f2r v1"
     names = [k for k in run.data.metrics if "best" in k]
     assert names
     assert all(k.startswith("oracle.") for k in names)

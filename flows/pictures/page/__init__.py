@@ -1,0 +1,1 @@
+"""The page that a browser shows: its markup, style and scripts, and what is put into them."""
