@@ -37,7 +37,7 @@ def draw_prediction(
         ``heat_map``, of pairs ``changed_share`` and ``change_map``.
     """
     told: dict[str, Any] = {"heat_map": str(path)}
-    frame = frame_of(*images[0].shape[:2], detector.spec)
+    frame = frame_of(images[0].shape[0], images[0].shape[1], detector.spec)
     note, cut = "", got.pixel_threshold
     if detector.kind.paired:
         cut = detector.cut

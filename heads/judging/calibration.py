@@ -273,7 +273,7 @@ def calibrate(
     )
 
 
-def _of_pixels(maps: Sequence[Any], pixel_fpr: float, target_fpr: float) -> dict[str, Any]:
+def _of_pixels(maps: Any, pixel_fpr: float, target_fpr: float) -> dict[str, Any]:
     """Return what maps of normal images set: the fields of a `Calibration`."""
     if not len(maps):
         return {}
@@ -377,7 +377,7 @@ def calibrate_out_of_fold(
     threshold = float(kept[min(k, kept.size) - 1])
     # Its rank among all, those that stand out included.
     rank = min(k, kept.size) + int((values[out] <= threshold).sum())
-    own = [] if maps is None or not len(maps) else [maps[i] for i in np.flatnonzero(~out)]
+    own = [] if maps is None or not len(maps) else [maps[i] for i in np.flatnonzero(~out).tolist()]
     return Calibration(
         threshold=threshold,
         target_fpr=target_fpr,

@@ -71,10 +71,11 @@ def pieces(heat: ArrayLike, cut: float, larger: float = 0.0) -> list[Piece]:
         return []
     places = ndimage.find_objects(numbers)
     tops = ndimage.maximum_position(values, numbers, wanted + 1)
-    found = [
-        Piece(*places[i], int(areas[i]), (int(top), int(left)), float(values[top, left]))
-        for i, (top, left) in zip(wanted.tolist(), tops, strict=True)
-    ]
+    found = []
+    for i, (top, left) in zip(wanted.tolist(), tops, strict=True):
+        rows, columns = places[i]
+        at, peak = (int(top), int(left)), float(values[top, left])
+        found.append(Piece(rows, columns, int(areas[i]), at, peak))
     return sorted(found, key=lambda p: (-p.area, -p.peak, p.at))
 
 

@@ -81,27 +81,23 @@ def test_signatures_stay_what_they_were(trained, model):
 
 
 def test_answers_say_where_and_which_model(trained, model):
-    served, (expected, *_) = (
-        mlflow.pyfunc.load_model(str(model)),
-        trained.detector.predict(trained.samples),
-    )
-    low = trained.detector.calibration
-    served.unwrap_python_model().detector.calibration = replace(low, area_threshold=0.0)
-    row, broken = served.predict(
-        pd.concat([table_of(trained)[:1], table_of(trained)[:1].assign(**{
-            trained.detector.kind.images[0]: "no image"
-        })])
-    ).to_dict("records")  # fmt: skip
-    above = expected.map > trained.detector.cut
-    assert sum(r["area"] for r in row["regions"]) > 0
-    assert bool(row["regions"]) == bool(above.any())
-    height, width = (trained.samples[0][0] if trained.detector.kind.paired
-                     else trained.samples[0]).shape[:2]  # fmt: skip
-    for r in row["regions"]:
-        assert 0 <= r["x"] < r["x"] + r["width"] <= width
-        assert 0 <= r["y"] < r["y"] + r["height"] <= height
-    assert row["model"] == broken["model"] == f"noise.{trained.detector.head.name}"
-    assert (broken["regions"], row["note"], row["version"]) == ([], "", "")
+    served, kind = mlflow.pyfunc.load_model(str(model)), trained.detector.kind
+    inference = served.unwrap_python_model().detector
+    # So that every pixel above the threshold belongs to one.
+    inference.calibration = replace(inference.calibration, area_threshold=0.0)
+    table, expected = table_of(trained), trained.detector.predict(trained.samples)
+    broken = table[:1].assign(**{kind.images[0]: "no image"})
+    *rows, bad = served.predict(pd.concat([table, broken])).to_dict("records")
+    above = [bool((p.map > trained.detector.cut).any()) for p in expected]
+    assert [bool(row["regions"]) for row in rows] == above
+    assert any(above)
+    for row, sample in zip(rows, trained.samples, strict=True):
+        height, width = (sample[0] if kind.paired else sample).shape[:2]
+        for r in row["regions"]:
+            assert 0 <= r["x"] < r["x"] + r["width"] <= width
+            assert 0 <= r["y"] < r["y"] + r["height"] <= height
+    assert {r["model"] for r in [*rows, bad]} == {f"noise.{trained.detector.head.name}"}
+    assert (bad["regions"], rows[0]["note"], rows[0]["version"]) == ([], "", "")
 
 
 @pytest.fixture(scope="module")
