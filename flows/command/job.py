@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from flows.command.options import (
     SET_ASIDE,
@@ -37,7 +36,7 @@ def run(image_set: SetArgument, given: Given, rehash: RehashOption = False) -> N
     """
     settings, home = given.open()
     from flows.command.report import show_run
-    from flows.dags import run_pipeline
+    from flows.pipeline import run_pipeline
 
     with Reporter().live() as reporter:
         result = run_pipeline(settings, home, reporter, rehash=rehash)
@@ -75,7 +74,7 @@ def train(
     """Train heads from what is stored, without touching the images' features."""
     settings, home = given.open()
     from flows.command.report import show_run
-    from flows.dags import train_pipeline
+    from flows.pipeline import train_pipeline
 
     with Reporter().live() as reporter:
         result = train_pipeline(settings, home, reporter, snapshot=snapshot, known_by=known_by)
@@ -159,11 +158,8 @@ def predict(
         out.print_json(data=[*rows, *({"image": str(b.path), "error": b.reason} for b in broken)])
     else:
         if rows:
-            # A name in brackets is no markup.
-            cells = [
-                [escape(shown(v)) if isinstance(v, str) else v for v in r.values()] for r in rows
-            ]
-            out.print(table([c.replace("_", " ") for c in rows[0]], cells))
+            names = [c.replace("_", " ") for c in rows[0]]
+            out.print(table(names, [list(r.values()) for r in rows]))
         for one in broken:
             err.print(f"set aside {shown(one.path)}: {shown(one.reason)}", markup=False)
     raise typer.Exit(SET_ASIDE if broken else 0)
