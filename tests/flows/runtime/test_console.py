@@ -32,7 +32,7 @@ def test_a_row_is_one_line_in_a_pipe_however_long_its_paths(capsys):
 
 
 def test_text_in_a_table_is_no_markup_and_colours_nothing(capsys):
-    console.out.print(console.table(["kind"], [["[red]dent[/oops]\x1b[31m"]], "of [bold]"))
+    module.out.print(module.table(["kind"], [["[red]dent[/oops]\x1b[31m"]], "of [bold]"))
     said = capsys.readouterr().out
     assert "of [bold]" in said
     assert "[red]dent[/oops]\\x1b[31m" in said
