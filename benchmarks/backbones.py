@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from benchmarks.quality import BACKBONES
 from benchmarks.sweep import mean_and_spread, options, parsed
 from features.backbones.backbone import Backbone, load_backbone
 from features.extract import Job, extract
+from features.images.depth import Range
 from features.images.masks import read_mask
 from features.images.preprocess import mask_to_input
 from features.images.records import ImageRecord
@@ -82,10 +84,11 @@ def milliseconds(backbone: Backbone, size: int, layers: tuple[LayerSpec, ...]) -
 
 
 def measure(
-    records: list[ImageRecord], backbone: Backbone, size: int, heads: list[str], seeds: list[int]
-) -> list[dict[str, Any]]:
+    records: list[ImageRecord], backbone: Backbone, size: int, heads: list[str], seeds: list[int],
+    value_range: Range | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Return a row a head and seed."""
-    spec = backbone.default_spec(size, precision="float32")
+    spec = replace(backbone.default_spec(size, precision="float32"), value_range=value_range)
     configs = {name: make_config(name, {}, "small") for name in heads}
     layers = {
         name: get_head(name).needs(config, backbone.info, (size, size)).layers

@@ -69,7 +69,7 @@ def run(
     )
     place = Home.at(home)
     place.prepare_environment()
-    from flows.dags import run_pipeline
+    from flows.pipeline import run_pipeline
 
     began = time.perf_counter()
     with Reporter(every=30).live() as reporter:

@@ -17,36 +17,25 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.extraction.backbone import forget
 from flows.extraction.extract import bring_up_to_date
 from flows.extraction.pair_list import Version
-from flows.extraction.plan import plan_job, ready
 from flows.extraction.report import ExtractionReport
 from flows.extraction.samples import AT_LEAST
 from flows.runtime.console import reporter as live_reporter
 from flows.runtime.dask import (
     TOPIC,
-    check_device,
     cores,
     dask_client,
     needs_gpu,
     training_workers,
 )
-from flows.runtime.home import Home
-from flows.runtime.resolve import require_set
-from flows.runtime.server import check_server, watch_server
-from flows.runtime.settings import Settings
-from flows.runtime.signals import ctrl_c_ends_flow, keep_sigterm
-from flows.training.data import TrainingData
-from flows.training.record import known_by_of
-from flows.training.results import HeadsFailedError, RunResult, TrainOutcome
-from flows.training.train import find_trained, score_fold, train_head
-from flows.training.trainings import Request, Training, stored_version
-from flows.use.forecast import forecast
+from flows.runtime.signals import keep_sigterm
+from flows.training.found import look_up
+from flows.training.results import RunResult, TrainOutcome
+from flows.training.train import score_fold, train_head
+from flows.training.trainings import Request, Training
 from storage.registry.registry import Registry
-from storage.store.table import moment_of, nanoseconds
 
 if TYPE_CHECKING:
     from distributed import Client
-
-    from flows.runtime.console import Reporter
 
 
 #: Of both flows. Their tasks only wait for Dask, so there may be many.
@@ -126,10 +115,8 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
     forget()
     # Created and migrated once, here, before the workers all want it.
     registry = Registry(asked.home.root, asked.home.tracking_url)
-    trainings = asked.trainings(at)
-    found = [find_trained(one, TrainingData(one).key(), registry) for one in trainings]
-    result.outcomes += [outcome for outcome in found if outcome is not None]
-    trainings = [one for one, done in zip(trainings, found, strict=True) if done is None]
+    found, trainings = look_up(asked, at, registry)
+    result.outcomes += found
     if not trainings:
         return result
     wanted = asked.settings.training
@@ -158,82 +145,3 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
             else:
                 result.outcomes.append(got)
     return result.or_raise()
-
-
-def run_pipeline(
-    settings: Settings,
-    home: Home,
-    reporter: Reporter,
-    *,
-    rehash: bool = False,
-) -> RunResult:
-    """Run the whole job; what can be checked beforehand is checked before Prefect is started.
-
-    Parameters are those of `flows.extraction.extract.extract_set`.
-
-    Raises
-    ------
-    HeadwaterError
-        For mistakes in the settings, images or weights. Heads that fail are in the result.
-    """
-    settings = ready(settings, home)
-    check_device(settings.training.device, settings.dask.scheduler)
-    plan = plan_job(settings, home)
-    # What it reads the cache knows: the flow reads no file again to learn what it is.
-    ahead = forecast(settings, home, plan, reporter, rehash=rehash)
-    reporter.line(ahead.line())
-    ahead.check()
-    reporter.update("starting", 0, 1, "Prefect")
-    return _run(run_flow, Request(settings, home, plan, already_read=ahead.read))
-
-
-def train_pipeline(
-    settings: Settings,
-    home: Home,
-    reporter: Reporter,
-    *,
-    snapshot: str | None = None,
-    known_by: str | None = None,
-) -> RunResult:
-    """Train from what is stored.
-
-    Other parameters are those of `flows.extraction.extract.extract_set`.
-
-    Parameters
-    ----------
-    snapshot
-        Snapshot id or tag; the newest by default.
-    known_by
-        ISO 8601 date or time; only images that had arrived by then.
-
-    Raises
-    ------
-    SnapshotError
-        Where the set or the snapshot does not exist.
-    """
-    settings = ready(settings, home, images=False)
-    pairs = settings.pairs is not None
-    at = stored_version(home, require_set(settings), snapshot, pairs=pairs)
-    moment = None if known_by is None else nanoseconds(known_by)
-    if moment is None and snapshot is not None:
-        registry = Registry(home.root, home.tracking_url)
-        moment = known_by_of(registry, require_set(settings), snapshot, at.snapshots[0])
-        if moment is not None:
-            reporter.line(
-                f"snapshot {snapshot}: models learnt from the images known by {moment_of(moment)}, "
-                "and so do these (--known-by says otherwise)"
-            )
-    check_device(settings.training.device, settings.dask.scheduler)
-    plan = plan_job(settings, home)
-    return _run(train_flow, Request(settings, home, plan, at, moment))
-
-
-def _run(asked_flow: Any, asked: Request) -> RunResult:
-    """Run a flow in this process; heads that fail are in the result."""
-    watch_server()
-    check_server()
-    try:
-        with ctrl_c_ends_flow():
-            return asked_flow(require_set(asked.settings), asked.to_json())
-    except HeadsFailedError as error:
-        return error.result

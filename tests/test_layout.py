@@ -46,6 +46,8 @@ MAY_IMPORT = {
                   "flows.extraction", "flows.training"),
     "flows.dags": ("headwater", "features", "storage", "heads", "flows.runtime",
                    "flows.extraction", "flows.training", "flows.use"),
+    "flows.pipeline": ("headwater", "features", "storage", "heads", "flows.runtime",
+                       "flows.extraction", "flows.training", "flows.use", "flows.dags"),
     "flows.door": ("headwater", "features", "storage", "heads", "flows"),
     "flows.command": ("headwater", "features", "storage", "heads", "flows"),
 }  # fmt: skip

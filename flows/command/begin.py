@@ -51,7 +51,7 @@ def init(
             if missing
             else "name another file: headwater init FILE",
         ) from None
-    out.print(f"wrote {path}: edit it, then `headwater run my-product`")
+    out.print(f"wrote {path}: edit it, then `headwater run my-product`", markup=False)
 
 
 @commands.command(rich_help_panel="Begin")
@@ -81,9 +81,7 @@ def settings(
             out.print(Padding(escape(str(one.field.description)), (0, 0, 0, 4)))
     else:
         # A line a setting, for grep.
-        rows = [
-            [s.path, s.option, s.kind, s.default, escape(str(s.field.description))] for s in found
-        ]
+        rows = [[s.path, s.option, s.kind, s.default, str(s.field.description)] for s in found]
         columns = ["key", "option", "type and limits", "default", "what"]
         out.print(table(columns, rows, whole=("key",)))
     out.print(

@@ -25,7 +25,7 @@ def run_demo(given: Given) -> int:
     settings, home = given.open()
     from flows.command.demo_images import TILE, make_demo_images
     from flows.command.report import shorten, show_run
-    from flows.dags import run_pipeline
+    from flows.pipeline import run_pipeline
 
     more: dict[str, Any] = {} if settings.heads else {"heads": HEADS}
     if (images := given.values.get("images")) is None:

@@ -36,7 +36,7 @@ def run(image_set: SetArgument, given: Given, rehash: RehashOption = False) -> N
     """
     settings, home = given.open()
     from flows.command.report import show_run
-    from flows.dags import run_pipeline
+    from flows.pipeline import run_pipeline
 
     with Reporter().live() as reporter:
         result = run_pipeline(settings, home, reporter, rehash=rehash)
@@ -74,7 +74,7 @@ def train(
     """Train heads from what is stored, without touching the images' features."""
     settings, home = given.open()
     from flows.command.report import show_run
-    from flows.dags import train_pipeline
+    from flows.pipeline import train_pipeline
 
     with Reporter().live() as reporter:
         result = train_pipeline(settings, home, reporter, snapshot=snapshot, known_by=known_by)

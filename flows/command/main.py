@@ -63,8 +63,10 @@ def main() -> None:
     hide_in_tracebacks()
     try:
         with sigterm_interrupts():
-            check_once(typer.main.get_command(app), sys.argv[1:])
-            status = app(standalone_mode=False)
+            # Called as it is: typer's own call would put its hook for tracebacks over ours.
+            command = typer.main.get_command(app)
+            check_once(command, sys.argv[1:])
+            status = command(standalone_mode=False)
     except UsageError as error:
         if (mistake := explain_usage(error)) is not None:
             err.print(f"error: {mistake}", markup=False)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from flows.runtime.console import err, out, table
@@ -133,8 +132,6 @@ def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
         whose = f"{good[0]['model']} version {good[0]['version']}"
         columns = [name for name in good[0] if name not in ("model", "version")]
         cells = [[len(r[c]) if c == "regions" else r[c] for c in columns] for r in good]
-        # A name in brackets is no markup.
-        cells = [[escape(shown(v)) if isinstance(v, str) else v for v in row] for row in cells]
         out.print(table([c.replace("_", " ") for c in columns], cells, whose))
     if any(row["regions"] for row in good):
         out.print("\nregions, in pixels of the picture:")

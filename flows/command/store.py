@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from flows.command.options import (
     SET_ASIDE,
@@ -83,7 +84,7 @@ def ls(given: Given, json_: JsonOption = False) -> None:
         ]  # fmt: skip
         out.print(table(columns, cells, whole=("image set", "snapshot")))
     elif not broken:
-        out.print(f"no image sets in {place.store}")
+        out.print(f"no image sets in {place.store}", markup=False)
     for name, why in broken.items():
         err.print(f"cannot be read: {name}: {why}", markup=False)
     raise typer.Exit(SET_ASIDE if broken else 0)
@@ -126,8 +127,8 @@ def inspect(
     if json_:
         _json(facts)
         return
-    tags = f"  tags: {', '.join(facts['tags'])}" if facts["tags"] else ""
-    kinds = ", ".join(f"{n} {kind}" for kind, n in facts["kinds"].items())
+    tags = f"  tags: {escape(', '.join(facts['tags']))}" if facts["tags"] else ""
+    kinds = escape(", ".join(f"{n} {kind}" for kind, n in facts["kinds"].items()))
     written = minute(facts["written_at"])
     out.print(f"[bold]{facts['image_set']}[/] at {facts['snapshot']} ({written} UTC){tags}")
     out.print(
@@ -180,7 +181,7 @@ def diff(
     if json_:
         _json(dataclasses.asdict(found))
         return
-    out.print(f"{found.old} -> {found.new}")
+    out.print(f"{found.old} -> {found.new}", markup=False)
     for sign, what, names in (
         ("+", "added", found.added),
         ("-", "removed", found.removed),
@@ -259,9 +260,9 @@ def tag(
 
     if delete:
         maintenance.untag(opened, name)
-        out.print(f"deleted tag {name}")
+        out.print(f"deleted tag {name}", markup=False)
         return
-    out.print(f"{name} -> {maintenance.tag(opened, name, snapshot)}")
+    out.print(f"{name} -> {maintenance.tag(opened, name, snapshot)}", markup=False)
 
 
 @commands.command()

@@ -101,7 +101,7 @@ class OpenHome:
         HeadwaterError
             For a mistake in the settings, images or weights: nothing was done.
         """
-        from flows.dags import run_pipeline  # late: Prefect takes seconds
+        from flows.pipeline import run_pipeline  # late: torch takes seconds
 
         made, home = self._settings("run", image_set, images=images, heads=heads, **settings)
         with Reporter(quiet=self._quiet).live() as reporter:
@@ -146,7 +146,7 @@ class OpenHome:
         known_by
             ISO 8601 date or time: only images that had arrived by then.
         """
-        from flows.dags import train_pipeline  # late: Prefect takes seconds
+        from flows.pipeline import train_pipeline  # late: torch takes seconds
 
         made, home = self._settings("train", image_set, heads=heads, **settings)
         with Reporter(quiet=self._quiet).live() as reporter:

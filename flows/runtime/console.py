@@ -18,6 +18,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from headwater.text import shown
 
@@ -116,15 +117,16 @@ def table(
     title: str | None = None,
     whole: Sequence[str] = (),
 ) -> Table:
-    """Return a table; numbers are set flush right, None is shown as a dash.
+    """Return a table; numbers are set flush right, None is shown as a dash, text is no markup.
 
     Where the terminal is narrow, columns in `whole` (ids to be copied) keep their width and the
     others are broken into lines; nothing is cut off.
     """
-    shown = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold")
+    head = None if title is None else Text(title, "bold")
+    made = Table(title=head, box=None, pad_edge=False, title_justify="left")
     for i, column in enumerate(columns):
         numeric = any(isinstance(r[i], (int, float)) for r in rows)
-        shown.add_column(
+        made.add_column(
             column,
             justify="right" if numeric else "left",
             header_style="bold",
@@ -132,8 +134,8 @@ def table(
             no_wrap=column in whole,
         )
     for row in rows:
-        shown.add_row(*(_cell(value) for value in row))
-    return shown
+        made.add_row(*(Text(_cell(value)) for value in row))
+    return made
 
 
 def _cell(value: object) -> str:

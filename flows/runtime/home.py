@@ -15,6 +15,8 @@ from headwater.addresses import bare, whole
 from headwater.errors import DataError
 from headwater.files import expand_user, sqlite_url, write_text
 
+#: How many seconds Prefect's temporary server may take to start.
+PATIENCE = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 #: Set before any library is imported that would read them. A user's own value wins.
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -25,8 +27,9 @@ QUIET = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
     "PREFECT_CLI_COLORS": "false",
-    # The embedded API takes 7-20 s to start on two busy cores; the default patience is 20 s.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # The embedded API takes 7-20 s to start on two busy cores, minutes on two that ten programs
+    # share; the default patience is 20 s.
+    PATIENCE: "300",
     # `mlflow ui` would start eight worker processes for jobs that nobody here submits: 2 GB.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -40,6 +43,8 @@ _PREFECT_DATABASE = {
     "PREFECT_SERVER_DATABASE_DRIVER",
     "PREFECT_SERVER_DATABASE_HOST",
 }
+#: Files of the working folder, or of Prefect's own, in which it may be told of a server.
+_PREFECT_FILES = {"prefect.toml": "", "pyproject.toml": "[tool.prefect", ".env": "PREFECT_"}
 #: A company's proxy must never be asked for what is on this machine.
 _HERE = ("127.0.0.1", "localhost", "::1")
 
@@ -235,6 +240,20 @@ def _here(card: dict[str, Any], root: Path) -> dict[str, Any]:
     if "weights" in backbone:
         card["backbone"] = {**backbone, "weights": moved(backbone["weights"])}
     return {key: moved(value) for key, value in card.items()}
+
+
+def prefect_is_configured() -> bool:
+    """Return whether something may name a Prefect server that is to hear of every run.
+
+    Said without importing Prefect. Its server's own answer may still be that there is none.
+    """
+    if os.environ.keys() & {"PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"}:
+        return True
+    place = expand_user(os.environ.get("PREFECT_HOME", "~/.prefect"))
+    return (place / "profiles.toml").exists() or any(
+        Path(name).is_file() and sign in Path(name).read_text(errors="replace")
+        for name, sign in _PREFECT_FILES.items()
+    )
 
 
 @contextmanager

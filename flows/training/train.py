@@ -22,6 +22,7 @@ from flows.runtime.home import working_folder
 from flows.training.artifacts import write_artifacts
 from flows.training.data import TrainingData
 from flows.training.evaluation import Judgement, judge
+from flows.training.found import find_trained
 from flows.training.record import (
     LINEAGE,
     SAMPLES,
@@ -47,16 +48,6 @@ from storage.registry.registry import Registry
 from storage.registry.runs import Run
 from storage.serving.detector import Detector
 from storage.serving.save import save_model
-
-
-def find_trained(training: Training, key: str, registry: Registry) -> TrainOutcome | None:
-    """Return the outcome of a finished training with this `TrainingData.key`, or None."""
-    done = registry.find_finished(training.image_set, training.plan.head, key)
-    if done is None:
-        return None
-    told = ("head", "version", "run_id", "model", "metrics", "seconds", "peak_mb")
-    pictures = registry.pictures(done["run_id"])
-    return TrainOutcome(**{name: done[name] for name in told}, reused=True, pictures=pictures)
 
 
 class Work:

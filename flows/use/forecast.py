@@ -131,6 +131,12 @@ class Forecast:
         known = [one.seconds for one in ahead if one.seconds is not None]
         return sum(known) if len(known) == len(ahead) else None
 
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether every feature is stored and every training was finished before."""
+        todo = any(one.todo for one in self.extractions)
+        return not todo and all(one.model for one in self.trainings)
+
     def line(self) -> str:
         """Return all of it in a line."""
         said = [f"{self.image_set}: {self.images:,} images ({self.normal:,} normal for training)"]
@@ -229,6 +235,13 @@ def forecast(
     ahead = extraction_ahead(home, plan, found, options, regions, measure_from)
     samples = reviewed(_samples(found), home.reviews(require_set(settings)))
     normal = sum(s.split == "train" and not s.defective for s in samples)
+    trainings = _trainings(settings, home, plan, samples, found.pairs is not None)
+    if unknown := [x.head for x in trainings if not x.model and x.seconds is None]:
+        looked.notes.append(
+            f"how long a fit of {', '.join(unknown)} takes is not known before the first on this "
+            "machine. A trial tells: `headwater run` with the same options, another set name and a "
+            "folder of some 20 of the images; ask again then"
+        )
     refusal = None
     try:
         check_room(home, ahead, settings.extraction)
@@ -239,7 +252,7 @@ def forecast(
         len(samples),
         normal,
         ahead,
-        _trainings(settings, home, plan, samples, found.pairs is not None),
+        trainings,
         "cuda" if gpus(settings.training.device) else "cpu",
         free_bytes(home.store),
         found.set_aside,

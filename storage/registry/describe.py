@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from headwater.text import shown
+
 #: Behind a route: MLflow's pages about training models, not those about agents.
 MODE = {"workflowType": "machine_learning"}
 #: The tag of a run, an experiment or a logged model that MLflow shows as its description.
@@ -68,14 +70,16 @@ def version_page(model: str, version: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text that Markdown and HTML leave alone.
+    r"""Return text that Markdown, HTML and terminals leave alone.
 
     Examples
     --------
     >>> plain("a|b <i> [x](y)")
     'a&#124;b &#60;i&#62; &#91;x&#93;(y)'
+    >>> plain("\x1b[31m")
+    '&#92;x1b&#91;31m'
     """
-    text = " ".join(str(text).split())
+    text = shown(" ".join(str(text).split()))
     return re.sub(r"[|<>\[\]*_`\\&#!]", lambda found: f"&#{ord(found[0])};", text)
 
 
@@ -133,9 +137,9 @@ def training(
         Most characters; notes are left out before anything else.
     """
     parts = [headline(metrics) or "No figures: there was nothing to test on.", joined(links)]
-    shown = [picture(run_id, path) for path in pictures]
+    drawn = [picture(run_id, path) for path in pictures]
     about = table(["", ""], [[name, plain(value)] for name, value in facts.items() if value])
-    room = limit - 100 - sum(len(part) + 2 for part in [*parts, *shown, about])
+    room = limit - 100 - sum(len(part) + 2 for part in [*parts, *drawn, about])
     for note in notes:
         line = f"**Note:** {plain(note)}"
         room -= len(line) + 2
@@ -143,7 +147,7 @@ def training(
             parts.append("**Note:** there is more, in the tag `headwater.notes`.")
             break
         parts.append(line)
-    return "\n\n".join([*parts, *shown, about])
+    return "\n\n".join([*parts, *drawn, about])
 
 
 def joined(links: Mapping[str, str]) -> str:

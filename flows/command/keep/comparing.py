@@ -220,7 +220,7 @@ def show_two(found: Mapping[str, Any]) -> None:
     out.print(f"\n{len(changed)} image(s) with another verdict")
     if changed:
         rows = [
-            [shown(str(r["image"])), r["kind"], *r["verdicts"],
+            [str(r["image"]), r["kind"], *r["verdicts"],
              {True: "better", False: "worse", None: None}[r["better"]]]
             for r in changed[:MOST]
         ]  # fmt: skip

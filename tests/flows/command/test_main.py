@@ -3,8 +3,14 @@
 import signal
 import socket
 import subprocess
+import sys
 import time
 
+import pytest
+import typer
+
+from flows.command import begin
+from flows.command.main import main
 from tests.flows.commandkit import HEADWATER, environment
 
 
@@ -43,3 +49,21 @@ def test_a_bucket_that_does_not_answer_does_not_keep_a_command_from_ending(tmp_p
         finally:
             child.kill()
             child.communicate()
+
+
+def test_a_fault_shows_no_password_and_the_command_is_built_once(monkeypatch, capsys):
+    def fails():
+        raise RuntimeError("cannot reach postgresql://me:hunter22@host/x")
+
+    built, build = [], typer.main.get_command
+    monkeypatch.setattr(typer.main, "get_command", lambda app: built.append(1) or build(app))
+    monkeypatch.setattr(begin, "every_setting", fails)
+    monkeypatch.setattr(sys, "argv", ["headwater", "settings"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(RuntimeError) as fault:
+        main()
+    sys.excepthook(fault.type, fault.value, fault.tb)  # as the interpreter does
+    said = capsys.readouterr().err
+    assert "cannot reach" in said
+    assert "hunter22" not in said
+    assert built == [1]

@@ -31,6 +31,13 @@ def test_a_row_is_one_line_in_a_pipe_however_long_its_paths(capsys):
     assert any(line.split() == paths for line in capsys.readouterr().out.splitlines())
 
 
+def test_text_in_a_table_is_no_markup_and_colours_nothing(capsys):
+    module.out.print(module.table(["kind"], [["[red]dent[/oops]\x1b[31m"]], "of [bold]"))
+    said = capsys.readouterr().out
+    assert "of [bold]" in said
+    assert "[red]dent[/oops]\\x1b[31m" in said
+
+
 def test_without_a_terminal_progress_is_a_line_now_and_then(capfd):
     reporter = Reporter(every=0.05)
     with reporter.live() as same:

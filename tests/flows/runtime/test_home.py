@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 from sqlalchemy import make_url
 
-from flows.runtime.home import Home
+from flows.runtime.home import Home, prefect_is_configured
 from headwater.addresses import whole
 from headwater.errors import DataError
 from storage.registry.client import prepare_database
@@ -94,3 +94,25 @@ def test_a_prefect_server_that_is_down_is_told_at_once(monkeypatch):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert "no Prefect server answers at http://127.0.0.1:9/api" in done.stderr
     assert "unset PREFECT_API_URL" in done.stderr
+
+
+def test_a_prefect_that_is_named_anywhere_is_to_hear_of_runs(monkeypatch, tmp_path):
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.chdir(tmp_path)
+    # A project that merely depends on Prefect, as this one does.
+    (tmp_path / "pyproject.toml").write_text('dependencies = ["prefect>=3.8"]\n')
+    assert not prefect_is_configured()
+    for name, text in (
+        ("prefect.toml", "[api]\n"),
+        ("pyproject.toml", "[tool.prefect.api]\n"),
+        (".env", "PREFECT_API_URL=http://host/api\n"),
+        ("prefect/profiles.toml", 'active = "team"\n'),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        assert prefect_is_configured(), name
+        (tmp_path / name).unlink()
+    monkeypatch.setenv("PREFECT_API_URL", "http://host/api")
+    assert prefect_is_configured()

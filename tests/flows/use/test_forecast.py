@@ -55,6 +55,7 @@ def test_planning_changes_nothing_and_makes_no_home(desk, tmp_path):
     said = json.loads(desk("plan", "s", *options))
     assert [(one["wanted"], one["todo"]) for one in said["extractions"]] == [(11, 1)]
     assert said["trainings"][0]["head"] == "patchcore"
+    assert any("A trial tells" in note for note in said["notes"])
     assert files_of(desk.home) == before
     text = desk("plan", "new", *options[:-1], "--home", tmp_path / "none")
     assert "train patchcore" in text

@@ -1,0 +1,152 @@
+"""The job from its settings to its result: what can be known beforehand is, then Prefect runs it.
+
+Where every feature is stored and every training is found, and no Prefect of yours is to hear of it,
+Prefect is not started: it and its server are most of the time that a run with nothing to do takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+from flows.extraction.extract import bring_up_to_date
+from flows.extraction.plan import plan_job, ready
+from flows.extraction.samples import AT_LEAST
+from flows.runtime.dask import check_device
+from flows.runtime.home import PATIENCE, Home, prefect_is_configured
+from flows.runtime.resolve import require_set
+from flows.runtime.settings import Settings
+from flows.runtime.signals import ctrl_c_ends_flow
+from flows.training.found import look_up
+from flows.training.record import known_by_of
+from flows.training.results import HeadsFailedError, RunResult
+from flows.training.trainings import Request, Training, stored_version
+from flows.use.forecast import forecast
+from headwater.errors import StoreError
+from storage.registry.registry import Registry
+from storage.store.table import moment_of, nanoseconds
+
+if TYPE_CHECKING:
+    from flows.runtime.console import Reporter
+
+
+def run_pipeline(
+    settings: Settings,
+    home: Home,
+    reporter: Reporter,
+    *,
+    rehash: bool = False,
+) -> RunResult:
+    """Run the whole job; what can be checked beforehand is checked before Prefect is started.
+
+    Parameters are those of `flows.extraction.extract.extract_set`.
+
+    Raises
+    ------
+    HeadwaterError
+        For mistakes in the settings, images or weights. Heads that fail are in the result.
+    """
+    settings = ready(settings, home)
+    check_device(settings.training.device, settings.dask.scheduler)
+    plan = plan_job(settings, home)
+    # What it reads the cache knows: the flow reads no file again to learn what it is.
+    ahead = forecast(settings, home, plan, reporter, rehash=rehash)
+    reporter.line(ahead.line())
+    ahead.check()
+    asked = Request(settings, home, plan, already_read=ahead.read)
+    if ahead.nothing_to_do and not prefect_is_configured():
+        result, to_do = _looked_after(asked, reporter)
+        if not to_do:
+            return result
+    return _through_prefect("run_flow", asked, reporter)
+
+
+def train_pipeline(
+    settings: Settings,
+    home: Home,
+    reporter: Reporter,
+    *,
+    snapshot: str | None = None,
+    known_by: str | None = None,
+) -> RunResult:
+    """Train from what is stored.
+
+    Other parameters are those of `flows.extraction.extract.extract_set`.
+
+    Parameters
+    ----------
+    snapshot
+        Snapshot id or tag; the newest by default.
+    known_by
+        ISO 8601 date or time; only images that had arrived by then.
+
+    Raises
+    ------
+    SnapshotError
+        Where the set or the snapshot does not exist.
+    """
+    settings = ready(settings, home, images=False)
+    pairs = settings.pairs is not None
+    at = stored_version(home, require_set(settings), snapshot, pairs=pairs)
+    moment = None if known_by is None else nanoseconds(known_by)
+    if moment is None and snapshot is not None:
+        registry = Registry(home.root, home.tracking_url)
+        moment = known_by_of(registry, require_set(settings), snapshot, at.snapshots[0])
+        if moment is not None:
+            reporter.line(
+                f"snapshot {snapshot}: models learnt from the images known by {moment_of(moment)}, "
+                "and so do these (--known-by says otherwise)"
+            )
+    check_device(settings.training.device, settings.dask.scheduler)
+    plan = plan_job(settings, home)
+    asked = Request(settings, home, plan, at, moment)
+    if not prefect_is_configured():
+        found, to_do = look_up(asked, at, Registry(home.root, home.tracking_url))
+        if not to_do:
+            return RunResult(require_set(settings), outcomes=found)
+    return _through_prefect("train_flow", asked, reporter)
+
+
+def _looked_after(asked: Request, reporter: Reporter) -> tuple[RunResult, list[Training]]:
+    """Do what `run_flow` does where all is done already; return what is to be trained after all.
+
+    The table of images may have changed all the same: a file's name, a label.
+    """
+    report = bring_up_to_date(
+        asked.settings,
+        asked.home,
+        reporter,
+        asked.plan,
+        already_read=asked.already_read,
+        at_least=AT_LEAST,
+    )
+    asked = dataclasses.replace(asked, plan=asked.plan.seeing(**report.seen))
+    registry = Registry(asked.home.root, asked.home.tracking_url)
+    found, to_do = look_up(asked, report.version, registry)
+    return RunResult(require_set(asked.settings), report, found), to_do
+
+
+def _through_prefect(name: str, asked: Request, reporter: Reporter) -> RunResult:
+    """Run a flow of `flows.dags` in this process; heads that fail are in the result."""
+    reporter.update("starting", 0, 1, "Prefect")
+    from flows import dags  # late: Prefect takes seconds, and its server as many
+    from flows.runtime.server import check_server, watch_server  # late: as above
+
+    asked_flow = getattr(dags, name)
+    watch_server()
+    check_server()
+    try:
+        with ctrl_c_ends_flow():
+            return asked_flow(require_set(asked.settings), asked.to_json())
+    except HeadsFailedError as error:
+        return error.result
+    except RuntimeError as error:
+        if "ephemeral Prefect API server" not in str(error):
+            raise
+        waited = os.environ.get(PATIENCE, "some")
+        raise StoreError(
+            f"Prefect's temporary server did not answer within {waited} s",
+            expected="a machine with a moment to start it; this one is very busy, or out of memory",
+            remedy=f"run again when it is quieter, or set {PATIENCE} to more seconds",
+        ) from error
