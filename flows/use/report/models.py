@@ -21,7 +21,7 @@ from headwater.samples import IMAGE, PAIR, SampleKind
 from headwater.spec import ExtractorSpec
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
-from storage.serving.files import MANIFEST, check_manifest
+from storage.serving.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     from flows.runtime.console import Reporter
@@ -132,7 +132,7 @@ def opened(
         facts = registry.facts(row["run_id"]) or ({}, {})
         try:
             file = registry.model_file(row["uri"], f"artifacts/{MANIFEST}")
-            manifest = check_manifest(json.loads(file.read_text()), str(file))
+            manifest = read_manifest(file.read_bytes(), str(file))
         except (HeadwaterError, OSError, ValueError) as error:
             notes.append(f"{_called(row)} is not shown: {str(error).splitlines()[0]}")
             continue
