@@ -25,9 +25,10 @@ from features.images.pixels import decode_image
 from features.images.places.beside import BESIDE
 from features.images.places.regions import looked, region_on
 from features.images.preprocess import blanked, own_map, preprocess
-from heads.catalogue import get_head, make_config
+from heads.catalogue import get_head, saved_config
 from heads.contract import Head
 from heads.judging.calibration import Calibration
+from heads.judging.rules import rule_of
 from heads.looking import LOOKED
 from heads.training.arithmetic import device_of
 from headwater.errors import ModelError, ShapeError
@@ -143,7 +144,7 @@ class Detector:
         layers = tuple(LayerSpec.parse(name) for name in manifest["layers"])
         where = device_of(device)
         about = manifest["head"]
-        kind, config = get_head(about["name"]), make_config(about["name"], about["config"])
+        kind, config = get_head(about["name"]), saved_config(about["name"], about["config"])
         backbone = None
         if not kind.reads_images(config):
             backbone = restore_backbone(
@@ -295,7 +296,8 @@ class Detector:
 
         region = None if own is None else region_on(own, *image.shape[:2])
         standard = self.calibration.standard
-        found = scored_in_tiles(image, region, self.spec, standard, score, batch)
+        rule = rule_of(head)
+        found = scored_in_tiles(image, region, self.spec, standard, rule, score, batch)
         return self._said(*found, limit, head)
 
     @torch.inference_mode()
