@@ -210,9 +210,9 @@ def _figures(
     with torch.no_grad():
         for z, where in latents:
             with looking(to_device(where, z.device)):
-                found = head.compared(head.reversed_latents(z, alpha, beta))
-            images.append(found.image[0].cpu())
-            maps.append(found.maps[0].cpu().numpy())
+                scores = head.compared(head.reversed_latents(z, alpha, beta))
+            images.append(scores.image[0].cpu())
+            maps.append(scores.maps[0].cpu().numpy())
             if LOOKED in where:
                 maps[-1] = np.ma.masked_array(maps[-1], ~where[LOOKED][0].numpy())
     found = metrics.evaluate(torch.stack(images).numpy(), maps, labels, masks)
