@@ -25,7 +25,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,43 +82,59 @@ class Images:
         return TensorSource({x: self.maps[x][at] for x in self.layers[head]}, names)
 
 
-def chosen(records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """Return the images of a set that are looked at: of a large one a seeded part."""
+def chosen(
+    records: Sequence[ImageRecord],
+    normals: int = MOST_NORMALS,
+    defects: int = MOST_DEFECTS,
+    good: int | None = None,
+) -> list[ImageRecord]:
+    """Return the images of a set that are looked at: of a large one a seeded part.
+
+    So many normals to learn from, defective and good test images at most (None: all).
+    """
     parts: dict[tuple[str, bool], list[ImageRecord]] = {}
     for record in sorted(records, key=lambda r: natural(str(r.path))):
         parts.setdefault((record.split, record.is_normal), []).append(record)
     draw = random.Random(0)
-    for key, most in ((("train", True), MOST_NORMALS), (("test", False), MOST_DEFECTS)):
-        if len(parts[key]) > most:
-            kept = set(draw.sample(range(len(parts[key])), most))
+    limits = (("train", True), normals, draw), (("test", False), defects, draw)
+    for key, most, own in (*limits, (("test", True), good, random.Random(0))):
+        if most is not None and len(parts[key]) > most:
+            kept = set(own.sample(range(len(parts[key])), most))
             parts[key] = [r for i, r in enumerate(parts[key]) if i in kept]
     return [r for key in (("train", True), ("test", True), ("test", False)) for r in parts[key]]
 
 
 def load_images(
-    data: Path, image_set: str, backbone: str, heads: Sequence[str], cache: Path | None
+    data: Path,
+    image_set: str,
+    backbone: str,
+    heads: Sequence[str],
+    cache: Path | None,
+    size: tuple[int, int] = SIZE,
+    part: Mapping[str, int] = {},
 ) -> Images:
     """Return a set's features, from the cache where they are there."""
     net = load(backbone, data)
-    spec = net.default_spec(SIZE[0], precision="float32")
+    spec = net.default_spec(size[0], precision="float32")
     needed = {
-        head: get_head(head).needs(make_config(head, {}, "small"), net.info, SIZE).layers
+        head: get_head(head).needs(make_config(head, {}, "small"), net.info, size).layers
         for head in heads
     }
-    records = chosen(scan_mvtec(data / "images" / image_set).records)
-    maps: dict[str, torch.Tensor] = {}
-    for layer in sorted({x for layers in needed.values() for x in layers}):
-        file = None if cache is None else cache / f"{image_set}-{backbone}-{layer.name}.pt"
-        if file is not None and file.is_file():
-            maps[layer.name] = torch.load(file, weights_only=True)
-            continue
-        jobs = [Job(r.sha256, r.path) for r in records]
-        blocks = list(extract(jobs, net, spec, (layer,)))
+    records = chosen(scan_mvtec(data / "images" / image_set).records, **part)
+    every = sorted({x for layers in needed.values() for x in layers})
+    place = cache or Path("/nowhere")
+    files = {x.name: place / f"{image_set}-{backbone}-{len(records)}-{x.name}.pt" for x in every}
+    maps = {
+        name: torch.load(file, weights_only=True) for name, file in files.items() if file.is_file()
+    }
+    if missing := tuple(x for x in every if x.name not in maps):
+        blocks = list(extract([Job(r.sha256, r.path) for r in records], net, spec, missing))
         assert not any(b.failed for b in blocks)
-        maps[layer.name] = torch.cat([torch.from_numpy(b.maps[layer.name]) for b in blocks])
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(maps[layer.name], file)
+        for name in (x.name for x in missing):
+            maps[name] = torch.cat([torch.from_numpy(b.maps[name]) for b in blocks])
+            if cache is not None:
+                cache.mkdir(parents=True, exist_ok=True)
+                torch.save(maps[name], files[name])
     return Images(
         [str(r.path) for r in records],
         np.array([r.split == "train" for r in records]),

@@ -123,6 +123,17 @@ def make_config(name: str, settings: Mapping[str, Any], preset: str | None = Non
         raise ConfigError(f"settings of head {name}: {error}") from error
 
 
+def saved_config(name: str, settings: Mapping[str, Any]) -> HeadConfig:
+    """Rebuild the configuration of a saved head; what it was saved without is as it was then.
+
+    Examples
+    --------
+    >>> saved_config("padim", {"channels": 20}).score
+    'paper'
+    """
+    return make_config(name, {**get_head(name).Config.LATER, **settings})
+
+
 def _check_type(head: str, key: str, value: Any, default: Any) -> None:
     """Raise `ConfigError` where a value is not of the kind of the setting's default."""
     if default is None or value is None:

@@ -283,7 +283,7 @@ class Head(nn.Module):
         given = {k: batch[k].to(own.device) for k in (*self.batch_shapes, LOOKED) if k in batch}
         with looking(given):
             found = self.scored(given)
-            return Scores(found.image, quiet_outside(found.maps))
+            return dataclasses.replace(found, maps=quiet_outside(found.maps))
 
     @abstractmethod
     def scored(self, batch: Batch) -> Scores:

@@ -4,6 +4,7 @@
 the folder it was made at is replaced by the copy's in all that holds absolute addresses.
 """
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -26,6 +27,7 @@ from flows.runtime.home import Home
 from flows.runtime.settings import Settings
 from flows.training.train import train_head
 from flows.training.trainings import Request
+from heads.catalogue import get_head
 from heads.training.arithmetic import running
 from storage.registry.client import mlflow
 from storage.registry.registry import Registry
@@ -136,6 +138,12 @@ def test_the_same_commands_extract_and_train_nothing(tmp_path, monkeypatch, caps
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home/prefect"))
     for command in TOLD["commands"]:
         given = [x.replace(MADE_AT, str(tmp_path)) for x in command]
+        # As was then, before there was a choice.
+        named = given[given.index("--heads") + 1].split(",")
+        for setting in ("score=paper", "whiten=never"):
+            fields = {n: {f.name for f in dataclasses.fields(get_head(n).Config)} for n in named}
+            own = [n for n in named if setting.split("=")[0] in fields[n]]
+            given += [part for n in own for part in ("--set", f"{n}.{setting}")]
         monkeypatch.setattr(sys, "argv", ["headwater", *given])
         with pytest.raises(SystemExit) as end:
             main()

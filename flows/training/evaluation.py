@@ -27,6 +27,7 @@ from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
 from heads.judging.pair_resampling import resample_pairs
 from heads.judging.resampling import Resamples, count_pixels, resample
+from heads.judging.rules import rule_of
 from heads.training.out_of_fold import OutOfFold, thinning
 from headwater.samples import IMAGE, PAIR
 
@@ -133,6 +134,8 @@ def judge(
     scored = Scoring(head, data)
     if apart is not None:
         held_scores = apart.scores
+        if apart.parts is not None:
+            rule_of(head).settle(apart.parts)
         told = apart.folds.told()
         known = {s.id: s.review == ACCEPTED for s in data.learnt}
         calibration = calibrate_out_of_fold(
@@ -168,6 +171,7 @@ def judge(
         names = [k for k, v in judged.metrics.omitted.items() if v == reason]
         notes.append(f"{head.name}: no {', '.join(names)}: {reason}")
     notes += [*ties(head.name, data.kind.name, scores), *calibration.caveats, *data.notes()]
+    notes += getattr(head, "remarks", [])
     judged.table = sorted((_row(data, judged, i) for i in range(len(samples))), key=judging.worst)
     for sample in samples[:1]:
         with contextlib.suppress(OSError, ValueError):

@@ -12,8 +12,9 @@ import torch
 from flows.training.data import StoredSamples
 from heads.contract import FeatureSource, Head
 from heads.judging.joining import Part, Standard, joined_maps, limit_of, settled, standard_of
+from heads.judging.rules import rule_of
 from heads.looking import LOOKED
-from heads.training.out_of_fold import score_source
+from heads.training.out_of_fold import score_source, scored_source
 
 #: Of several images, each with a size of its own, or of all in one.
 Maps = np.ndarray | Sequence[Any]
@@ -29,17 +30,24 @@ class Scoring:
     """
 
     def __init__(self, head: Head, data: StoredSamples) -> None:
-        self.head, self.data = head, data
+        self.head, self.data, self.rule = head, data, rule_of(head)
         self.tiled = data.spec.tiles is not None
         self.standard: Standard | None = None
 
     def held_out(self, source: FeatureSource) -> tuple[np.ndarray, Maps]:
-        """Return scores and maps of held-out normals, by which the others are made comparable."""
+        """Return scores and maps of held-out normals, by which the others are made comparable.
+
+        Pooled scores learn their scales from them.
+        """
         if not self.tiled:
-            return score_source(self.head, source)
+            scores, heats, parts = scored_source(self.head, source)
+            return scores if parts is None else self.rule.settle(parts), heats
         found = list(self._joined(source))
         self.standard = standard_of(found)
-        return self._settled(found)
+        scores, maps = self._settled(found)
+        if self.rule.pooled:
+            scores = self.rule.settle(np.stack([self.rule.of_map(heat)[1] for heat in maps]))
+        return scores, maps
 
     def __call__(self, source: FeatureSource) -> tuple[np.ndarray, Maps]:
         """Return scores ``[N]`` and maps, an image after the other."""
@@ -54,8 +62,8 @@ class Scoring:
         return limit_of(head.map_limit, self.standard) if self.tiled else head.score_limit
 
     def _settled(self, found: Iterable[Sequence[Any]]) -> tuple[np.ndarray, Maps]:
-        pairs = [settled(maps, self.standard) for maps in found]
-        return np.array([score for score, _ in pairs], np.float32), [heat for _, heat in pairs]
+        heats = [settled(maps, self.standard) for maps in found]
+        return np.array([self.rule.of_map(heat)[0] for heat in heats], np.float32), heats
 
     @torch.no_grad()
     def _joined(self, source: Any, batch: int = 8) -> Iterator[Sequence[Any]]:

@@ -258,7 +258,7 @@ class CSFlow(DensityHead):
         """Return what a checkpoint must agree in to be resumed."""
         return {"head": self.name, "config": digest(self.config)}
 
-    def scored(self, batch: Batch) -> Scores:
+    def as_published(self, batch: Batch) -> Scores:
         """Score maps: image = mean of ½z² over all scales, map = channel mean of z², finest scale.
 
         Section 4.3; the image score is the likelihood's quadratic term.

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from heads.contract import Batch, Head, HeadConfig, Shapes, Size, Training
+from heads.contract import Batch, Head, HeadConfig, Scores, Shapes, Size, Training
+from heads.judging.rules import RuledConfig, RuledHead
+from heads.judging.scores import log_likelihood
 from heads.looking import only, places
 from heads.parts.elementary import Standardise, channel_statistics
 from heads.parts.seeds import draw_channels
@@ -42,6 +44,11 @@ def energy(z: Sequence[Tensor]) -> tuple[Tensor, Tensor | int]:
         for part in z
     )
     return torch.stack([only(part.square()).flatten(1).sum(1) for part in z]).sum(0), dims
+
+
+def energy_map(z: Tensor) -> Tensor:
+    """Return ``1/2 mean_c z**2`` at each position of ``[B, C, H, W]``, ``[B, H, W]`` float32."""
+    return -log_likelihood(z)
 
 
 class FlowHead(Head):
@@ -101,7 +108,7 @@ class FlowHead(Head):
 
 
 @dataclass(frozen=True)
-class DensityConfig(HeadConfig):
+class DensityConfig(RuledConfig):
     """Settings of the flow heads that learn the density of their maps.
 
     Parameters
@@ -132,6 +139,7 @@ class DensityConfig(HeadConfig):
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         size = self.image_size
         if size not in ("auto", "run") and not (isinstance(size, int) and size > 0):
             raise ConfigError(f"image_size {size!r}", expected="auto, run or a number of pixels")
@@ -145,11 +153,11 @@ class DensityConfig(HeadConfig):
         return None if size is None else (int(size), int(size))
 
 
-class DensityHead(FlowHead):
+class DensityHead(RuledHead, FlowHead):
     """Base of flow heads that learn by the likelihood of normal maps.
 
-    A subclass gives `latent_of`, `standards` and `scored` and, where it differs from Adam at a
-    constant rate and the plain negative log-likelihood, `optimizer`, `schedule` and `loss`.
+    A subclass gives `latent_of`, `standards` and `as_published` and, where it differs from Adam at
+    a constant rate and the plain negative log-likelihood, `optimizer`, `schedule` and `loss`.
     """
 
     Config: ClassVar[type[HeadConfig]] = DensityConfig
@@ -166,6 +174,18 @@ class DensityHead(FlowHead):
     def latent(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Return the latents ``[B, C, H, W]`` and ``log|det dz/dx|``, ``[B]``."""
         return self.latent_of(self.inputs(batch))
+
+    @abstractmethod
+    def as_published(self, batch: Batch) -> Scores:
+        """Return the scores and maps of the head's paper."""
+
+    def energies(self, batch: Batch) -> list[Tensor]:
+        """Return half the mean squared latent at each position, ``[B, H_i, W_i]`` a scale."""
+        return [energy_map(z) for z in self.latent(batch)[0]]
+
+    def scored(self, batch: Batch) -> Scores:
+        """Score maps as published, or by another rule from the energies: these never saturate."""
+        return self.as_published(batch) if self.published else self.judged(self.energies(batch))
 
     @abstractmethod
     def standards(self) -> list[Standardise]:

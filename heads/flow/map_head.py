@@ -31,9 +31,10 @@ class MapFlowConfig(DensityConfig):
     warmup_epochs
         Epochs of linear warm-up of the learning rate.
     top_k
-        The image score is the mean of this share of the largest pixels; 0 is the maximum.
+        Of ``score: paper``: the mean of this share of the largest pixels; 0 is the maximum.
     normaliser
-        ``stored``: maxima fixed on held-out normal images; ``image``: each image's own.
+        Of ``score: paper``, whose maps are ``max(P) - P``. ``stored``: maxima fixed on normal
+        images; ``image``: each image's own.
     """
 
     warmup_epochs: float = 0.0
@@ -107,6 +108,8 @@ class MapFlowHead(DensityHead):
     def learn(self, training: Training) -> dict[str, float]:
         """Learn the density of normal features; fix the normalisers on held-out normals."""
         figures = super().learn(training)
+        if not self.published:
+            return figures
         source = training.held_out if len(training.held_out) else training.train
         batches = (to_device(b, self.fitted.device) for b in source.batches(self.config.batch_size))
         with torch.no_grad():
@@ -121,15 +124,19 @@ class MapFlowHead(DensityHead):
 
     @property
     def score_limit(self) -> float | None:
-        """The stored maximum: ``max(P) - P`` with P above 0. Each image's own max has no such."""
-        return float(self.scorer.image_top) if self.config.normaliser == "stored" else None
+        """The stored maximum: ``max(P) - P`` with P above 0. Energies have no such."""
+        return float(self.scorer.image_top) if self._limited else None
 
     @property
     def map_limit(self) -> float | None:
         """The same of maps."""
-        return float(self.scorer.map_top) if self.config.normaliser == "stored" else None
+        return float(self.scorer.map_top) if self._limited else None
 
-    def scored(self, batch: Batch) -> Scores:
+    @property
+    def _limited(self) -> bool:
+        return self.published and self.config.normaliser == "stored"
+
+    def as_published(self, batch: Batch) -> Scores:
         """Score maps ``[B, C, H, W]`` per layer; see `LikelihoodScores`."""
         return self.scorer(self.log_maps(batch), self.map_size)
 

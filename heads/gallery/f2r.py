@@ -15,6 +15,7 @@ from heads.contract import (
     Batch,
     HeadConfig,
     Reference,
+    Scores,
     Shapes,
     Size,
     Training,
@@ -22,9 +23,10 @@ from heads.contract import (
     register,
 )
 from heads.flow.flow_head import FlowHead
+from heads.gallery.f2r_band import Band
 from heads.gallery.f2r_loss import Factorization
 from heads.gallery.f2r_select import select_synthetic
-from heads.gallery.gallery_head import GalleryConfig, GalleryHead, fused_layer
+from heads.gallery.gallery_head import GalleryConfig, GalleryHead, fused_layer, vectors_of
 from heads.gallery.neighbours import Growing, collect_vectors
 from heads.parts.seeds import seeded
 from heads.parts.vector import vector_glow
@@ -48,9 +50,11 @@ class F2RConfig(GalleryConfig):
         Scale of the local and of the global half (section III.A); None leaves it to `select`. A
         number is kept whatever `select` says. At 1, 1 the result is the plain gallery's.
     select
-        ``fixed`` takes 1 for what is None; ``synthetic`` picks it from the grid, on held-out
-        normals against synthetic defects made of them, a poor guide. The paper's choice, on the
-        test labels, is `heads.gallery.f2r_grid.grid` (`headwater grid`), marked ``oracle``.
+        ``fixed`` takes 1 for what is None; ``band``, where neither is given, averages the
+        standardised distances of a band of points near the diagonal (`heads.gallery.f2r_band`);
+        ``synthetic`` picks from the grid, on held-out normals against synthetic defects made of
+        them, a poor guide. The paper's choice, on the test labels, is
+        `heads.gallery.f2r_grid.grid` (`headwater grid`), marked ``oracle``.
     factorize
         ``as_needed`` trains the invertible net only where alpha, beta or `select` need it: at 1, 1
         there is nothing to train. ``always`` trains it, for `grid` and for other alpha and beta
@@ -80,7 +84,7 @@ class F2RConfig(GalleryConfig):
 
     alpha: float | None = None
     beta: float | None = None
-    select: Literal["fixed", "synthetic"] = "fixed"
+    select: Literal["fixed", "band", "synthetic"] = "fixed"
     factorize: Literal["as_needed", "always"] = "as_needed"
     coreset: Literal["once", "per_point"] = "once"
     implementation: Literal["cls", "reg"] = "cls"
@@ -99,12 +103,12 @@ class F2RConfig(GalleryConfig):
     weight_decay: float = 0.05
     clip_norm: float = 1.0
 
-    LATER: ClassVar[dict[str, Any]] = {"factorize": "as_needed"}
+    LATER: ClassVar[dict[str, Any]] = {**GalleryConfig.LATER, "factorize": "as_needed"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choices = {
-            "select": ("fixed", "synthetic"),
+            "select": ("fixed", "band", "synthetic"),
             "factorize": ("as_needed", "always"),
             "coreset": ("once", "per_point"),
             "implementation": ("cls", "reg"),
@@ -122,6 +126,11 @@ class F2RConfig(GalleryConfig):
                 raise ConfigError(
                     f"{name} {value!r}", expected="a number, or none to have it picked"
                 )
+        if self.select == "band" and {self.alpha, self.beta} != {None}:
+            raise ConfigError(
+                f"select band with alpha {self.alpha}, beta {self.beta}",
+                expected="neither given: a band is of many",
+            )
         if self.steps < 1 or self.width <= 0 or self.views < 0:
             raise ConfigError(
                 f"steps {self.steps}, width {self.width}, views {self.views}",
@@ -178,6 +187,10 @@ class F2R(Growing, GalleryHead, FlowHead):
         self.register_buffer("preference", torch.tensor(self.given(1.0)))
         self.register_buffer("members", torch.empty(0, self.channels))
         self.glow: nn.Module | None = self._glow() if self.config.factorizes else None
+        #: What scores in place of one point's gallery.
+        self.band: Band | None = Band() if self.config.select == "band" else None
+        #: Whether it does: not where one point is asked for (`prefer`).
+        self.banded = self.band is not None
 
     def _glow(self) -> nn.Module:
         config, width = self.config, max(2, round(self.config.width * self.channels))
@@ -273,8 +286,16 @@ class F2R(Growing, GalleryHead, FlowHead):
         alpha, beta = self.preference.tolist()
         return self.reversed_features(vectors, alpha, beta)
 
+    def scored_alone(self, one: Tensor) -> Scores:
+        """Return the image's scores at the head's preference, or over the band."""
+        vectors = vectors_of(one)
+        if self.band is None or not self.banded:
+            return self.compared(self.features(vectors))
+        far = self.band(self, vectors)
+        return self.of_distances(far, torch.zeros_like(far, dtype=torch.int64), vectors)
+
     def prefer(self, alpha: float, beta: float, limit: int = 0) -> None:
-        """Take another alpha and beta: the gallery's members are reversed anew.
+        """Take another alpha and beta, and no band: the gallery's members are reversed anew.
 
         Parameters
         ----------
@@ -283,8 +304,9 @@ class F2R(Growing, GalleryHead, FlowHead):
         limit
             Use only so many members: the first ones, which are a coreset of that size; 0 for all.
         """
+        self.banded = False
         self.preference.copy_(torch.tensor([alpha, beta]))
-        self.gallery.set(self.reversed_features(self.members[: limit or None], alpha, beta))
+        self.hold(self.reversed_features(self.members[: limit or None], alpha, beta))
 
     # --- learning
 
@@ -343,6 +365,7 @@ class F2R(Growing, GalleryHead, FlowHead):
         config, progress = self.config, training.progress
         vectors = collect_vectors(training.train, self.layer)
         alpha, beta = self.given(1.0)
+        told = self.whitening.learn(vectors)
         rows, figures = self.choose(vectors, device, progress)
         self.members = vectors[rows].float().to(device)
         if config.select == "synthetic" and (config.alpha is None or config.beta is None):
@@ -353,4 +376,7 @@ class F2R(Growing, GalleryHead, FlowHead):
             rows, figures = self.choose(turned, device, progress)
             self.members = vectors[rows].float().to(device)
         self.prefer(alpha, beta)
-        return {**figures, "alpha": alpha, "beta": beta}
+        if self.band is not None:
+            self.banded = True
+            self.band.settle(self, vectors, config.seed)
+        return {**told, **figures, "alpha": alpha, "beta": beta}

@@ -148,7 +148,7 @@ def grid(
     if truth.all() or not truth.any():
         raise DataError("a grid over images of one kind", expected="normal and anomalous images")
     known = {(row["alpha"], row["beta"]): row for row in done}
-    before, members = head.preference.tolist(), head.members
+    before, members, banded = head.preference.tolist(), head.members, head.banded
     table, latents = [], _Latents(head, source)
     try:
         for number, (alpha, beta) in enumerate(points, 1):
@@ -166,6 +166,7 @@ def grid(
     finally:
         head.members = members
         head.prefer(*before)
+        head.banded = banded
     return GridResult(tuple(table))
 
 
@@ -209,9 +210,9 @@ def _figures(
     with torch.no_grad():
         for z, where in latents:
             with looking(to_device(where, z.device)):
-                score, heat = head.compared(head.reversed_latents(z, alpha, beta))
-            images.append(score.cpu())
-            maps.append(heat.cpu().numpy())
+                scores = head.compared(head.reversed_latents(z, alpha, beta))
+            images.append(scores.image[0].cpu())
+            maps.append(scores.maps[0].cpu().numpy())
             if LOOKED in where:
                 maps[-1] = np.ma.masked_array(maps[-1], ~where[LOOKED][0].numpy())
     found = metrics.evaluate(torch.stack(images).numpy(), maps, labels, masks)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from heads.contract import Batch, Head, HeadConfig, Progress, Scores, Shapes, Size
+from heads.contract import Batch, HeadConfig, Progress, Scores, Shapes, Size
 from heads.gallery.coreset import coreset_size, k_center, project
 from heads.gallery.neighbours import Gallery, MapMaker
+from heads.gallery.whitening import Whitening
+from heads.judging.rules import RuledConfig, RuledHead, together
 from heads.looking import LOOKED, looked_at, looking
 from headwater.errors import ConfigError, DataError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
@@ -68,7 +71,7 @@ def fused_layer(config: HeadConfig, backbone: BackboneInfo, head: str) -> LayerS
 
 
 @dataclass(frozen=True)
-class OneMapConfig(HeadConfig):
+class OneMapConfig(RuledConfig):
     """Settings of the heads over one fused map.
 
     Parameters
@@ -80,11 +83,12 @@ class OneMapConfig(HeadConfig):
     sigma: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sigma < 0:
             raise ConfigError(f"sigma {self.sigma}", expected="not below 0")
 
 
-class OneMapHead(Head):
+class OneMapHead(RuledHead):
     """A head over one fused map that scores each image alone, by a distance per position."""
 
     config: OneMapConfig
@@ -106,15 +110,19 @@ class OneMapHead(Head):
         for i, one in enumerate(batch[self.layer]):
             with looking({LOOKED: batch[LOOKED][i : i + 1]} if LOOKED in batch else {}):
                 found.append(self.scored_alone(one.float()))
-        images, maps = (torch.stack(part) for part in zip(*found, strict=True))
-        return Scores(image=images, maps=maps)
+        return together(found)
 
     @abstractmethod
-    def scored_alone(self, one: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the score and the map ``[H, W]`` of one image's features ``[C, h, w]``.
+    def scored_alone(self, one: Tensor) -> Scores:
+        """Return the scores, a batch of one, of one image's features ``[C, h, w]``.
 
         `heads.looking` says of what of it alone, as a batch of one.
         """
+
+    def heat(self, scales: Sequence[Tensor]) -> Tensor:
+        """Return the map of one image's distances: resized, then smoothed."""
+        ((far,),) = scales
+        return self.maps(far)[None]
 
 
 @dataclass(frozen=True)
@@ -135,15 +143,24 @@ class GalleryConfig(OneMapConfig):
         the deviation of the 3x3 neighbourhood that each feature is averaged over, as a map cannot
         be sharper than its features; PatchCore's 4 pixels at 224 px are 0.5. The image score is
         taken before it.
+    whiten
+        Give all directions of the features the same variance before distances are taken.
+        ``auto``: where the largest twentieth of the channels holds 40 % of the variance, as a
+        transformer's may (`heads.gallery.whitening`); ``always``, ``never``.
     """
 
     ratio: float = 0.1
     limit: int = 0
     projection: int = 0
     sigma: float = 0.8165
+    whiten: Literal["auto", "always", "never"] = "auto"
+
+    LATER: ClassVar[dict[str, Any]] = {**OneMapConfig.LATER, "whiten": "never"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.whiten not in ("auto", "always", "never"):
+            raise ConfigError(f"whiten {self.whiten!r}", expected="auto, always or never")
         coreset_size(1, self.ratio)
         if self.limit < 0 or self.projection < 0:
             raise ConfigError(
@@ -161,6 +178,22 @@ class GalleryHead(OneMapHead):
     def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
         self.gallery = Gallery(self.channels)
+        self.whitening = Whitening(self.channels, self.config.whiten)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be told of a training: that it whitens, and why."""
+        share = self.whitening.top_share
+        if not self.whitening.used or share is None:
+            return []
+        return [
+            f"{self.name}: features are whitened: a twentieth of the channels holds {share:.0%} "
+            "of the normal images' variance"
+        ]
+
+    def hold(self, vectors: Tensor) -> None:
+        """Make a gallery of ``[m, C]`` vectors."""
+        self.gallery.set(self.whitening(vectors.float()))
 
     @property
     def is_fitted(self) -> bool:
@@ -175,7 +208,7 @@ class GalleryHead(OneMapHead):
     def choose(
         self, vectors: Tensor, device: torch.device, progress: Progress
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the coreset's rows of ``[n, C]`` vectors, and figures about it."""
+        """Return the coreset's rows of ``[n, C]`` vectors, as they are whitened, and figures."""
         if not len(vectors):
             raise DataError(
                 f"{self.name}: no normal images to learn from", remedy="add normal images"
@@ -189,7 +222,7 @@ class GalleryHead(OneMapHead):
             generator = torch.Generator().manual_seed(self.config.seed)
             rows = torch.randperm(count, generator=generator)
             return rows, {"gallery": float(count), "coreset_radius": 0.0}
-        space = vectors.to(device)
+        space = self.whitening(vectors.to(device))
         if self.config.projection:
             space = project(space, self.config.projection, self.config.seed)
         found = k_center(
@@ -209,20 +242,30 @@ class GalleryHead(OneMapHead):
         return vectors
 
     def image_score(self, vectors: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
-        """Return an image's score from its positions' distances and nearest gallery rows."""
+        """Return an image's published score from its positions' distances and nearest rows."""
         return distances.max()
 
-    def scored_alone(self, one: Tensor) -> tuple[Tensor, Tensor]:
+    def scored_alone(self, one: Tensor) -> Scores:
         """Return the image's score and its map of nearest distances."""
         return self.compared(self.features(vectors_of(one)))
 
-    def compared(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the score and the map ``[H, W]`` of one image's `features`."""
-        distances, rows = self.gallery.nearest(vectors)
-        heat = self.maps(distances.reshape(self.feature_size))
+    def compared(self, vectors: Tensor) -> Scores:
+        """Return the scores, a batch of one, of one image's `features`."""
+        vectors = self.whitening(vectors.to(self.gallery.vectors).float())
+        return self.of_distances(*self.gallery.nearest(vectors), vectors)
+
+    def of_distances(self, distances: Tensor, rows: Tensor, vectors: Tensor) -> Scores:
+        """Return the scores, a batch of one, of one image's distances ``[h * w]``.
+
+        `rows` of the gallery are the nearest to its `vectors` ``[h * w, C]``.
+        """
+        far = [distances.reshape(1, *self.feature_size)]
+        if not self.published:
+            return self.judged(far)
+        heat = self.heat(far)
         if (where := looked_at(self.feature_size)) is not None:
             vectors, distances, rows = (x[where.flatten()] for x in (vectors, distances, rows))
-        return self.image_score(vectors, distances, rows), heat
+        return Scores(self.image_score(vectors, distances, rows)[None], heat)
 
 
 def vectors_of(one: Tensor) -> Tensor:

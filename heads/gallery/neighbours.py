@@ -51,14 +51,14 @@ def collect_vectors(
 
 
 class Growing(nn.Module):
-    """A module that is loaded with as many rows of the buffers `growing` as were saved."""
+    """A module that is loaded with as many rows of its buffers in `growing` as were saved."""
 
     growing: ClassVar[tuple[str, ...]] = ()
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        for name in self.growing:
+        for name in (n for n in self.growing if n in self._buffers):
             found, own = state_dict.get(prefix + name), self.get_buffer(name)
             if found is not None and found.shape[1:] == own.shape[1:]:
                 setattr(self, name, torch.empty_like(found, device=own.device))

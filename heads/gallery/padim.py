@@ -16,6 +16,7 @@ from torch import Tensor
 from heads.contract import (
     HeadConfig,
     Reference,
+    Scores,
     Shapes,
     Size,
     Training,
@@ -23,6 +24,7 @@ from heads.contract import (
     register,
 )
 from heads.gallery.gallery_head import OneMapConfig, OneMapHead, nearest_stages
+from heads.judging.rules import together
 from heads.looking import LOOKED, largest, positions
 from heads.parts.seeds import draw_channels
 from heads.training.arithmetic import device_of, running
@@ -139,8 +141,8 @@ class PaDiM(OneMapHead):
         return {"images": float(count)}
 
     @torch.no_grad()
-    def left_out(self, training: Training, folds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return scores ``[N]`` and maps ``[N, H, W]`` of the plain images, each without its fold.
+    def left_out(self, training: Training, folds: Sequence[int]) -> Scores:
+        """Return the scores of the plain images, each without its fold.
 
         What heads that have learnt from the other folds give, up to rounding, at about the cost of
         one: the sums of products of all less the fold's are those of the others, and by Woodbury's
@@ -174,9 +176,8 @@ class PaDiM(OneMapHead):
             with running(torch.device("cpu"), 1), ThreadPoolExecutor(threads) as pool:
                 for block in pool.map(work, blocks):
                     training.progress.step(block.stop, rows.shape[1], "leaving images out")
-            heat = [self.maps(one.reshape(self.feature_size).to(device)).cpu() for one in far]
-        maps = torch.stack(heat)
-        return largest(maps), maps
+            found = [self._of_distances(one.to(device)) for one in far]
+        return together(found)
 
     def _without(self, x: Tensor, of: Tensor) -> Tensor:
         """Return Mahalanobis distances ``[P, F * r]`` of images to Gaussians without their fold.
@@ -273,9 +274,17 @@ class PaDiM(OneMapHead):
             training.progress.step(number + 1, len(plain), "reading features")
         return out, None if bool(seen.all()) else seen
 
-    def scored_alone(self, one: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map of Mahalanobis distances, smoothed, and its maximum."""
+    def scored_alone(self, one: Tensor) -> Scores:
+        """Return the map of Mahalanobis distances, smoothed, and its score."""
         x = self._vectors(one[None])[0] - self.mean
-        far = torch.bmm(self.factor, x[:, :, None])[:, :, 0].square().sum(1).sqrt()
-        heat = self.maps(far.reshape(self.feature_size))
-        return largest(heat[None])[0], heat
+        return self._of_distances(
+            torch.bmm(self.factor, x[:, :, None])[:, :, 0].square().sum(1).sqrt()
+        )
+
+    def _of_distances(self, far: Tensor) -> Scores:
+        """Return the scores, a batch of one, of one image's distances ``[h * w]``."""
+        scales = [far.reshape(1, *self.feature_size)]
+        if not self.published:
+            return self.judged(scales)
+        heat = self.heat(scales)
+        return Scores(largest(heat), heat)

@@ -52,13 +52,14 @@ class PatchCore(GalleryHead):
             vectors = collect_vectors(
                 training.train, self.layer, lambda d, n: tell(d, n, "reading features")
             )
-            rows, figures = self.choose(vectors, device, training.progress)
             self.to(device)
-            self.gallery.set(vectors[rows])
-        return figures
+            figures = self.whitening.learn(vectors)
+            rows, more = self.choose(vectors, device, training.progress)
+            self.hold(vectors[rows].to(device))
+        return {**figures, **more}
 
     def image_score(self, vectors: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
-        """Return the largest distance, weighted by eq. 7 where asked for."""
+        """Return the largest distance, weighted by eq. 7 where asked for (``score: paper``)."""
         at = int(distances.argmax())
         if not self.config.reweight or len(self.gallery) < 2:
             return distances[at]

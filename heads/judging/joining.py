@@ -1,4 +1,4 @@
-"""The maps of an image's tiles as one map without seams, and the score that it gives.
+"""The maps of an image's tiles as one map without seams.
 
 Tiles are weighed by a ramp that falls linearly from their middle to nothing at their edges, so that
 one passes into the next. What is constant joins to the same constant, and what rises evenly over
@@ -187,11 +187,8 @@ def standard_of(maps: Sequence[Sequence[Any]]) -> Standard | None:
     return tiles, whole
 
 
-def settled(maps: Sequence[Any], standard: Standard | None) -> tuple[float, Any]:
-    """Return an image's score and map: the mean of its standardised maps, or its only one.
-
-    The score is the map's largest value, of what is looked at.
-    """
+def settled(maps: Sequence[Any], standard: Standard | None) -> Any:
+    """Return an image's map: the mean of its standardised maps, or its only one."""
     heat = maps[0]
     if standard is not None:
         both = zip(maps, standard, strict=True)
@@ -199,7 +196,7 @@ def settled(maps: Sequence[Any], standard: Standard | None) -> tuple[float, Any]
         heat = heat.astype(np.float32)
         if isinstance(heat, np.ma.MaskedArray):
             heat.data[heat.mask] = heat.min()
-    return float(heat.max()), heat
+    return heat
 
 
 def limit_of(limit: float | None, standard: Standard | None) -> float | None:

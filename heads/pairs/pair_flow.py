@@ -17,7 +17,7 @@ from heads.contract import Batch, HeadConfig, Scores, Size, Training, register
 from heads.flow.fast_flow import FastFlow, FastFlowConfig
 from heads.flow.flow_head import nll_per_dimension
 from heads.flow.map_head import nodes_of
-from heads.judging.scores import top_k_mean, upsample
+from heads.judging.scores import top_k_mean
 from heads.looking import only
 from heads.pairs.pair_head import DifferenceSource, PairHead, differences
 from heads.pairs.source import CURRENT
@@ -56,6 +56,7 @@ class PairFlowConfig(FastFlowConfig):
     batch_size: int = 8
     epochs: int = 60
     top_k: float = 0.001
+    score: str = "paper"
     strides: tuple[int, ...] = (4, 8, 16)
     root: bool = False
     noise: float = 0.1
@@ -136,16 +137,20 @@ class PairFlow(PairHead, FastFlow):
         """The stored maximum, where that is what scores are taken from."""
         return super().score_limit if self.config.scoring == "likelihood" else None
 
-    def scored(self, batch: Batch) -> Scores:
+    def as_published(self, batch: Batch) -> Scores:
         """Score pairs by how unlikely their differences are; see `PairFlowConfig.scoring`."""
         if self.config.scoring == "likelihood":
-            return super().scored(batch)
+            return super().as_published(batch)
+        maps = self.heat(self.energies(batch))
+        return Scores(image=top_k_mean(maps, self.config.top_k), maps=maps)
+
+    def energies(self, batch: Batch) -> list[Tensor]:
+        """Return the energy or, per position, the negative log-likelihood of each layer."""
         maps = []
         for stack, x in zip(self.stacks, self.standardised(self.inputs(batch))[0], strict=True):
             z, log_det = stack(x)  # the log-determinant per position, ``[B, H, W]``
             energy = 0.5 * z.float().square().mean(1)
             if self.config.scoring == "density":
                 energy = energy - log_det.float() / z.shape[1]
-            maps.append(upsample(energy, self.map_size))
-        joint = torch.stack(maps).mean(0)
-        return Scores(image=top_k_mean(joint, self.config.top_k), maps=joint)
+            maps.append(energy)
+        return maps

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from heads.contract import FeatureSource, Head, Progress, Training, TrainOptions
+from heads.contract import FeatureSource, Head, Progress, Scores, Training, TrainOptions
 from heads.looking import LOOKED
 from heads.training.folds import Folds
 from heads.training.sources import LookedSource
@@ -46,6 +46,8 @@ class OutOfFold:
         masked where an image is not looked at.
     seconds
         What it took, one fold after the other.
+    parts
+        ``[N, K]``: what pooled scores are joined of, for the head that learns from all; else None.
     """
 
     folds: Folds
@@ -53,16 +55,15 @@ class OutOfFold:
     scores: np.ndarray
     maps: np.ndarray
     seconds: float
+    parts: np.ndarray | None = None
 
 
 @runtime_checkable
 class LeavesOut(Protocol):
     """A head that can leave images out exactly without learning anew from the others."""
 
-    def left_out(
-        self, training: Training, folds: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores and maps of the plain images, each as by a head without its fold."""
+    def left_out(self, training: Training, folds: Sequence[int]) -> Scores:
+        """Return the scores of the plain images, each as by a head without its fold."""
 
 
 def leaves_out(head: Head | type[Head], source: FeatureSource | None = None) -> bool:
@@ -78,6 +79,15 @@ def score_source(
 
     The maps are a masked array where the source says what is looked at.
     """
+    return scored_source(head, source, batch)[:2]
+
+
+@torch.no_grad()
+def scored_source(
+    head: Head, source: FeatureSource, batch: int = 8
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return what `score_source` does, and what pooled scores are joined of, ``[N, K]``, if any."""
+    parts: list[np.ndarray] = []
     scores = np.empty(len(source), np.float32)
     maps = np.empty((len(source), *head.map_size), np.float32)
     outside = np.zeros(maps.shape, bool)
@@ -89,7 +99,15 @@ def score_source(
         got = head.score(rows)
         scores[start:stop] = got.image.float().cpu().numpy()
         maps[start:stop] = got.maps.float().cpu().numpy()
-    return scores, np.ma.masked_array(maps, outside) if outside.any() else maps
+        parts += _parts_of(got)
+    heat = np.ma.masked_array(maps, outside) if outside.any() else maps
+    return scores, heat, np.concatenate(parts) if parts else None
+
+
+def _parts_of(found: Scores) -> list[np.ndarray]:
+    """Return what pooled scores are joined of, in a list; an empty one where nothing is pooled."""
+    parts = getattr(found, "parts", None)
+    return [] if parts is None else [parts.cpu().numpy()]
 
 
 def sides(
@@ -145,7 +163,7 @@ class FoldByFold:
         self.plain = [row for row, view in enumerate(source.views) if view == 0]
 
     def one(self, fold: int, options: TrainOptions, progress: Progress) -> dict[str, np.ndarray]:
-        """Return ``scores``, ``maps``, ``outside`` and ``seconds`` of a fold, kept ones if any."""
+        """Return a fold's scores, kept ones if any: see `made` for the names."""
         file = None if self.keep is None else self.keep / f"fold-{fold}.safetensors"
         if file is not None and file.is_file():
             return load_file(file)
@@ -157,7 +175,7 @@ class FoldByFold:
         place = None if self.keep is None else self.keep / f"fold-{fold}"
         options = dataclasses.replace(options, checkpoint_dir=place)
         head.fit(train, held_out, options, _Fold(progress, fold + 1, self.folds.count))
-        scores, maps = score_source(head, self.source.subset(own))
+        scores, maps, parts = scored_source(head, self.source.subset(own))
         step = thinning(len(self.plain), head.map_size)
         maps = maps[:, ::step, ::step]
         made = {
@@ -166,6 +184,8 @@ class FoldByFold:
             "outside": np.ascontiguousarray(np.ma.getmaskarray(maps)),
             "seconds": np.array(time.perf_counter() - began),
         }
+        if parts is not None:
+            made["parts"] = parts
         if file is not None:
             with replacing(file) as new:
                 save_file(made, new)
@@ -175,7 +195,8 @@ class FoldByFold:
         """Return the scores of all normals."""
         images = [self.source.ids[row] for row in self.plain]
         inside = np.array([self.folds.of[image] for image in images])
-        if isinstance(head := self.build(), LeavesOut) and leaves_out(head, self.source):
+        head = self.build()
+        if leaves_out(head, self.source):
             return self._exactly(head, images, inside, options, progress)
         parts = [self.one(fold, options, progress) for fold in range(self.folds.count)]
         scores = np.empty(len(images), np.float32)
@@ -184,17 +205,23 @@ class FoldByFold:
         for fold, part in enumerate(parts):
             at = inside == fold
             scores[at], maps[at], outside[at] = part["scores"], part["maps"], part["outside"]
+        joined = None
+        if "parts" in parts[0]:
+            joined = np.empty((len(images), parts[0]["parts"].shape[1]))
+            for fold, part in enumerate(parts):
+                joined[inside == fold] = part["parts"]
         return OutOfFold(
             self.folds,
             images,
-            scores,
+            _settled(head, scores, joined),
             np.ma.masked_array(maps, outside) if outside.any() else maps,
             float(sum(part["seconds"] for part in parts)),
+            joined,
         )
 
     def _exactly(
         self,
-        head: LeavesOut,
+        head: Head,
         images: list[str],
         inside: np.ndarray,
         options: TrainOptions,
@@ -203,10 +230,18 @@ class FoldByFold:
         """Return the scores of all normals by a head that leaves images out at no cost."""
         began = time.perf_counter()
         training = Training(self.source, self.source.subset([]), options, progress)
-        scores, maps = (x.numpy() for x in head.left_out(training, inside.tolist()))
+        found = cast("LeavesOut", head).left_out(training, inside.tolist())
+        maps, parts = found.maps.cpu().numpy(), _parts_of(found)
         step = thinning(len(images), (maps.shape[1], maps.shape[2]))
         maps = maps[:, ::step, ::step]
-        return OutOfFold(self.folds, images, scores, maps, time.perf_counter() - began)
+        joined = parts[0] if parts else None
+        scores = _settled(head, found.image.cpu().numpy(), joined)
+        return OutOfFold(self.folds, images, scores, maps, time.perf_counter() - began, joined)
+
+
+def _settled(head: Any, scores: np.ndarray, parts: np.ndarray | None) -> np.ndarray:
+    """Return scores, joined of their parts where they are pooled."""
+    return scores if parts is None else head.rule.settle(parts)
 
 
 def thinning(images: int, size: tuple[int, int]) -> int:

@@ -26,6 +26,7 @@ from features.images.places.regions import looked, region_on
 from features.images.preprocess import blanked, own_map, preprocess
 from heads.contract import Head
 from heads.judging.calibration import Calibration
+from heads.judging.rules import rule_of
 from heads.looking import LOOKED
 from headwater.errors import ModelError, ShapeError
 from headwater.geometry import frame_of
@@ -258,7 +259,8 @@ class Detector:
 
         region = None if own is None else region_on(own, *image.shape[:2])
         standard = self.calibration.standard
-        found = scored_in_tiles(image, region, self.spec, standard, score, batch)
+        rule = rule_of(head)
+        found = scored_in_tiles(image, region, self.spec, standard, rule, score, batch)
         return self._said(*found, limit, head, image.shape[:2])
 
     @torch.inference_mode()

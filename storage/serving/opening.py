@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from features.backbones.backbone import restore_backbone
 from features.images.pixels import decode_image
-from heads.catalogue import get_head, make_config
+from heads.catalogue import get_head, saved_config
 from heads.judging.calibration import Calibration
 from heads.training.arithmetic import device_of
 from headwater.errors import HeadwaterError, ModelError
@@ -54,7 +54,7 @@ def opened(location: str | Path, registry: Fetches | None, device: str) -> dict[
         spec = ExtractorSpec.from_json(manifest["spec"])
         layers = tuple(LayerSpec.parse(name) for name in manifest["layers"])
         about = manifest["head"]
-        kind, config = get_head(about["name"]), make_config(about["name"], about["config"])
+        kind, config = get_head(about["name"]), saved_config(about["name"], about["config"])
         backbone = None
         if not kind.reads_images(config):
             backbone = restore_backbone(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from features.images.places.tiles import cut, parts_seen
 from features.images.preprocess import blanked
 from heads.judging.joining import Part, Standard, joined_maps, settled
+from heads.judging.rules import Rule
 from heads.looking import seen_of
 from headwater.spec import ExtractorSpec
 
@@ -26,6 +27,7 @@ def scored_in_tiles(
     region: NDArray[np.bool_] | None,
     spec: ExtractorSpec,
     standard: Standard | None,
+    rule: Rule,
     score: Score,
     batch: int,
 ) -> tuple[float, NDArray[np.float32], NDArray[np.bool_] | None]:
@@ -41,6 +43,8 @@ def scored_in_tiles(
         How it is cut, and how tiles are placed.
     standard
         See `heads.judging.joining.standard_of`.
+    rule
+        Makes the joined map a score.
     score
         Scores a batch.
     batch
@@ -58,7 +62,7 @@ def scored_in_tiles(
             seen = [None] * len(some) if looked is None else looked
             yield from zip(some, maps, seen, strict=True)
 
-    value, heat = settled(joined_maps(scored(), height, width, spec), standard)
-    seen = seen_of(heat)
+    heat = settled(joined_maps(scored(), height, width, spec), standard)
+    seen, (value, _) = seen_of(heat), rule.of_map(heat)
     # In the precision in which evaluation keeps scores.
     return float(np.float32(value)), np.ma.getdata(heat), None if seen.all() else seen

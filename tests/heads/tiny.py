@@ -140,7 +140,7 @@ TINY: dict[str, Tiny] = {
     "fast_flow": Tiny({**BRIEF, "steps": 3, "channels": 7}, STAGES),
     "dual_flow": Tiny({**BRIEF, "layers": 2, "standardise": True}, {"m": (7, 4, 3)}),
     "patchcore": Tiny({"ratio": 0.5}, {"m": (7, 4, 3)}, switches={
-        "ratio": 0.2, "limit": 5, "reweight": False, "neighbours": 3, "projection": 2, "sigma": 0.0,
+        "ratio": 0.2, "limit": 5, "projection": 2, "sigma": 0.0,
     }),
     "padim": Tiny({"channels": 5}, {"m": (7, 4, 3)}, switches={"ridge": 1.0, "sigma": 0.0}),
     "f2r": Tiny(

@@ -79,7 +79,7 @@ def test_wrong_settings_are_refused(settings: dict) -> None:
 
 
 def test_scores_follow_the_formula() -> None:
-    head = build("cs_flow")
+    head = build("cs_flow", score="paper")
     head.fit(
         structured(PYRAMID, 6, 0), structured(PYRAMID, 2, 1), TrainOptions(epochs=3), NullProgress()
     )

@@ -85,7 +85,7 @@ def test_layers(layers):
 
 
 def test_scores_add_the_branches_likelihoods():
-    head = build(top_k=1 / 36, normaliser="image").eval()
+    head = build(score="paper", top_k=1 / 36, normaliser="image").eval()
     head.mark_fitted()
     x = batch(dtype=torch.float32)
     scores = head.score(x)

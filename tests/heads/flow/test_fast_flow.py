@@ -46,7 +46,7 @@ def test_layers_do_not_see_each_other():
 
 
 def test_map_is_the_likelihood_averaged_over_layers():
-    head = build().eval()
+    head = build(score="paper").eval()
     head.scorer.map_top.fill_(1.0)
     head.scorer.image_top.fill_(1.0)
     head.mark_fitted()

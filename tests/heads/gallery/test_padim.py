@@ -22,7 +22,7 @@ def _maps(count: int, seed: int) -> Tensor:
 
 
 def _fitted(maps: Tensor, views: list[int] | None = None, **settings: object) -> PaDiM:
-    config = PaDiMConfig(**{"channels": 6, "sigma": 0.0, **settings})  # type: ignore[arg-type]
+    config = PaDiMConfig(**{"channels": 6, "sigma": 0.0, "score": "paper", **settings})  # type: ignore[arg-type]
     head = PaDiM(config, {LAYER: (10, 4, 3)}, (4, 3))
     head.fit(
         TensorSource({LAYER: maps}, views=views),

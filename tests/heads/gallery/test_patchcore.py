@@ -25,7 +25,7 @@ def _maps(count: int, seed: int, shape: tuple[int, int, int] = (12, 5, 4)) -> Te
 
 def _fitted(maps: Tensor, **settings: object) -> PatchCore:
     head = PatchCore(
-        PatchCoreConfig(**{"ratio": 0.5, **settings}),  # type: ignore[arg-type]
+        PatchCoreConfig(**{"ratio": 0.5, "score": "paper", **settings}),  # type: ignore[arg-type]
         {LAYER: tuple(maps.shape[1:])},
         (20, 16),
     )
