@@ -350,12 +350,11 @@ def test_nothing_went_wrong_and_nothing_was_asked_for(seen):
     }
 
 
-def test_a_page_of_odd_normals_alone(small, tmp_path):
+def test_a_page_of_odd_normals_alone(small, written, seen, tmp_path):
     made = write_review(small.home, "s", QUIET, tmp_path / "odd.html", head="padim")
-    with chromium(tmp_path / "profile") as browser:
-        browser.open(made.file.as_uri())
-        browser.until("document.documentElement.dataset.ready === 'yes'", 30)
-        assert "Odd normals" in browser.text
-        assert "headwater review s --reject" in browser.text
-        assert "✓ accepted by Ada </script>" in browser.text
-        assert browser.run("document.querySelectorAll('main > section:not([hidden])').length") == 1
+    seen.open(made.file.as_uri())
+    seen.until("document.documentElement.dataset.ready === 'yes'", 30)
+    assert "Odd normals" in seen.text
+    assert "headwater review s --reject" in seen.text
+    assert "✓ accepted by Ada </script>" in seen.text
+    assert seen.run("document.querySelectorAll('main > section:not([hidden])').length") == 1
