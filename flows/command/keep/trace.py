@@ -15,6 +15,13 @@ from flows.runtime.given import Given
 from headwater.text import shown
 
 commands = command_group("Where models come from.")
+#: What a model did with an image, by what that was to it.
+_DID = {
+    "train": "learnt from it",
+    "held out": "held it out",
+    "test": "been tested on it",
+    "left out": "left it out",
+}
 
 
 @commands.command(rich_help_panel="Look")
@@ -98,8 +105,10 @@ def _show_whether(found: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
     if not answer["rows"]:
         said = f"no: {name} has not seen a file of these bytes"
     else:
-        parts = [f"{row['role']}, as {row.get('path', row.get('key'))}" for row in answer["rows"]]
-        said = f"{'yes' if answer['learnt'] else 'no'}: of {name} it was {'; '.join(parts)}"
+        parts = [
+            f"{_DID[row['role']]}, as {row.get('path', row.get('key'))}" for row in answer["rows"]
+        ]
+        said = f"{'yes' if answer['learnt'] else 'no'}: {name} has {'; '.join(parts)}"
     out.print(shown(said), markup=False, soft_wrap=True)
 
 

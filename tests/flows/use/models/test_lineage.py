@@ -67,11 +67,13 @@ def test_the_commands_say_it(made, here):
     assert json.loads(here("lineage", "s.patchcore/1", *home, "--json"))["images"]["train"] == 9
     copy = made.folder / "elsewhere.png"
     shutil.copy(made.images / "train/good/3.png", copy)
-    assert here("lineage", "s.patchcore", *home, "--has", copy).startswith("yes: of s.patchcore")
+    assert here("lineage", "s.patchcore", *home, "--has", copy).startswith(
+        "yes: s.patchcore version 1 has learnt from it, as train/good/3.png"
+    )
     made.draw(99, "new")
     other = made.images / "new/99.png"
     assert "no: " in here("lineage", "s.patchcore", *home, "--has", other, status=3)
-    assert "no: of s.patchcore version 1 it was test" in here(
+    assert "no: s.patchcore version 1 has been tested on it" in here(
         "lineage", "s.patchcore", *home, "--has", made.images / "test/x/30.png", status=3
     )
     assert "no model of head" in here("lineage", "s.padim", *home, status=2)
