@@ -109,8 +109,8 @@ def boxes_over(image: Pixels, boxes: Sequence[tuple[float, float, float, float]]
         for top, left, bottom, right in boxes:
             y, x = max(0, math.floor(top) - grow), max(0, math.floor(left) - grow)
             low, far = min(height, math.ceil(bottom) + grow), min(width, math.ceil(right) + grow)
-            # A dark seam on both sides keeps the line visible on light ground.
-            thick = 2 if line else 4
+            # A dark seam on the far side keeps the line visible on light ground.
+            thick = grow
             ring = np.ones((max(low - y, 1), max(far - x, 1)), bool)
             ring[thick:-thick, thick:-thick] = False
             part = made[y:low, x:far]
