@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "flows.use": ("headwater", "features", "storage", "heads", "flows.runtime", "flows.pictures",
                   "flows.extraction", "flows.training"),
     "flows.dags": ("headwater", "features", "storage", "heads", "flows.runtime",
-                   "flows.extraction", "flows.training", "flows.use"),
+                   "flows.extraction", "flows.training"),
     "flows.pipeline": ("headwater", "features", "storage", "heads", "flows.runtime",
                        "flows.extraction", "flows.training", "flows.use", "flows.dags"),
     "flows.door": ("headwater", "features", "storage", "heads", "flows"),
