@@ -84,8 +84,8 @@ class RuledConfig(HeadConfig):
         are seen in tiles, which is about small defects; ``paper``: as the head's paper has it;
         ``max``: their largest value; ``mean``: the mean over all positions; ``top``: the mean of
         the largest values, `top_share` of them; ``scales``: each scale's mean, with equal weight;
-        ``pooled``: the mean of ``max``, ``top`` and ``scales``, each standardised by the normals' scores that
-        set the threshold.
+        ``pooled``: the mean of ``max``, ``top`` and ``scales``, each standardised by the normals'
+        scores that set the threshold.
     top_share
         Of ``top``, in ``pooled`` too: the share of the positions.
     """
