@@ -45,9 +45,8 @@ class Scoring:
         found = list(self._joined(source))
         self.standard = standard_of(found)
         scores, maps = self._settled(found)
-        if self.rule.pooled:
-            scores = self.rule.settle(np.stack([self.rule.of_map(heat)[1] for heat in maps]))
-        return scores, maps
+        each = [part for _, part in map(self.rule.of_map, maps) if part is not None]
+        return self.rule.settle(np.stack(each)) if each else scores, maps
 
     def __call__(self, source: FeatureSource) -> tuple[np.ndarray, Maps]:
         """Return scores ``[N]`` and maps, an image after the other."""

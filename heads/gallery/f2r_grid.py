@@ -120,7 +120,7 @@ def grid(
     done: Sequence[dict[str, float]] = (),
     told: Callable[[dict[str, float]], None] | None = None,
 ) -> GridResult:
-    """Score a labelled source at every point (section IV.B).
+    """Score a labelled source at every point, by the largest distance (section IV.B).
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def _figures(
     with torch.no_grad():
         for z, where in latents:
             with looking(to_device(where, z.device)):
-                scores = head.compared(head.reversed_latents(z, alpha, beta))
+                scores = head.compared(head.reversed_latents(z, alpha, beta), published=True)
             images.append(scores.image[0].cpu())
             maps.append(scores.maps[0].cpu().numpy())
             if LOOKED in where:

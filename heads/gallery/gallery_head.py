@@ -249,18 +249,27 @@ class GalleryHead(OneMapHead):
         """Return the image's score and its map of nearest distances."""
         return self.compared(self.features(vectors_of(one)))
 
-    def compared(self, vectors: Tensor) -> Scores:
+    def compared(self, vectors: Tensor, published: bool = False) -> Scores:
         """Return the scores, a batch of one, of one image's `features`."""
         vectors = self.whitening(vectors.to(self.gallery.vectors).float())
-        return self.of_distances(*self.gallery.nearest(vectors), vectors)
+        return self.of_distances(*self.gallery.nearest(vectors), vectors, published)
 
-    def of_distances(self, distances: Tensor, rows: Tensor, vectors: Tensor) -> Scores:
+    def of_distances(
+        self, distances: Tensor, rows: Tensor, vectors: Tensor, published: bool = False
+    ) -> Scores:
         """Return the scores, a batch of one, of one image's distances ``[h * w]``.
 
-        `rows` of the gallery are the nearest to its `vectors` ``[h * w, C]``.
+        Parameters
+        ----------
+        distances, rows
+            To the gallery's nearest, and which that is.
+        vectors
+            What was compared, ``[h * w, C]``.
+        published
+            By the paper's rule, whatever the setting is.
         """
         far = [distances.reshape(1, *self.feature_size)]
-        if not self.published:
+        if not (published or self.published):
             return self.judged(far)
         heat = self.heat(far)
         if (where := looked_at(self.feature_size)) is not None:

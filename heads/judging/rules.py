@@ -21,7 +21,7 @@ from heads.judging.scores import top_k_mean, upsample
 from heads.looking import largest, mean_over, places
 from headwater.errors import ConfigError
 
-#: What a head may be told; `paper` is its paper's own.
+#: What a head may be told, beside ``auto``; `paper` is its paper's own.
 RULES = ("paper", "max", "mean", "top", "scales", "pooled")
 #: What `pooled` joins.
 POOLED = ("max", "top", "scales")
@@ -80,23 +80,24 @@ class RuledConfig(HeadConfig):
     Parameters
     ----------
     score
-        How the maps of an image become its score. ``paper``: as the head's paper has it; ``max``:
-        their largest value; ``mean``: the mean over all positions; ``top``: the mean of the largest
-        values, `top_share` of them; ``scales``: each scale's mean, with equal weight; ``pooled``:
-        the mean of ``max``, ``top`` and ``scales``, each standardised by the normals' scores that
-        set the threshold.
+        How the maps of an image become its score. ``auto``: ``pooled``, and ``max`` of images that
+        are seen in tiles, which is about small defects; ``paper``: as the head's paper has it;
+        ``max``: their largest value; ``mean``: the mean over all positions; ``top``: the mean of
+        the largest values, `top_share` of them; ``scales``: each scale's mean, with equal weight;
+        ``pooled``: the mean of ``max``, ``top`` and ``scales``, each standardised by the normals'
+        scores that set the threshold.
     top_share
         Of ``top``, in ``pooled`` too: the share of the positions.
     """
 
-    score: str = "pooled"
+    score: str = "auto"
     top_share: float = 0.03
 
     LATER: ClassVar[dict[str, Any]] = {"score": "paper", "top_share": 0.03}
 
     def __post_init__(self) -> None:
-        if self.score not in RULES:
-            raise ConfigError(f"score {self.score!r}", expected="one of " + ", ".join(RULES))
+        if self.score not in (known := ("auto", *RULES)):
+            raise ConfigError(f"score {self.score!r}", expected="one of " + ", ".join(known))
         if not 0 <= self.top_share <= 1:
             raise ConfigError(f"top_share {self.top_share}", expected="a share, 0 to 1")
 
@@ -130,7 +131,7 @@ class Rule(nn.Module):
     Parameters
     ----------
     name
-        One of `RULES`; ``paper`` is the head's business, and here the largest value.
+        ``auto`` or one of `RULES`; ``paper`` is the head's business, and here the largest value.
     share
         See `by_rule`.
     """
@@ -148,7 +149,7 @@ class Rule(nn.Module):
     @property
     def pooled(self) -> bool:
         """Whether it joins several, standardised by what `settle` was told."""
-        return self.name == "pooled"
+        return self.name in ("auto", "pooled")
 
     def forward(self, scales: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return scores ``[B]`` float32, and what they were joined of, ``[B, K]``, if they were."""
@@ -172,7 +173,12 @@ class Rule(nn.Module):
         return ((known - self.mean) / self.deviation).mean(1).float().cpu().numpy()
 
     def of_map(self, heat: Any) -> tuple[float, NDArray[np.float64] | None]:
-        """Return score and parts of one map, an array ``[H, W]``: of what is not masked."""
+        """Return score and parts of one map, an array ``[H, W]``: of what is not masked.
+
+        Of a map that is joined of tiles.
+        """
+        if self.name == "auto":
+            return float(heat.max()), None
         values = torch.from_numpy(np.ma.compressed(heat))[None, None]
         score, parts = self([values.to(self.mean.device) if self.pooled else values])
         return float(score[0]), None if parts is None else parts[0].cpu().numpy()

@@ -114,7 +114,7 @@ def test_the_map_of_joined_tiles_is_scored_by_the_rule_of_what_is_seen_of_it():
     heat[0] = np.ma.masked
     seen = heat.compressed()
     assert rule_of(build("pair_diff")).of_map(heat)[0] == seen.max()
-    assert Rule("paper", 0.03).of_map(heat)[0] == seen.max()
+    assert Rule("paper", 0.03).of_map(heat)[0] == Rule("auto", 0.03).of_map(heat)[0] == seen.max()
     assert Rule("mean", 0.03).of_map(heat)[0] == pytest.approx(seen.mean())
     pooled = Rule("pooled", 0.2)
     parts = pooled.of_map(heat)[1]
@@ -124,7 +124,8 @@ def test_the_map_of_joined_tiles_is_scored_by_the_rule_of_what_is_seen_of_it():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"), [({"score": "best"}, "one of paper, max"), ({"top_share": 1.5}, "0 to 1")]
+    ("settings", "said"),
+    [({"score": "best"}, "one of auto, paper, max"), ({"top_share": 1.5}, "0 to 1")],
 )
 def test_a_rule_that_is_none_is_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
