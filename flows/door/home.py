@@ -206,7 +206,7 @@ class OpenHome:
         return pd.DataFrame([one.to_json() for one in found])
 
     def compare(self, image_set: str, one: str, other: str) -> dict[str, Any]:
-        """Return what differs between two models of a set.
+        """Return what differs between two models of a set, as `flows.use.compare.compare_two`.
 
         Parameters
         ----------
@@ -214,11 +214,6 @@ class OpenHome:
             Name of the set.
         one, other
             ``HEAD@VERSION``, ``HEAD@ALIAS`` or ``HEAD``.
-
-        Returns
-        -------
-        dict
-            As of `flows.use.compare.compare_two`.
         """
         from flows.use.compare import compare_two  # late: MLflow takes seconds
         from storage.registry.registry import Registry  # late: likewise
@@ -227,13 +222,7 @@ class OpenHome:
         return compare_two(registry, image_set, one, other)
 
     def lineage(self, model: str) -> dict[str, Any]:
-        """Return where a registered model, ``SET.HEAD/VERSION`` say, comes from.
-
-        Returns
-        -------
-        dict
-            As of `flows.use.models.lineage.lineage`.
-        """
+        """Return where a model, ``SET.HEAD/VERSION``, comes from; see `flows.use.models.lineage`."""
         from flows.use.models.lineage import lineage  # late: MLflow takes seconds
 
         return lineage(self.home, model)
