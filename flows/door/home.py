@@ -222,7 +222,7 @@ class OpenHome:
         return compare_two(registry, image_set, one, other)
 
     def lineage(self, model: str) -> dict[str, Any]:
-        """Return where a model, ``SET.HEAD/VERSION``, comes from; see `flows.use.models.lineage`."""
+        """Return where ``SET.HEAD/VERSION`` comes from, as of `flows.use.models.lineage`."""
         from flows.use.models.lineage import lineage  # late: MLflow takes seconds
 
         return lineage(self.home, model)
