@@ -74,6 +74,15 @@ def check_region(given: Path | None, rows: Iterable[ImageRow]) -> str:
             mask = read_mask(given)
             if min(mask.shape) < SMALLEST_SIDE:
                 raise ImageError(f"--roi {given}: {mask.shape[0]}x{mask.shape[1]} pixels")
+            if not mask.any():
+                raise ImageError(f"--roi {given} is black: nothing is to be looked at")
+        except ImageError as error:
+            raise DataError(
+                error.culprit,
+                expected="a mask of the images' aspect, white where to look",
+                remedy="draw it over one of the images, in an image of its size",
+            ) from error
+        try:
             for row in {(r.height, r.width): r for r in rows}.values():
                 region_on(mask, row.height, row.width, f"--roi {given} for {row.path}")
         except ImageError as error:

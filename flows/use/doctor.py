@@ -27,6 +27,7 @@ from flows.extraction.forecast import free_bytes
 from flows.extraction.plan import configured, plan_extraction, plan_head
 from flows.runtime.console import counted, duration, size
 from flows.runtime.dask import check_device, cores, dask_client
+from flows.runtime.home import prefect_is_configured
 from flows.runtime.settings import chosen_heads
 from flows.use import soundness
 from headwater.errors import HeadwaterError
@@ -111,7 +112,8 @@ def _within(
     asking.start()
     asking.join(patience)
     if asking.is_alive():
-        return [Finding(topic, "wrong", f"no answer within {patience:.0f} s", "see to the server")]
+        remedy = "see to the server, or ask again when this machine is less busy"
+        return [Finding(topic, "wrong", f"no answer within {patience:.0f} s", remedy)]
     return found
 
 
@@ -240,11 +242,11 @@ def _tracking(home: Home) -> Iterator[Finding]:
 
 
 def _prefect(home: Home) -> Iterator[Finding]:
+    if not prefect_is_configured():
+        yield Finding("prefect", "ok", "a server is started for each run")
+        return
     own = home.root / "prefect"
     if os.environ.get("PREFECT_HOME") == str(own) and not (own / "profiles.toml").exists():
-        if not os.environ.get("PREFECT_API_URL"):
-            yield Finding("prefect", "ok", "a server is started for each run")
-            return
         # Prefect makes its folder when it is imported, and nothing is to be made here.
         os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="headwater-doctor-")
     from flows.runtime.server import check_server  # late: Prefect takes seconds

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.command.options import SET_ASIDE, JsonOption, command_group, takes
 from flows.runtime.console import counted, err, out, size, table
 from flows.runtime.given import Given
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from flows.runtime.home import Home
 
 commands = command_group("What may go.")
 home = command_group(
@@ -23,13 +26,25 @@ def _bytes(count: int | None) -> str:
     return "elsewhere" if count is None else size(count)
 
 
+def _there(given: Given) -> Home:
+    """Return the home; one that is not there is likely misspelt, and neither empty nor sound."""
+    _, place = given.open(write=False)
+    if not (place.root.is_dir() or place.store_url or place.tracking_url):
+        raise DataError(
+            f"{place.root}: no such home",
+            expected="a folder that a command of Headwater made",
+            remedy="check --home or HEADWATER_HOME; the first `headwater run` makes one",
+        )
+    return place
+
+
 @home.callback(invoke_without_command=True, no_args_is_help=False)
 @takes("store", "models")
 def show(context: typer.Context, given: Given, json_: JsonOption = False) -> None:
     """Say what is in the home and how large it is; `home check` finds what is broken."""
     if context.invoked_subcommand:
         return
-    _, place = given.open(write=False)
+    place = _there(given)
     from flows.use.inventory import inventory
 
     parts = inventory(place)
@@ -54,7 +69,7 @@ def check(given: Given, json_: JsonOption = False) -> None:
 
     Exit status 3 where something does not work; leftovers alone are no fault.
     """
-    _, place = given.open(write=False)
+    place = _there(given)
     from flows.use.soundness import check as findings_of
 
     found = findings_of(place)

@@ -223,5 +223,6 @@ def test_the_command_needs_no_home_for_a_bundle_and_asks_before_it_deletes(
     assert len(models(home)) == 2
     assert json.loads(here("home", "--json", *place))["bytes"] == folder_size(home.root)
     assert "nothing is broken" in here("home", "check", *place)
+    assert "no such home" in here("home", "check", "--home", "misspelt", status=2)
     shutil.rmtree(home.root.parent / "images")
     assert "1 fault" in here("home", "check", *place, status=3)
