@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 #: Files looked up and read at a time: bounds the memory of a scan.
 _CHUNK = 512
 #: Raised when `_read` finds something else in a file, so that old caches are read anew.
-_VERSION = 4
+_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)

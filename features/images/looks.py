@@ -51,17 +51,19 @@ def look_of(pixels: NDArray[np.generic]) -> bytes:
     Returns
     -------
     bytes
-        ``[SIDE, SIDE]`` float32 of grey values.
+        ``[SIDE, SIDE]`` float16 of grey values, 0 in the middle of 8 bits; of more bits the upper 8
+        before the point.
 
     Examples
     --------
-    >>> np.frombuffer(look_of(np.full((40, 30), 7, np.uint8)), np.float32)[:2].round(3).tolist()
-    [7.0, 7.0]
+    >>> np.frombuffer(look_of(np.full((40, 30), 7, np.uint8)), np.float16)[:2].tolist()
+    [-121.0, -121.0]
     """
     height, width = pixels.shape[:2]
     rows = _shares(height) @ np.asarray(pixels, np.float32).reshape(height, -1)
     places = _shares(width) @ rows.reshape(SIDE, width, -1)
-    return np.nan_to_num(places.mean(axis=2)).astype(np.float32).tobytes()
+    grey = np.nan_to_num(places.mean(axis=2)) / (1 if pixels.dtype == np.uint8 else 256) - 128
+    return grey.clip(-60_000, 60_000).astype(np.float16).tobytes()
 
 
 @lru_cache(maxsize=64)
@@ -100,13 +102,13 @@ def near_copies(
     """
     if not tested or not trained or len(tested) + len(trained) < AT_LEAST:
         return []
-    looks = np.stack([np.frombuffer(x, np.float32) for x in (*tested, *trained)])
-    looks = looks - looks.mean(0)
+    looks = np.stack([np.frombuffer(x, np.float16) for x in (*tested, *trained)]).astype(np.float32)
+    looks -= looks.mean(0)
     spread = looks.std(0)
     # Beyond the third digit a grey level is compression and noise.
     looks = looks[:, spread > 1e-3 * max(1.0, float(spread.max()))]
-    looks = looks / np.maximum(looks.std(0), 1e-30)
-    looks = looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-30)
+    looks /= np.maximum(looks.std(0), 1e-30)
+    looks /= np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-30)
     ours, others = looks[: len(tested)], looks[len(tested) :]
     found = []
     step = max(1, _CHUNK // len(others))

@@ -129,7 +129,8 @@ class StoredSamples:
 
     @functools.cached_property
     def _sizes(self) -> dict[str, tuple[int, int]]:
-        tables = [s.table(at) for s, at in zip(self.stores, self.at.snapshots, strict=True)]
+        # Of images that no store has there are none: then they say their size themselves.
+        tables = [s.table(at) for s, at in zip(self.stores, self.at.snapshots, strict=False)]
         found: dict[str, tuple[int, int]] = {}
         for table in tables:
             sides = zip(table.height.tolist(), table.width.tolist(), strict=True)

@@ -21,9 +21,8 @@ from heads.judging.resampling import Resamples, delong
 from headwater.errors import ConfigError, ModelError
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import digest
-from storage.registry.names import as_used
+from storage.registry.names import as_used, is_deleted
 from storage.registry.registry import Registry
-from storage.registry.rows import is_deleted
 
 #: What models are ranked by: of images, of pairs.
 FIRST = {IMAGE: "image_auroc", PAIR: "f1"}

@@ -17,8 +17,8 @@ from headwater.errors import ConfigError, ModelError
 from storage.registry.aliases import champion_of, remember
 from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow, told
 from storage.registry.facts import process_tags
+from storage.registry.names import model_name, row_of
 from storage.registry.place import open_database
-from storage.registry.rows import model_name, row_of
 from storage.registry.runs import SHEETS
 from storage.registry.servers import ask, for_mlflow
 

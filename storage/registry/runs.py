@@ -30,7 +30,7 @@ from storage.registry.describe import (
     training,
     version_page,
 )
-from storage.registry.names import logged
+from storage.registry.names import EPOCH, logged
 
 #: Parameters that a description tells, and what it calls them.
 _FACTS = {
@@ -48,8 +48,6 @@ _FACTS = {
     "test_images": "images tested",
     "known_by": "images known by",
 }
-#: Per-epoch figures live under this prefix, so that final ones are told from them.
-EPOCH = "epoch/"
 #: What the files of sheets of maps are called.
 SHEETS = ("heat-maps", "change-maps")
 

@@ -80,7 +80,9 @@ def test_compare_gives_models_with_exact_names(work, first):
     assert {r["head"] for r in rows} == {"patchcore", "cs_flow"}
     for row in rows:
         assert row["version"] == "1"
-        assert {"image_auroc", "pixel_auroc", "aupro", "f1", "recall"} <= set(row["metrics"])
+        assert {"image_auroc", "pixel_auroc", "aupro", "image_f1", "image_recall"} <= set(
+            row["metrics"]
+        )
         assert row["snapshot"]
         assert row["extractor_id"]
 

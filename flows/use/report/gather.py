@@ -47,6 +47,11 @@ _ORIGIN = {
     "code": "code",
     "headwater.key": "training key",
 }
+#: Parameters of a run that say how it was trained.
+_TRAINING = (
+    "epochs", "device", "training_precision", "threads", "calibrate", "folds", "folds_by",
+    "held_out_share", "target_fpr", "early_stop_epochs", "known_by",
+)  # fmt: skip
 
 
 def report_data(
@@ -162,7 +167,7 @@ def _origin(model: Shown) -> dict[str, dict[str, str]]:
     parts = {
         "Data and net": named,
         "Settings of the head": below("config."),
-        "Settings of the training": below("training."),
+        "Settings of the training": {k: facts[k] for k in _TRAINING if k in facts},
         "Versions": below("version."),
     }
     return {title: {k: shown(v) for k, v in part.items()} for title, part in parts.items() if part}

@@ -28,8 +28,9 @@ OLD = {"HEADWATER_HOME", "HEADWATER_ARTIFACTS", "HEADWATER_WEIGHTS"}
 def commands():
     """Yield what stands behind `headwater` in the code of every page, with the page."""
     for page in [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]:
-        blocks = re.findall(r"^```\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-        for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+        plain = "".join(text for language, text in blocks if not language)
+        for line in plain.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             while words and re.match(r"\w+=", words[0]):
                 words = words[1:]
