@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import headwater
@@ -75,6 +76,7 @@ def test_a_range_is_found_kept_and_given(tiny_set, tmp_path, resnet_weights):
     assert any("65535 is white" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_16_bits_score_as_8_bits_do(tiny_set, tmp_path, resnet_weights, monkeypatch):
     """From file, PIL image, array and served model the same score; a defect as in 8 bits."""
     home = headwater.open(tmp_path / "home", quiet=True)

@@ -246,7 +246,10 @@ def test_a_killed_run_leaves_no_server_behind(tmp_path):
     assert not left
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_run_whose_whole_group_is_told_to_end_does_so_at_once_and_in_order(
     sent, status, tmp_path, resnet_weights
 ):
