@@ -73,6 +73,7 @@ def settings(
         raise ConfigError(
             f"settings {word}: no setting has that word",
             expected="a word of its name or description; without one all are shown",
+            remedy="headwater heads lists the settings of heads, such as score",
         )
     if out.is_terminal:
         for one in found:
@@ -84,6 +85,7 @@ def settings(
         rows = [[s.path, s.option, s.kind, s.default, str(s.field.description)] for s in found]
         columns = ["key", "option", "type and limits", "default", "what"]
         out.print(table(columns, rows, whole=("key",)))
+    out.print("\nsettings of heads, such as score: headwater heads, docs/heads.md")
     out.print(
-        "\nenvironment: HEADWATER_ and the key in capitals, __ for the dot; see docs/settings.md"
+        "environment: HEADWATER_ and the key in capitals, __ for the dot; see docs/settings.md"
     )

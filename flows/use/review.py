@@ -44,15 +44,17 @@ def odd_normals(
         Where no model of the set has out-of-fold scores.
     """
     registry = Registry(home.root, home.tracking_url)
-    newest: dict[str, str] = {}
-    for row in sorted(registry.leaderboard(image_set, 1), key=lambda row: row["head"]):
-        if head in (None, row["head"]):
-            newest[row["head"]] = row["run_id"]
+    # The newest that has such scores: one that was calibrated quick after it has none.
+    newest: dict[str, tuple[str, Path]] = {}
+    rows = registry.leaderboard(image_set)
+    for row in sorted(rows, key=lambda row: (row["head"], -int(row["version"]))):
+        if row["head"] in newest or head not in (None, row["head"]):
+            continue
+        if (file := registry.artifact(row["run_id"], "tables/normals.json")) is not None:
+            newest[row["head"]] = row["run_id"], file
     found: dict[str, dict[str, Any]] = {}
     sheets: list[str] = []
-    for name, run_id in newest.items():
-        if (file := registry.artifact(run_id, "tables/normals.json")) is None:
-            continue
+    for name, (run_id, file) in newest.items():
         rows = json.loads(file.read_text())
         out = standing_out([row["score"] for row in rows])
         for row, odd in zip(rows, out.tolist(), strict=True):

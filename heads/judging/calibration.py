@@ -64,7 +64,7 @@ class Calibration:
     folds
         What the folds are (`heads.training.folds.Folds.told`); None for held-out images.
     scores
-        Out-of-fold scores of the normals, ascending, for p-values; None for held-out images.
+        Of these normals, ascending, for p-values; None in models of before.
     odd
         How many of the largest scores stand out and do not set the thresholds; see `standing_out`.
     spread
@@ -100,7 +100,7 @@ class Calibration:
         """Return the share of normals that score as high: (1 + how many do) / (n + 1).
 
         Of a new normal image it is below any a with probability a at most, as far as the threshold
-        keeps its promise. None where no out-of-fold scores are known.
+        keeps its promise. None where no scores of normals are known.
 
         Examples
         --------
@@ -269,6 +269,7 @@ def calibrate(
         n=values.size,
         rule=rule,
         median=float(np.median(values)),
+        scores=tuple(np.sort(values).tolist()),
         **_of_pixels([] if maps is None else maps, pixel_fpr, target_fpr),
     )
 

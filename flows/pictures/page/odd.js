@@ -32,7 +32,7 @@ function oddCard(row, heads) {
 function showOdd() {
   const { rows, heads, normals, worth, sheets } = PAGE.odd;
   section('odd',
-    el('p', {}, `${plural(worth, 'normal')} of ${normals} are worth a look: their out-of-fold scores are among the highest. `
+    el('p', {}, `${plural(worth, 'normal')} of ${normals} worth a look: out-of-fold scores among the highest. `
       + 'An accepted one counts for the thresholds however odd it is; of a rejected one nothing learns. Either holds from the next training on.'),
     rows.length < worth ? el('p', { class: 'muted' }, `The first ${rows.length} are shown.`) : null,
     rows.length ? el('div', { class: 'samples', vars: { '--views': String(PAGE.kind.images.length + heads.length), '--more': '5rem' } }, rows.map((row) => oddCard(row, heads))) : null,

@@ -213,7 +213,8 @@ def test_quick_holds_images_out_as_before(extracted, monkeypatch):
     registry = Registry(small.home.root)
     detector = Detector.load(registry.get_model("s", "patchcore", outcome.version)["uri"], registry)
     assert (detector.calibration.rule, detector.calibration.n) == ("tail", 2)
-    assert detector.predict([np.zeros((48, 48, 3), np.uint8)])[0].p_value is None
+    found = detector.predict([np.zeros((48, 48, 3), np.uint8)])[0].p_value
+    assert found in (1 / 3, 2 / 3, 1.0)
     # Another way to set thresholds is another training.
     assert find_trained(training, TrainingData(training_of(extracted)).key(), registry) is None
 

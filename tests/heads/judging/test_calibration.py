@@ -101,7 +101,7 @@ def test_a_new_normal_has_a_small_p_value_as_rarely_as_it_says() -> None:
     assert np.mean(small, 0) == pytest.approx([0.05, 0.1, 0.3], abs=0.02)
     tied = out_of_fold([1.0, 2.0, 2.0, 3.0])
     assert [tied.p_value(s) for s in (0.0, 2.0, 3.0, 4.0)] == [1.0, 0.8, 0.4, 0.2]
-    assert calibrate([1.0, 2.0, 3.0]).p_value(2.0) is None
+    assert calibrate([1.0, 2.0, 3.0]).p_value(2.0) == 0.75
 
 
 def test_too_few_say_what_they_can_promise_and_how_many_it_takes() -> None:
