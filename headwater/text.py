@@ -69,6 +69,18 @@ def _escaped(c: str) -> str:
     )
 
 
+def few(equals: Sequence[tuple[object, object]], most: int = 3) -> str:
+    """Return the first of some things that are alike, and how many more there are.
+
+    Examples
+    --------
+    >>> few([("a", "b"), ("c", "d")], most=1)
+    'a = b and 1 more'
+    """
+    told = ", ".join(f"{one} = {other}" for one, other in equals[:most])
+    return f"{told} and {len(equals) - most} more" if len(equals) > most else told
+
+
 def storable(text: str) -> str:
     r"""Return a name as UTF-8 can hold it: bytes that are no text become private characters.
 

@@ -19,6 +19,7 @@ from features.images.masks import read_mask
 from features.images.records import BrokenImage, ImageRecord, Scan, Split, about
 from headwater.errors import DataError
 from headwater.spec import SIDES
+from headwater.text import few
 
 #: Kind of a current image whose mask shows a change.
 CHANGED = "changed"
@@ -173,10 +174,9 @@ def _tested_alone(
     tested = {shown[p.key][0]: p.key for p in pairs if p.split == "test"}
     both = [p for p in pairs if p.split == "train" and shown[p.key][0] in tested]
     if both:
-        first = ", ".join(f"{p.key} = {tested[shown[p.key][0]]}" for p in both[:3])
-        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
+        told = few([(p.key, tested[shown[p.key][0]]) for p in both])
         result.problems.append(
-            f"{len(both)} training pair(s) are in the test set, too: {first}{more}; they are "
+            f"{len(both)} training pair(s) are in the test set, too: {told}; they are "
             "tested and not trained on"
         )
     gone = {p.key for p in both}

@@ -9,7 +9,7 @@ from typing import Literal
 from features.images.cache import FileFacts
 from features.images.depth import Depth
 from features.images.masks import same_view
-from headwater.text import shown
+from headwater.text import few, shown
 
 Split = Literal["train", "test"]
 
@@ -188,11 +188,9 @@ class Scan:
             for note, paths in self.readings.items()
         ]
         if self.copies:
-            first = ", ".join(f"{tested} = {trained}" for tested, trained in self.copies[:3])
-            more = f" and {len(self.copies) - 3} more" if len(self.copies) > 3 else ""
             said.append(
                 f"{len(self.copies)} test sample(s) show nearly what a training sample shows: "
-                f"{first}{more}; figures on them are too good, take them out of one of the two"
+                f"{few(self.copies)}; figures on them are too good, take them out of one of the two"
             )
         return [*self.problems, *said]
 

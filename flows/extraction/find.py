@@ -18,6 +18,7 @@ from flows.extraction.pair_list import PairList
 from flows.runtime.console import Reporter
 from flows.runtime.home import Home
 from headwater.spec import SIDES
+from headwater.text import few
 from storage.store.layout import side_name
 from storage.store.table import ImageRow
 
@@ -165,6 +166,5 @@ def _relative(path: Path, root: Path) -> str:
 def _duplicates(found: ScanResult) -> list[str]:
     if not found.duplicates:
         return []
-    first = ", ".join(f"{dropped} = {kept}" for kept, dropped in found.duplicates[:3])
-    more = f" and {len(found.duplicates) - 3} more" if len(found.duplicates) > 3 else ""
-    return [f"{len(found.duplicates)} duplicate image(s), counted once: {first}{more}"]
+    told = few([(dropped, kept) for kept, dropped in found.duplicates])
+    return [f"{len(found.duplicates)} duplicate image(s), counted once: {told}"]

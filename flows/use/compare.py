@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -141,9 +140,8 @@ def _tested(registry: Registry, row: dict[str, Any], run: Any) -> dict[str, Any]
     """Return a leaderboard's row with what it was tested on and how sure its figures are."""
     table, draws = None, None
     if run is not None:
-        for name in (IMAGE.name, PAIR.name):
-            table = table or _json(registry, row["run_id"], f"tables/{name}s.json")
-        if (kept := _json(registry, row["run_id"], "resamples.json")) is not None:
+        table = registry.sample_table(row["run_id"])
+        if (kept := registry.artifact_json(row["run_id"], "resamples.json")) is not None:
             draws = Resamples.from_json(kept)
     test = None
     if table is not None:
@@ -177,7 +175,7 @@ def _of_data(registry: Registry, a: dict[str, Any], b: dict[str, Any]) -> dict[s
             found[name] = [a[name], b[name]]
     said = [{k: t[k] for k in ("known_by", "data_digest") if k in t} for t in tags]
     found |= {k.replace("_", " "): v for k, v in _differing(*said).items()}
-    tables = [_json(registry, row["run_id"], "tables/samples.json") for row in (a, b)]
+    tables = [registry.artifact_json(row["run_id"], "tables/samples.json") for row in (a, b)]
     if None in tables:
         return found
     one, other = (
@@ -187,11 +185,6 @@ def _of_data(registry: Registry, a: dict[str, Any], b: dict[str, Any]) -> dict[s
         counts = [(len(one), len(one - other)), (len(other), len(other - one))]
         found["images learnt"] = [f"{n}, {only} of them only here" for n, only in counts]
     return found
-
-
-def _json(registry: Registry, run_id: str, path: str) -> Any:
-    file = registry.artifact(run_id, path)
-    return None if file is None else json.loads(file.read_text())
 
 
 def content_of(row: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ Nothing here reads features or trains.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any
 from mlflow.entities import DatasetInput, InputTag
 
 from headwater.errors import ModelError, StoreError
+from headwater.samples import IMAGE, PAIR
 from storage.registry.client import MlflowException, mlflow, told
 from storage.registry.facts import image_set_dataset, is_alive, process_tags, user, versions
 from storage.registry.pages import describe_command, describe_grid, show_set
@@ -111,6 +113,18 @@ class Registry(RegistryReader):
         if path not in {one.path for one in known}:
             return None
         return Path(self.fetched(run_id, [path])[0])
+
+    def artifact_json(self, run_id: str, path: str) -> Any:
+        """Return what a run's JSON artifact holds; None where it has none of that path."""
+        file = self.artifact(run_id, path)
+        return None if file is None else json.loads(file.read_text())
+
+    def sample_table(self, run_id: str) -> list[dict[str, Any]] | None:
+        """Return a run's rows of test samples, images or pairs; None where it has none."""
+        for kind in (IMAGE, PAIR):
+            if rows := self.artifact_json(run_id, f"tables/{kind.name}s.json"):
+                return rows
+        return None
 
     def attach(self, run_id: str, text: str, name: str) -> None:
         """Keep a text as an artifact of a run that may have ended long ago."""

@@ -65,8 +65,8 @@ def lineage(home: Home, model: str) -> dict[str, Any]:
         )
     tags = facts[1]
     params = as_used(facts[0], row["metrics"].get("fit_epochs"))
-    kept = artifact_json(registry, row["run_id"], LINEAGE) or {}
-    samples = artifact_json(registry, row["run_id"], f"tables/{SAMPLES}.json")
+    kept = registry.artifact_json(row["run_id"], LINEAGE) or {}
+    samples = registry.artifact_json(row["run_id"], f"tables/{SAMPLES}.json")
     notes = []
     if samples is None:
         samples = _of_snapshot(home, model_parts(model)[0], tags)
@@ -112,12 +112,6 @@ def find_model(home: Home, model: str) -> tuple[Registry, dict[str, Any]]:
     image_set, head, version = model_parts(model)
     registry = Registry(home.root, home.tracking_url)
     return registry, registry.get_model(image_set, choose_head(registry, image_set, head), version)
-
-
-def artifact_json(registry: Registry, run_id: str, path: str) -> Any:
-    """Return a run's JSON artifact, None where it has none of that path."""
-    file = registry.artifact(run_id, path)
-    return None if file is None else json.loads(file.read_text())
 
 
 def _of_snapshot(home: Home, image_set: str, tags: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ from flows.runtime.home import Home, working_folder
 from flows.training.data import TrainingData
 from flows.training.record import LEFT_OUT, LINEAGE, SAMPLES, machine, told_device, training_from
 from flows.training.train import Again, Work, learn, train_head
-from flows.use.models.lineage import DIGESTS, artifact_json, find_model
+from flows.use.compare import content_of
+from flows.use.models.lineage import find_model
 from headwater.errors import DataError, ModelError
 from storage.registry.facts import versions
 from storage.registry.registry import Registry
@@ -127,8 +128,8 @@ def reproduce(
         Where its images or features are not there any more.
     """
     registry, row = find_model(home, model)
-    kept = artifact_json(registry, row["run_id"], LINEAGE)
-    samples = artifact_json(registry, row["run_id"], f"tables/{SAMPLES}.json")
+    kept = registry.artifact_json(row["run_id"], LINEAGE)
+    samples = registry.artifact_json(row["run_id"], f"tables/{SAMPLES}.json")
     if kept is None or samples is None:
         raise ModelError(
             f"{row['model']} version {row['version']}: its run has no {LINEAGE}",
@@ -149,7 +150,7 @@ def reproduce(
     data = TrainingData(training)
     data.all = list(_as_then(data.all, samples))
     _check(data, samples, kept["data_digest"])
-    folds = artifact_json(registry, row["run_id"], "folds.json")
+    folds = registry.artifact_json(row["run_id"], "folds.json")
     with working_folder(home.root / "tmp", "reproduce-") as folder:
         again = Again(f"{row['model']}/{row['version']}", data, folder, folds)
         if register:
@@ -163,7 +164,7 @@ def reproduce(
             judged = found.judged
             held = judged.held_scores
             now = _Scores(
-                {_content(r): (r["score"], r["verdict"]) for r in judged.table},
+                {content_of(r): (r["score"], r["verdict"]) for r in judged.table},
                 [] if held is None else sorted(held.tolist()),
                 judged.calibration.threshold,
             )
@@ -180,18 +181,12 @@ class _Scores:
 
 def _kept_scores(registry: Registry, run_id: str) -> _Scores:
     """Return the scores that a run kept."""
-    table = None
-    for name in ("images", "pairs"):
-        table = table or artifact_json(registry, run_id, f"tables/{name}.json")
-    samples = artifact_json(registry, run_id, f"tables/{SAMPLES}.json") or []
+    table = registry.sample_table(run_id)
+    samples = registry.artifact_json(run_id, f"tables/{SAMPLES}.json") or []
     held = sorted(s for one in samples if (s := one["calibration_score"]) is not None)
     run = registry.client.get_run(run_id)
-    test = {_content(r): (r["score"], r["verdict"]) for r in table or []}
+    test = {content_of(r): (r["score"], r["verdict"]) for r in table or []}
     return _Scores(test, held, run.data.metrics["threshold"])
-
-
-def _content(row: Mapping[str, Any]) -> str:
-    return "".join(row[k] for k in DIGESTS if k in row)
 
 
 def _compared(
@@ -245,7 +240,7 @@ def _device(told: str) -> str:
 
 def _as_then(samples: Iterable[Sample], kept: list[dict[str, Any]]) -> Iterator[Sample]:
     """Yield samples with the groups and the reviews that they had then."""
-    said = {_content(row): row for row in kept}
+    said = {content_of(row): row for row in kept}
     for sample in samples:
         row = said.get("".join(sample.contents), {"group": "", "review": ""})
         yield dataclasses.replace(sample, group=row["group"], review=row["review"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +142,8 @@ def opened(
             Calibration.from_json(manifest["calibration"]),
             ExtractorSpec.from_json(manifest["spec"]),
             *facts,
-            {content_of(r): r for r in _table(registry, row["run_id"])},
-            json.loads(_text(registry, row["run_id"], "tables/normals.json") or "[]"),
+            {content_of(r): r for r in registry.sample_table(row["run_id"]) or []},
+            registry.artifact_json(row["run_id"], "tables/normals.json") or [],
             groups.get("test", {}),
             groups.get("normals", {}),
         )
@@ -183,15 +182,3 @@ def _maps_anew(
 
 def _called(row: Mapping[str, Any]) -> str:
     return f"{row['head']} v{row['version']}"
-
-
-def _table(registry: Registry, run_id: str) -> list[dict[str, Any]]:
-    for kind in (IMAGE, PAIR):
-        if (text := _text(registry, run_id, f"tables/{kind.name}s.json")) is not None:
-            return json.loads(text)
-    return []
-
-
-def _text(registry: Registry, run_id: str, path: str) -> str | None:
-    file = registry.artifact(run_id, path)
-    return None if file is None else file.read_text()
