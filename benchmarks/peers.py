@@ -73,6 +73,15 @@ PAIRINGS = {
 }
 
 
+def surroundings(peer: str) -> dict[str, str]:
+    """Return what the environment of a counterpart must have.
+
+    Without it the coreset of theirs exhausts the memory (see their script); everything else of
+    theirs it slows down by up to two.
+    """
+    return {"MALLOC_MMAP_THRESHOLD_": "1048576"} if peer == "patchcore" else {}
+
+
 def our_side(pairing: Pairing, images: Path, weights: Path) -> dict[str, Any]:
     """Extract once, train from the store; return seconds of each and this process's peak memory."""
     from features.backbones.backbone import load_backbone
@@ -177,8 +186,7 @@ def compare(name: str, data: Path, python: Path | None, script: Path, turns: int
             for side in ("ours", "peer") if turn % 2 == 0 else ("peer", "ours"):
                 if side == "peer" and python is None:
                     continue
-                # Without it the peer's coreset exhausts the memory (see its script).
-                extra = {"MALLOC_MMAP_THRESHOLD_": "1048576"} if side == "peer" else {}
+                extra = surroundings(pairing.peer) if side == "peer" else {}
                 found = run_apart(ours if side == "ours" else peer, HERE, **extra)
                 print(f"{name}, {side}: {json.dumps(found)[:600]}", file=sys.stderr, flush=True)
                 sides[side].append(found)

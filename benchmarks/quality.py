@@ -18,7 +18,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,17 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 def run(
     data: Path, image_set: str, backbone: str, heads: dict[str, dict[str, Any]], seed: int,
-    size: int, home: Path, held_out: float,
+    size: int, home: Path, training: Mapping[str, Any], images: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Run the pipeline once and return a row a head."""
+    """Run the pipeline once, with settings of the training's own, and return a row a head.
+
+    ``images`` is the set's folder where it is not the one in ``data``.
+    """
     chosen = BACKBONES[backbone]
     settings = Settings.model_validate(
         {
             "image_set": image_set,
-            "images": data / "images" / image_set,
+            "images": images or data / "images" / image_set,
             "backbone": {
                 "name": backbone,
                 "weights": data / "weights" / chosen["file"],
@@ -64,7 +67,7 @@ def run(
             },
             "extraction": {"size": 224 if backbone.startswith("vit") else size},
             "heads": heads,
-            "training": {"seed": seed, "workers": 1, "preset": "small", "held_out": held_out},
+            "training": {"seed": seed, "workers": 1, **training},
         }
     )
     place = Home.at(home)
@@ -162,13 +165,14 @@ def main() -> None:
         head, name = key.split(".", 1)
         heads[head][name] = json.loads(value)
     about = machine()
+    training = {"preset": "small", "held_out": a.held_out}
     with tempfile.TemporaryDirectory(prefix="headwater-quality-") as temporary:
         home = a.home or Path(temporary)
         for image_set in a.sets.split(","):
             for backbone in a.backbones.split(","):
                 for seed in map(int, a.seeds.split(",")):
                     args = (a.data.resolve(), image_set, backbone, heads, seed, a.size, home)
-                    for row in run(*args, a.held_out):
+                    for row in run(*args, training):
                         tell({**row, **about}, a.out)
 
 
