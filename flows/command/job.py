@@ -105,7 +105,7 @@ def predict(
         typer.Option("--model", metavar="FILE", help="Instead of SET: a bundle; needs no home."),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help=r"Which head's model. \[default: the set's only one]")
+        str | None, typer.Option(help=r"Which head's model. \[default: the one in service]")
     ] = None,
     version: VersionOption = None,
     out_dir: Annotated[

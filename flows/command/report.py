@@ -130,6 +130,8 @@ def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
     good = [row for row in rows if "error" not in row]
     if good:
         whose = f"{good[0]['model']} version {good[0]['version']}"
+        if served := good[0].get("service_version"):
+            whose += f", in service as version {served}"
         columns = [name for name in good[0] if name not in ("model", "version")]
         cells = [[len(r[c]) if c == "regions" else r[c] for c in columns] for r in good]
         out.print(table([c.replace("_", " ") for c in columns], cells, whose))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flows.runtime.console import Reporter
 from flows.runtime.given import Given
 from flows.runtime.home import Home
-from flows.runtime.settings import Setting, Settings
+from flows.runtime.settings import Settings
 from flows.runtime.sources import by_keyword
 from headwater.errors import ConfigError, DataError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flows.door.detector import LoadedModel
+    from flows.door.service import OpenService
     from flows.door.store import OpenStore
     from flows.extraction.report import ExtractionReport
     from flows.training.results import RunResult
@@ -319,10 +320,10 @@ class OpenHome:
         image_set
             Name of the set.
         head
-            Whose model; without it that of the set's only head, or of several that of the first
-            one that the set was last extracted for.
+            Whose model; without it the one in service, else that of the set's only head, or of
+            several that of the first one that the set was last extracted for.
         version
-            Number or alias; without it the champion where one is set, else the newest.
+            Number or alias of the head's; without it its champion, else its newest.
         device
             ``auto``, ``cpu`` or ``cuda[:n]``.
 
@@ -350,6 +351,12 @@ class OpenHome:
 
         return OpenStore(self.home, image_set)
 
+    def service(self, image_set: str) -> OpenService:
+        """Return what is in service for a set: `champion`, `promote`, `rollback`, `history`."""
+        from flows.door.service import OpenService  # late: opening a home reads nothing
+
+        return OpenService(self.home, image_set)
+
     # --- within ----------------------------------------------------------------------------------
 
     def _settings(self, job: str, image_set: str, **given: Any) -> tuple[Settings, Home]:
@@ -369,11 +376,9 @@ class OpenHome:
             "image_set": image_set,
             **by_keyword(job, given),
         }
-        return Given(values, config=self._config).open(called=_keyword)
-
-
-def _keyword(setting: Setting) -> str:
-    return f"{setting.keyword} = "
+        return Given(values, config=self._config).open(
+            called=lambda setting: f"{setting.keyword} = "
+        )
 
 
 def open_home(
@@ -387,10 +392,8 @@ def open_home(
 ) -> OpenHome:
     """Open a home; see `headwater.open`."""
     file = None if config is None else Path(config)
-    if file is not None and not file.is_file():
-        raise DataError(
-            f"{file}: no such file", expected="a settings file", remedy="headwater init"
-        )
+    if file and not file.is_file():
+        raise DataError(f"{file}: no such file", expected="settings", remedy="headwater init")
     values = {"home": home, "store": store, "tracking": tracking, "artifacts": artifacts}
-    _, place = Given(values, config=file).open(called=_keyword)
+    _, place = Given(values, config=file).open(called=lambda setting: f"{setting.keyword} = ")
     return OpenHome(place, file, quiet=quiet)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.use.models.choose import choose_model
 from headwater.errors import ConfigError, ModelError
 from storage.registry.registry import Registry
 from storage.serving.bundle import read_bundle, write_bundle
@@ -46,7 +47,7 @@ def bundle(
     home
         Where the model is registered.
     model
-        As `model_parts` takes it; without a head that of the set's only one.
+        As `model_parts` takes it; without a head the one in service, or of the set's only head.
     target
         File to write; ``SET.HEAD-vN.zip`` here by default.
     replace
@@ -64,11 +65,9 @@ def bundle(
     ModelError
         Where there is no such model, or its files were changed.
     """
-    from flows.use.predict import choose_head  # late: torch takes seconds
-
     image_set, head, version = model_parts(model)
     registry = Registry(home.root, home.tracking_url)
-    row = registry.get_model(image_set, choose_head(registry, image_set, head), version)
+    row = choose_model(registry, image_set, head, version)
     target = target or Path(f"{row['model']}-v{row['version']}.zip")
     if target.is_dir() or (target.exists() and not replace):
         raise ConfigError(

@@ -14,6 +14,7 @@ from headwater.errors import ConfigError, DataError
 from storage.registry.place import local_path
 from storage.registry.registry import Registry
 from storage.registry.removal import check_writable, delete_set, delete_version, remains
+from storage.registry.service.in_service import InService
 from storage.store.engine import is_remote
 from storage.store.feature_store import FeatureStore
 from storage.store.layout import check_set_name, side_name
@@ -130,6 +131,7 @@ def _of_set(
     for row in mine:
         made.parts.append((_called(row), _size(registry, row)))
         _champion(made, row)
+    _in_service(made, registry, image_set, mine)
     artifacts = home.root / "mlartifacts" / image_set
     held = sum(_size(registry, row) or 0 for row in mine)
     if artifacts.is_dir():
@@ -151,7 +153,7 @@ def _of_set(
         for card in cards:
             card.unlink(missing_ok=True)
 
-    made.steps.append(lambda: delete_set(registry, image_set))
+    made.steps += [InService(registry, image_set).drop, lambda: delete_set(registry, image_set)]
     if not remote:
         made.steps += [lambda name=name: drop_set(home.store, name) for name in stores]  # type: ignore[misc]
     made.steps.append(rest)
@@ -178,8 +180,10 @@ def _of_model(
         what = " (deleted in MLflow; its files are left)" if row in gone else ""
         made.parts.append((f"{_called(row)}{what}", _size(registry, row)))
         _champion(made, row)
+    _in_service(made, registry, image_set, mine)
 
     def forget(row: dict[str, Any]) -> None:
+        InService(registry, image_set).forget(row)
         delete_version(registry, row)
         sides = [image_set, side_name(image_set, "current"), side_name(image_set, "history")]
         for name in [n for n in stores_of(home, image_set) if n in sides]:
@@ -250,6 +254,16 @@ def _size(registry: Registry, row: dict[str, Any]) -> int | None:
 def _champion(made: Deletion, row: dict[str, Any]) -> None:
     if "champion" in row["aliases"]:
         made.needed.append(f"{row['model']} version {row['version']} is the champion")
+
+
+def _in_service(
+    made: Deletion, registry: Registry, image_set: str, rows: list[dict[str, Any]]
+) -> None:
+    held = InService(registry, image_set).held()
+    for row in rows:
+        if alias := held.get((row["model"], row["version"])):
+            what = "in service" if alias == "champion" else "what `headwater rollback` goes back to"
+            made.needed.append(f"{row['model']} version {row['version']} is {what}")
 
 
 def _under_way(made: Deletion, registry: Registry, image_set: str) -> None:

@@ -17,6 +17,7 @@ from features.images.places.beside import region_of
 from features.images.places.regions import region_on
 from features.images.scan import list_images
 from flows.pictures.answer import draw_prediction
+from flows.use.models.choose import choose_model
 from heads.catalogue import get_head
 from headwater.errors import ConfigError, DataError, ImageError, ModelError
 from headwater.files import read_regular, short_name, write_text
@@ -32,43 +33,6 @@ if TYPE_CHECKING:
     from flows.runtime.home import Home
 
 
-def choose_head(
-    registry: Registry, image_set: str, head: str | None, first: Sequence[str] = ()
-) -> str:
-    """Return the head to predict with: the one named, or the set's only one.
-
-    Parameters
-    ----------
-    first
-        Of several, the first of these that has a model; none is chosen where this is empty.
-
-    Raises
-    ------
-    ModelError
-        Where the set has no model, or several and none was named.
-    """
-    known = sorted({row["head"] for row in registry.leaderboard(image_set)})
-    if not known:
-        raise ModelError(
-            f"no models of image set {image_set!r} in {registry.place}",
-            expected="at least one registered model",
-            remedy=f"headwater run {image_set} --images DIR (or --pairs DIR)",
-        )
-    if head is None and len(known) > 1:
-        if preferred := [name for name in first if name in known]:
-            return preferred[0]
-        raise ModelError(
-            f"{image_set!r} has models of several heads",
-            expected=f"--head with one of {', '.join(known)}",
-            remedy=f"headwater compare {image_set} shows how they do",
-        )
-    if head is not None and head not in known:
-        raise ModelError(
-            f"no model of head {head!r} in {image_set!r}", expected=f"one of {', '.join(known)}"
-        )
-    return head or known[0]
-
-
 def open_model(
     home: Home,
     image_set: str,
@@ -79,14 +43,14 @@ def open_model(
     first: Sequence[str] = (),
     device: str = "auto",
 ) -> tuple[Detector, dict[str, Any]]:
-    """Return a registered model, opened, and what `Registry.get_model` says of it.
+    """Return a registered model, opened, and what `choose_model` says of it.
 
     Parameters
     ----------
+    image_set, head, version, first
+        See `choose_model`.
     kind
         What it must judge; anything where None.
-    first
-        See `choose_head`.
 
     Raises
     ------
@@ -96,10 +60,9 @@ def open_model(
         Where there is no such model, or several and none was named.
     """
     registry = Registry(home.root, home.tracking_url)
-    name = choose_head(registry, image_set, head, first)
-    known = PAIR if get_head(name).pairs else IMAGE
-    _check_kind(f"head {name} of {image_set}", known, kind)
-    model = registry.get_model(image_set, name, version)
+    model = choose_model(registry, image_set, head, version, first)
+    known = PAIR if get_head(model["head"]).pairs else IMAGE
+    _check_kind(f"head {model['head']} of {image_set}", known, kind)
     return Detector.load(model["uri"], registry, device), model
 
 
@@ -185,7 +148,7 @@ def predict(
     Parameters
     ----------
     home, image_set, head, version
-        Which model.
+        Which model: see `flows.use.models.choose.choose_model`.
     bundle
         Instead: a file that `headwater bundle` wrote; the home is not looked at.
     images
@@ -247,6 +210,7 @@ def predict(
         raise ConfigError(
             f"{folder}: {error.strerror}", expected="a folder to write pictures to, with --out"
         ) from error
+    served = model.get("service_version")
     rows: list[dict[str, Any]] = []
     depths: list[Depth | None] = []
     whole = 0
@@ -289,6 +253,7 @@ def predict(
                 "regions": [region.to_json() for region in got.regions],
                 "model": model["model"],
                 "version": str(model["version"]),
+                **({"service_version": served} if served else {}),
                 **draw_prediction(detector, pixels, got, target),
             }
         )

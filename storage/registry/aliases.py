@@ -36,7 +36,9 @@ def remember(client: MlflowClient, model: Any) -> None:
             client.set_registered_model_tag(model.name, SEEN, version)
 
 
-def champion_of(name: str, versions: Sequence[Any], tags: Mapping[str, str]) -> Any | None:
+def champion_of(
+    name: str, versions: Sequence[Any], tags: Mapping[str, str], remedy: str = ""
+) -> Any | None:
     """Return the version that is the champion; None where none is, and none was deleted as such.
 
     Parameters
@@ -47,6 +49,8 @@ def champion_of(name: str, versions: Sequence[Any], tags: Mapping[str, str]) -> 
         Those that there are.
     tags
         The registered model's.
+    remedy
+        What to do where the champion is gone; by default to set the alias.
 
     Raises
     ------
@@ -60,8 +64,9 @@ def champion_of(name: str, versions: Sequence[Any], tags: Mapping[str, str]) -> 
         numbers = ", ".join(str(v.version) for v in versions)
         raise ModelError(
             f"the champion of {name}, version {was}, was deleted",
-            expected=f"a champion, or a version: {numbers} or latest",
-            remedy="give another version the alias champion (headwater ui, on the model's page), "
+            expected="a champion" if remedy else f"a champion, or a version: {numbers} or latest",
+            remedy=remedy
+            or "give another version the alias champion (headwater ui, on the model's page), "
             "or name one with --version N",
         )
     return found

@@ -14,7 +14,7 @@ from flows.extraction.samples import Sample
 from flows.runtime.home import Home
 from flows.training.record import HELD_OUT, LEFT_OUT, LINEAGE, SAMPLES, TEST, TRAIN
 from flows.use.bundle import model_parts
-from flows.use.predict import choose_head
+from flows.use.models.choose import choose_model
 from headwater.errors import DataError, HeadwaterError, ModelError
 from storage.registry.names import as_used
 from storage.registry.registry import Registry
@@ -111,7 +111,7 @@ def find_model(home: Home, model: str) -> tuple[Registry, dict[str, Any]]:
     """Return the registry and its row of a model, named as `lineage` takes it."""
     image_set, head, version = model_parts(model)
     registry = Registry(home.root, home.tracking_url)
-    return registry, registry.get_model(image_set, choose_head(registry, image_set, head), version)
+    return registry, choose_model(registry, image_set, head, version)
 
 
 def _of_snapshot(home: Home, image_set: str, tags: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -1,0 +1,61 @@
+"""What is in service for an image set, in Python."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flows.runtime.home import Home
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from storage.registry.service.in_service import InService
+
+
+class OpenService:
+    """The model in service of an image set; `OpenHome.service` gives it.
+
+    Examples
+    --------
+    >>> import headwater, tempfile
+    >>> headwater.open(tempfile.mkdtemp()).service("bolts").champion is None
+    True
+    """
+
+    def __init__(self, home: Home, image_set: str) -> None:
+        self.home, self.image_set = home, image_set
+
+    def __repr__(self) -> str:
+        return f"headwater.open({str(self.home.root)!r}).service({self.image_set!r})"
+
+    @property
+    def champion(self) -> dict[str, Any] | None:
+        """What is in service, as `storage.registry.service.in_service.InService.champion` says."""
+        return self._service().champion()
+
+    def promote(self, model: str, *, why: str = "", by: str = "") -> dict[str, Any]:
+        """Put a head's model in service: ``HEAD``, ``HEAD@VERSION`` or ``HEAD@ALIAS``.
+
+        Returns the event, as `InService.promote` does, and raises what that does.
+        """
+        from flows.use.models.service import promote  # late: MLflow takes seconds
+
+        return promote(self.home, self.image_set, model, why=why, who=by)
+
+    def rollback(self, to: str | int = "", *, why: str = "", by: str = "") -> dict[str, Any]:
+        """Put in service again what was there before the champion, or the version `to`.
+
+        Returns the event, as `InService.rollback` does, and raises what that does.
+        """
+        return self._service().rollback(why, by, str(to))
+
+    def history(self) -> pd.DataFrame:
+        """Return what was done, newest first: a row an event, with the model's figures."""
+        import pandas as pd  # late: takes half a second
+
+        return pd.DataFrame([e | e.pop("metrics") for e in self._service().history()])
+
+    def _service(self) -> InService:
+        from flows.use.models.service import service_of  # late: MLflow takes seconds
+
+        return service_of(self.home, self.image_set)

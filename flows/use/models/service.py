@@ -1,0 +1,55 @@
+"""Put a head's model in service, take it back, tell what was done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.runtime.home import Home
+from flows.use.models.choose import choose_model
+from headwater.errors import ConfigError
+from storage.registry.registry import Registry
+from storage.registry.service.in_service import InService
+
+
+def head_and_version(text: str) -> tuple[str, str | None]:
+    """Return head and version of ``HEAD``, ``HEAD@2``, ``HEAD@challenger`` or ``HEAD/2``.
+
+    Raises
+    ------
+    ConfigError
+        For anything else.
+
+    Examples
+    --------
+    >>> head_and_version("padim@2"), head_and_version("padim")
+    (('padim', '2'), ('padim', None))
+    """
+    head, _, version = text.replace("/", "@", 1).partition("@")
+    if not head or "@" in version or "." in head or ("@" in text + version and not version):
+        raise ConfigError(f"model {text!r}", expected="HEAD, HEAD@VERSION or HEAD@ALIAS")
+    return head, version or None
+
+
+def service_of(home: Home, image_set: str) -> InService:
+    """Return what is in service for an image set, and changes of it."""
+    return InService(Registry(home.root, home.tracking_url), image_set)
+
+
+def promote(
+    home: Home, image_set: str, model: str, *, why: str = "", who: str = ""
+) -> dict[str, Any]:
+    """Put a head's version in service; see `InService.promote`.
+
+    Parameters
+    ----------
+    model
+        As `head_and_version` takes it; without a version the head's champion, or its newest.
+
+    Raises
+    ------
+    ModelError
+        Where there is no such model.
+    """
+    service = service_of(home, image_set)
+    row = choose_model(service.registry, image_set, *head_and_version(model))
+    return service.promote(row, why, who)
