@@ -13,6 +13,7 @@ from rich.table import Table
 from flows.runtime.console import err, out, table
 from headwater.addresses import hidden
 from headwater.errors import HeadwaterError
+from headwater.samples import IMAGE, PAIR
 from headwater.text import shown
 
 if TYPE_CHECKING:
@@ -127,10 +128,10 @@ MOST_REGIONS = 3
 
 def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of `flows.use.predict.predict`: a table, the regions, what was set aside."""
-    good = [row for row in rows if "error" not in row]
+    good = [row for row in rows if not row["error"]]
     if good:
         whose = f"{good[0]['model']} version {good[0]['version']}"
-        columns = [name for name in good[0] if name not in ("model", "version")]
+        columns = [name for name in good[0] if name not in ("model", "version", "error")]
         cells = [[len(r[c]) if c == "regions" else r[c] for c in columns] for r in good]
         out.print(table([c.replace("_", " ") for c in columns], cells, whose))
     if any(row["regions"] for row in good):
@@ -143,8 +144,8 @@ def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
             more = len(found) - MOST_REGIONS
             out.print(f"  {shown(next(iter(row.values())))}: and {more} more", markup=False)
     for row in rows:
-        if "error" in row:
-            culprit = " ".join(str(row[k]) for k in row if k != "error")
+        if row["error"]:
+            culprit = " ".join(str(row[k]) for k in (*IMAGE.images, *PAIR.images) if k in row)
             err.print(f"set aside {shown(culprit)}: {shown(row['error'])}", markup=False)
 
 

@@ -336,7 +336,7 @@ class OpenHome:
 
         first = self.home.card(image_set).get("heads", ())
         found, model = open_model(self.home, image_set, head, version, first=first, device=device)
-        return LoadedModel(found, f"{model['model']} version {model['version']}")
+        return LoadedModel(found, model["model"], str(model["version"]))
 
     def store(self, image_set: str) -> OpenStore:
         """Return the set's feature store; of a set of pairs name a side, ``SET.current``.

@@ -8,9 +8,9 @@ def test_the_largest_regions_are_printed_and_the_others_counted(capsys):
     region["peak"] = 2.5
     told = {"score": 1.5, "p_value": 0.01, "threshold": 1.0, "model": "s.padim", "version": "7"}
     rows = [
-        {"image": "gone\n.png", "error": "no image"},
-        {"image": "a[b].png", **told, "verdict": "anomalous", "regions": [region] * 5},
-        {"image": "c.png", **told, "verdict": "normal", "regions": []},
+        {"image": "gone\n.png", **told, "verdict": "", "regions": [], "error": "no image"},
+        {"image": "a[b].png", **told, "verdict": "anomalous", "regions": [region] * 5, "error": ""},
+        {"image": "c.png", **told, "verdict": "normal", "regions": [], "error": ""},
     ]
     show_predictions(rows)
     said = capsys.readouterr()

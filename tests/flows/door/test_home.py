@@ -78,6 +78,13 @@ def test_a_detector_takes_files_pictures_and_arrays_alike(home, picture):
     opened = Image.open(picture)
     results = detector.predict([str(picture), picture, opened, np.asarray(opened.convert("RGB"))])
     alone = detector.predict(picture)
+    # As `predict --json` has them; in words where people read.
+    assert (
+        (alone.model, alone.version) == (detector.model, detector.version) == ("tiles.padim", "1")
+    )
+    assert str(alone).startswith(f"{alone.verdict}: score ")
+    assert str(alone).endswith("by tiles.padim version 1")
+    assert repr(alone) == f"Result({alone})"
     assert len({r.score for r in [*results, alone]}) == 1
     assert alone.verdict == ("anomalous" if alone.score > alone.threshold else "normal")
     assert np.array_equal(alone.map, results[0].map)
