@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +155,20 @@ class FileCache:
                     yield known[p][1]
                 if self.progress is not None:
                     self.progress(min(start + _CHUNK, len(paths)), len(paths))
+
+    def pixels_of(self, contents: Iterable[str]) -> dict[str, str]:
+        """Return what images show (`FileFacts.pixels`) by their hash, as far as it is remembered.
+
+        Of images whose files may be gone, too: it goes with their bytes.
+        """
+        wanted = sorted(set(contents))
+        found: dict[str, str] = {}
+        for start in range(0, len(wanted), _CHUNK):
+            part = wanted[start : start + _CHUNK]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT sha256, pixels FROM files WHERE mask = 0 AND sha256 IN ({marks})"
+            found |= {sha: pixels for sha, pixels in self._db.execute(query, part) if pixels}
+        return found
 
     def _lookup(self, paths: Sequence[str], mask: bool) -> dict[str, _Entry]:
         """Return what is remembered of files that have not changed since."""

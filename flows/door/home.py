@@ -167,10 +167,7 @@ class OpenHome:
         registry = Registry(self.home.root, self.home.tracking_url)
         rows = registry.leaderboard(image_set)
         if not rows:
-            raise DataError(
-                f"no models of image set {image_set!r} in {registry.place}",
-                expected="at least one registered model",
-            )
+            raise DataError(**registry.no_models(image_set))
         return pd.DataFrame(
             [{**{k: v for k, v in r.items() if k != "metrics"}, **r["metrics"]} for r in rows]
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flows.use.bundle import model_parts
 from flows.use.models.standing import (
     NO_MATTER,
     Prices,
@@ -232,19 +233,27 @@ def _delong(a: dict[str, Any], b: dict[str, Any]) -> float | None:
 def named_model(registry: Registry, image_set: str, name: str) -> dict[str, Any]:
     """Return the model that ``HEAD@VERSION``, ``HEAD@ALIAS`` or ``HEAD`` names.
 
+    ``SET.HEAD/VERSION``, as other commands call it, is understood, too.
+
     Raises
     ------
     ConfigError
-        For a text that is none of these.
+        For a text that is none of these, or a model of another set.
     ModelError
         Where there is no such model.
     """
-    head, at, version = name.partition("@")
-    if not head or (at and not version):
+    expected = f"a model of {image_set}: HEAD@VERSION, as patchcore@2, or HEAD@ALIAS, or HEAD"
+    try:
+        first, head, version = model_parts(name)
+    except ConfigError:
+        raise ConfigError(f"model {name!r}", expected=expected) from None
+    if head is not None and first != image_set:
         raise ConfigError(
-            f"model {name!r}", expected="HEAD@VERSION, as patchcore@2, or HEAD@ALIAS, or HEAD"
+            f"model {name!r} is of the set {first}",
+            expected=expected,
+            remedy=f"headwater compare {first} {head}@VERSION ...; of all sets: headwater compare",
         )
-    return registry.get_model(image_set, head, version or None)
+    return registry.get_model(image_set, head or first, version)
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:

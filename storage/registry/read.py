@@ -14,6 +14,7 @@ from mlflow.utils.uri import is_local_uri
 
 from headwater.addresses import bare
 from headwater.errors import ConfigError, ModelError
+from headwater.text import one_of
 from storage.registry.aliases import champion_of, remember
 from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow, told
 from storage.registry.facts import process_tags
@@ -229,6 +230,17 @@ class RegistryReader:
         rows = [(row_of(*one), one[1]) for one in found]
         return sorted(rows, key=lambda r: -r[0]["metrics"].get("image_auroc", -1.0))
 
+    def no_models(self, image_set: str) -> dict[str, str]:
+        """Return the parts of an error: that a set has no model, and which sets have some."""
+        with told():
+            every = [] if self._empty else self._models()
+        sets = sorted({name.removesuffix(f".{head}") for name, head in every})
+        return {
+            "culprit": f"no models of image set {image_set!r} in {self.place}",
+            "expected": one_of(sets, image_set) or "at least one registered model",
+            "remedy": f"headwater run {image_set} --images DIR (or --pairs DIR)",
+        }
+
     def _models(self, image_set: str = "") -> list[tuple[str, str]]:
         """Return ``(registered name, head)`` of the set's models, by name."""
         every = get_results_from_paginated_fn(
@@ -289,10 +301,12 @@ class RegistryReader:
             models = [] if self._empty else self._models(image_set)
             name = model_name(image_set, head)
             found = self._versions(name) if (name, head) in models else []
+            if not models:
+                raise ModelError(**self.no_models(image_set))
             if not found:
                 raise ModelError(
                     f"no model of head {head!r} for image set {image_set!r}",
-                    expected="one of " + ", ".join(n for n, _ in models) if models else "",
+                    expected="one of " + ", ".join(n for n, _ in models),
                     remedy=f"headwater run {image_set} --images DIR --heads {head}",
                 )
             wanted = str(version).removeprefix("v") if version is not None else None

@@ -189,7 +189,19 @@ def test_the_command_says_it_and_tells_mistakes(small, here):
     two = here("compare", "s", "patchcore@1", "patchcore@2", "--home", small.home.root)
     assert "config.ratio" in two
     assert "with another verdict" in two
-    here("compare", "s", "patchcore@1", "--home", small.home.root, status=2)
+    # As other commands call a model; one alone, one of another set, and one for a set are told.
+    same = here("compare", "s", "s.patchcore/1", "s.patchcore/2", "--home", small.home.root)
+    assert same == two
+    for words, culprit, remedy in (
+        (("s", "s.patchcore/1"), "compare s s.patchcore/1: 1 model", "headwater lineage s."),
+        (("s", "patchcore@1", "t.padim/2"), "'t.padim/2' is of the set t", "headwater compare t"),
+        (("s.patchcore/1", "patchcore@2"), "s.patchcore/1 is a model, no set", "compare s patch"),
+        (("S",), "no models of image set 'S'", "run S --images"),
+    ):
+        said = here("compare", *words, "--home", small.home.root, status=2)
+        assert culprit in said
+        assert remedy in said.partition("remedy: ")[2]
+    assert "expected: one of s" in here("compare", "S", "--home", small.home.root, status=2)
     registry = Registry(small.home.root)
     with pytest.raises(ConfigError, match="patchcore@"):
         compare_two(registry, "s", "patchcore@", "patchcore@2")
