@@ -54,9 +54,9 @@ def compare(
     named it prints what differs: data, settings, figures, images. Without a set: one table of all.
     """
     if image_set and set(image_set) & set("./@"):
-        name, *others = image_set.partition(".")[0], image_set, *(models or ())
+        name, words = image_set.partition(".")[0], " ".join([image_set, *(models or [])])
         raise ConfigError(
-            f"compare {' '.join(others)}: {image_set} is a model, no set",
+            f"compare {words}: {image_set} is a model, no set",
             expected="the name of a set, then two of its models",
             remedy=f"headwater compare {name} patchcore@1 patchcore@2, or headwater compare {name}",
         )

@@ -131,7 +131,7 @@ def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
     good = [row for row in rows if not row["error"]]
     if good:
         whose = f"{good[0]['model']} version {good[0]['version']}"
-        columns = [name for name in good[0] if name not in ("model", "version", "error")]
+        columns = [name for name in good[0] if name not in ("model", "version", "note", "error")]
         cells = [[len(r[c]) if c == "regions" else r[c] for c in columns] for r in good]
         out.print(table([c.replace("_", " ") for c in columns], cells, whose))
     if any(row["regions"] for row in good):
@@ -143,6 +143,8 @@ def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
         if len(found) > MOST_REGIONS:
             more = len(found) - MOST_REGIONS
             out.print(f"  {shown(next(iter(row.values())))}: and {more} more", markup=False)
+        if row["note"]:
+            out.print(f"  {shown(next(iter(row.values())))}: {row['note']}", markup=False)
     for row in rows:
         if row["error"]:
             culprit = " ".join(str(row[k]) for k in (*IMAGE.images, *PAIR.images) if k in row)

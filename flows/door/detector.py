@@ -21,7 +21,7 @@ from flows.pictures.answer import draw_prediction
 from flows.runtime.console import counted
 from flows.use.predict import open_bundle, region_beside
 from headwater.errors import ImageError
-from storage.serving.prediction import ALL_LOOKED_AT
+from storage.serving.prediction import note_on
 
 if TYPE_CHECKING:
     from storage.serving.detector import Detector
@@ -206,7 +206,7 @@ class LoadedModel:
             paint,
             got.p_value,
             got.regions,
-            ALL_LOOKED_AT if lacking else "",
+            note_on(got.regions, images[0].shape, lacking=lacking),
         )
 
 

@@ -24,7 +24,7 @@ from headwater.spec import seed_of_untrained
 from headwater.text import shown
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
-from storage.serving.prediction import ALL_LOOKED_AT
+from storage.serving.prediction import ALL_LOOKED_AT, note_on
 
 if TYPE_CHECKING:
     from flows.runtime.console import Reporter
@@ -200,8 +200,9 @@ def predict(
     -------
     list of dict
         A row a sample, in their order: ``image, score, p_value, threshold, verdict, regions, model,
-        version, heat_map, error``, of pairs ``current, history, ..., changed_share, change_map,
-        error``; regions as of `storage.serving.prediction.Region.to_json`. `error` is empty but of
+        version, heat_map, note, error``, of pairs ``current, history, ..., changed_share,
+        change_map, note, error``; regions as of `storage.serving.prediction.Region.to_json`. `note`
+        is what is to be known of the answer, mostly nothing. `error` is empty but of
         what could not be read or was not there: then there is no score and no picture (None), no
         verdict (empty) and no region.
 
@@ -284,6 +285,9 @@ def predict(
                 "verdict": got.verdict,
                 "regions": [region.to_json() for region in got.regions],
                 **draw_prediction(detector, pixels, got, target),
+                "note": note_on(
+                    got.regions, pixels[0].shape, lacking=rois is not None and rois[0] is None
+                ),
             }
         )
     if whole:
@@ -336,6 +340,7 @@ def _unread(
         "model": model["model"],
         "version": str(model["version"]),
         **dict.fromkeys(picture),
+        "note": "",
         "error": "",
     }
 

@@ -22,6 +22,8 @@ ALL_LOOKED_AT = (
     "no region of interest is known of this image: all of it was looked at, and the model has "
     "learnt from regions"
 )
+#: Share of the picture from which on a region's rectangle says little of where it is.
+WIDE = 0.25
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,40 @@ class Region:
         return asdict(self)
 
 
+def note_on(regions: Sequence[Region], size: tuple[int, ...], *, lacking: bool = False) -> str:
+    """Return what is to be known of an answer; empty for nothing.
+
+    Parameters
+    ----------
+    regions
+        Those that it tells.
+    size
+        ``(height, width)`` of the picture, pixels.
+    lacking
+        Whether its region of interest should be known, and is not.
+
+    Examples
+    --------
+    >>> note_on([Region(0, 0, 60, 50, 900, 3, 9, 1.5)], (100, 100))
+    'a region covers 30 % of the picture: its peak tells better where it is'
+    """
+    said = [ALL_LOOKED_AT] if lacking else []
+    most = max((r.width * r.height for r in regions), default=0) / (size[0] * size[1])
+    if most > WIDE:
+        share = f"{100 * most:.0f} %"
+        said.append(f"a region covers {share} of the picture: its peak tells better where it is")
+    return "; ".join(said)
+
+
 def regions_of(heat: Any, cut: float, larger: float, frame: Frame) -> tuple[Region, ...]:
-    """Return the regions of a map, the largest first.
+    """Return the regions of a map, the largest first (`heads.judging.regions.pieces`).
 
     Parameters
     ----------
     heat
         ``[h, w]``; of a masked array what is masked does not count.
     cut, larger
-        A pixel belongs to one where the map is above `cut`; one counts where it has more pixels of
-        the map than `larger`.
+        A region lies in a part of more pixels of the map than `larger` that is above `cut`.
     frame
         Where the map lies in the picture.
     """
@@ -107,8 +133,8 @@ class Prediction:
         Share of normal images that score as high, this one counted: (1 + how many of n do) /
         (n + 1). None where the model has no out-of-fold scores, or its factors are not its own.
     regions
-        Where it is: connected pixels above the pixel threshold, larger than such places on normal
-        images (`Calibration.area_threshold`); the largest first.
+        Where it is: about the peaks of what is connected above the pixel threshold, where that is
+        larger than on normal images (`Calibration.area_threshold`); the largest first.
     """
 
     score: float

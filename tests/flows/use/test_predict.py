@@ -49,7 +49,9 @@ def test_images_and_pairs_give_a_row_and_a_picture_each(home, every):  # noqa: F
         told = ["score", "p_value", "threshold", "verdict", "regions", "model", "version"]
         # In the order of the files, the broken one where it stands: the last of the three.
         *rows, broken = rows
-        assert [list(row) for row in (*rows, broken)] == [[*kind.images, *told, *own, "error"]] * 3
+        assert [list(row) for row in (*rows, broken)] == [
+            [*kind.images, *told, *own, "note", "error"]
+        ] * 3
         named = {(r["model"], r["version"]) for r in (*rows, broken)}
         assert named == {(f"{SETS[head]}.{head}", "1")}
         expected = one.detector.predict(one.samples[:2])
