@@ -173,6 +173,7 @@ def leaderboard_table(rows: list[dict[str, Any]], title: str) -> Table:
         [
             r["head"],
             f"v{r['version']}",
+            r["seed"],
             *(r["metrics"].get(key) for _, key in columns),
             f"{r['seconds']:.1f} s" if r.get("seconds") is not None else None,
             round(r["peak_mb"]) if r.get("peak_mb") else None,
@@ -180,7 +181,7 @@ def leaderboard_table(rows: list[dict[str, Any]], title: str) -> Table:
         ]
         for r in ranked
     ]
-    names = ["head", "model", *(name for name, _ in columns), "fit", "peak MB"]
+    names = ["head", "model", "seed", *(name for name, _ in columns), "fit", "peak MB"]
     if rows and "note" in rows[0]:
         names.append("")
     return table(names, cells, title, whole=names[:2])
