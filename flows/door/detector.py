@@ -21,6 +21,7 @@ from flows.pictures.answer import draw_prediction
 from flows.runtime.console import counted
 from flows.use.predict import open_bundle, region_beside
 from headwater.errors import ImageError
+from headwater.files import expand_user
 from storage.serving.prediction import note_on
 
 if TYPE_CHECKING:
@@ -87,9 +88,11 @@ class Result:
         return f"Result({self})"
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture with its map as a PNG; return the file."""
-        self._draw(Path(path))
-        return Path(path)
+        """Write the picture with its map as a PNG, its folder too; return the file."""
+        file = expand_user(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._draw(file)
+        return file
 
     def image(self) -> Image.Image:
         """Return the picture with its map."""

@@ -253,7 +253,7 @@ class OpenHome:
         image_set
             Name of the set.
         out
-            File to write; by default below the home.
+            File to write, its folder too; by default below the home.
         models
             ``HEAD@VERSION`` each, to be shown in full; by default the newest of each head.
         most

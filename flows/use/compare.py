@@ -106,7 +106,7 @@ def compare_two(registry: Registry, image_set: str, one: str, other: str) -> dic
         Where there is none, or its run is gone.
     """
     a, b = (
-        _tested(registry, row, registry._run(row["run_id"]))
+        _tested(registry, row, registry.find_run(row["run_id"]))
         for row in (named_model(registry, image_set, name) for name in (one, other))
     )
     if gone := [row for row in (a, b) if row["_facts"] is None]:

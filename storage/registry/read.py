@@ -223,7 +223,7 @@ class RegistryReader:
             return []
         with told():
             found = [
-                (version, self._run(version.run_id), head)
+                (version, self.find_run(version.run_id), head)
                 for name, head in self._models(image_set)
                 for version in self._versions(name)[:most]
             ]
@@ -266,7 +266,8 @@ class RegistryReader:
             version._aliases = sorted(a for a, v in model.aliases.items() if v == version.version)
         return sorted(found, key=lambda v: -int(v.version))
 
-    def _run(self, run_id: str) -> MlflowRun | None:
+    def find_run(self, run_id: str) -> MlflowRun | None:
+        """Return a run, also a deleted one; None where it is gone."""
         try:
             return self.client.get_run(run_id)
         except MlflowException:
@@ -275,7 +276,7 @@ class RegistryReader:
     def facts(self, run_id: str) -> tuple[dict[str, str], dict[str, str]] | None:
         """Return a run's parameters and tags, also of a deleted one; None where it is gone."""
         with told():
-            run = self._run(run_id)
+            run = self.find_run(run_id)
         if run is None:
             return None
         return dict(run.data.params), dict(run.data.tags)
@@ -326,7 +327,7 @@ class RegistryReader:
                     f"{name} has no version {version!r}",
                     expected=f"one of {numbers}, {', '.join([*aliases, 'latest'])}",
                 )
-            return row_of(chosen, self._run(chosen.run_id), head)
+            return row_of(chosen, self.find_run(chosen.run_id), head)
 
     def download(self, uri: str) -> Path:
         """Return the folder of a model ``models:/NAME/VERSION``, fetched where it is elsewhere.

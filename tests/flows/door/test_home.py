@@ -72,7 +72,7 @@ assert not {"torch", "prefect", "mlflow"} & sys.modules.keys()
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
 
 
-def test_a_detector_takes_files_pictures_and_arrays_alike(home, picture):
+def test_a_detector_takes_files_pictures_and_arrays_alike(home, picture, tmp_path):
     detector = home.detector("tiles", head="padim")
     assert "tiles.padim version 1" in repr(detector)
     opened = Image.open(picture)
@@ -88,6 +88,8 @@ def test_a_detector_takes_files_pictures_and_arrays_alike(home, picture):
     assert len({r.score for r in [*results, alone]}) == 1
     assert alone.verdict == ("anomalous" if alone.score > alone.threshold else "normal")
     assert np.array_equal(alone.map, results[0].map)
+    # A folder that is not there is made, as for all that is written out.
+    assert alone.save(tmp_path / "new" / "deep" / "marked.png").stat().st_size
     assert alone._repr_png_().startswith(b"\x89PNG")
     assert alone.image().size[0] > 64
     assert detector.predict(picture, threshold=1e9).verdict == "normal"
