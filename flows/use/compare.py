@@ -15,6 +15,7 @@ from flows.use.models.standing import (
     cost_of,
     kinds_of,
     over_seeds,
+    unlike,
     weaker,
 )
 from heads.judging.resampling import Resamples, delong
@@ -45,7 +46,8 @@ def compare_models(
     Returns
     -------
     list of dict
-        Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``test`` (``images``,
+        Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``calibrate`` (what set the
+        thresholds), ``crop`` (``none``, or what of the image it saw), ``test`` (``images``,
         ``normal`` and ``digest`` of the tested images' contents and kinds; None where the run's
         table is gone), ``intervals`` (of each figure the 95 % interval, where the run kept its
         draws), ``kinds`` (figures by kind of defect), ``run_deleted``, ``cost`` (None without
@@ -66,7 +68,7 @@ def compare_models(
             row["behind"] = None if row is best else _behind(best, row, first)
             row["cost"] = prices and cost_of(row["_table"], row["_draws"], prices)
             row["says"], row["over_seeds"] = [], []
-        says = weaker(ranked, [row["_draws"] for row in ranked])
+        says = [*weaker(ranked, [row["_draws"] for row in ranked]), *unlike(ranked)]
         if prices:
             ranked.sort(key=lambda r: r["cost"]["an_image"] if r["cost"] else math.inf)
         ranked[0] |= {"says": says}
@@ -132,7 +134,7 @@ def compare_two(registry: Registry, image_set: str, one: str, other: str) -> dic
         "same_test": same,
         "figures": _figures(a, b, same),
         "p": _delong(a, b) if same else None,
-        "says": weaker(ranked, [row["_draws"] for row in ranked]) if same else [],
+        "says": [*weaker(ranked, [row["_draws"] for row in ranked]), *unlike(ranked)] * same,
         "changed": _changed(a, b),
     }
 
@@ -154,6 +156,8 @@ def _tested(registry: Registry, row: dict[str, Any], run: Any) -> dict[str, Any]
         **row,
         "input_size": params.get("input_size", ""),
         "seed": params.get("seed", ""),
+        "calibrate": params.get("calibrate", ""),
+        "crop": _crop(params),
         "test": test,
         "intervals": {} if draws is None else {k: draws.interval(k) for k in draws.figures},
         "kinds": kinds_of(table),
@@ -162,6 +166,13 @@ def _tested(registry: Registry, row: dict[str, Any], run: Any) -> dict[str, Any]
         "_table": table,
         "_draws": draws,
     }
+
+
+def _crop(params: Mapping[str, str]) -> str:
+    """Return what of an image a model saw: ``none`` is cut away, or the middle of that size."""
+    if params.get("resize") == "crop":
+        return f"{params.get('input_size', '')} of its own aspect"
+    return params.get("crop", "")
 
 
 def _of_data(registry: Registry, a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
