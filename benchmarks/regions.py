@@ -112,7 +112,8 @@ def judged(
     size = (mask.shape[0], mask.shape[1])
     frame = frame_of(*size, ExtractorSpec("net", "untrained:0", resize=(side, side)))
     assert found.pixel_threshold is not None
-    told = pieces(heat, found.pixel_threshold, found.area_threshold or 0.0, share)
+    assert found.volume_threshold is not None
+    told = pieces(heat, found.pixel_threshold, found.volume_threshold, share, volume=True)
     if not told:
         return {"found": 0.0}
     numbers, count = ndimage.label(mask, EIGHT)

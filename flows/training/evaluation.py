@@ -147,8 +147,8 @@ def judge(
         )
         # A pixel of maps that are thinned out stands for several.
         cells = thinning(len(apart.images), head.map_size) ** 2
-        if (area := calibration.area_threshold) is not None:
-            calibration = dataclasses.replace(calibration, area_threshold=area * cells)
+        if (least := calibration.volume_threshold) is not None:
+            calibration = dataclasses.replace(calibration, volume_threshold=least * cells)
     elif not head.labelled:
         held_scores, maps = scored.held_out(held_out)
         found = calibrate(held_scores, maps, target_fpr=target, upper=scored.limit)

@@ -1,8 +1,9 @@
 """Regions of a map: where it rises above the pixel threshold, and how large that must be.
 
 Some pixels of normal images are above the pixel threshold, too, and they lie together. A connected
-part above it is therefore told only where it is larger than those of normal images are
-(`area_threshold`).
+part above it is therefore told only where it is larger than those of normal images are: by its
+volume, the sum over its pixels of how far they are above the threshold, so that a small part that
+is high counts as a wide one that is low (`volume_threshold`). Models of before know an area.
 
 Such a part may be far larger than the defect, up to most of the picture where the threshold is low
 for it. What is told of it is therefore what lies above a share of the way from the threshold to its
@@ -54,13 +55,20 @@ class Piece:
     peak: float
 
 
-def pieces(heat: ArrayLike, cut: float, larger: float = 0.0, share: float = SHARE) -> list[Piece]:
+def pieces(
+    heat: ArrayLike,
+    cut: float,
+    larger: float = 0.0,
+    share: float = SHARE,
+    *,
+    volume: bool = False,
+) -> list[Piece]:
     """Return the regions of a map's peaks, the largest first.
 
     A part is what is connected above `cut` (pixels that touch at a corner are, as in the metrics).
     The region of a peak is what of its part is connected with it at `share` of the way from `cut`
     to it, or higher. A peak has one where nothing in it is higher: the highest of its part always
-    does, another (of the `_MOST_PEAKS` next) where its region, too, has more than `larger` pixels.
+    does, another (of the `_MOST_PEAKS` next) where its region, too, is larger than `larger`.
     Regions do not overlap.
 
     Parameters
@@ -70,9 +78,11 @@ def pieces(heat: ArrayLike, cut: float, larger: float = 0.0, share: float = SHAR
     cut
         Pixels with a greater value belong to a part.
     larger
-        Of parts of more pixels than this alone.
+        Of parts that are larger than this alone.
     share
         0 to 1; 0 gives the parts themselves.
+    volume
+        Whether that is a volume; else it is a number of pixels.
 
     Examples
     --------
@@ -86,13 +96,13 @@ def pieces(heat: ArrayLike, cut: float, larger: float = 0.0, share: float = SHAR
     [(slice(1, 3, None), 9.0), (slice(5, 6, None), 6.0)]
     """
     values = np.ma.getdata(heat)
-    numbers, areas = _numbered(heat, cut)
+    numbers, sizes = _numbered(heat, cut, volume)
     places = ndimage.find_objects(numbers)
     found: list[Piece] = []
-    for i in np.flatnonzero(areas > larger).tolist():
+    for i in np.flatnonzero(sizes > larger).tolist():
         rows, columns = places[i]
         inside = np.where(numbers[rows, columns] == i + 1, values[rows, columns], -np.inf)
-        for region, at in _regions(inside, cut, larger, share):
+        for region, at in _regions(inside, cut, larger, share, volume):
             high, wide = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
             found.append(
                 Piece(
@@ -107,7 +117,7 @@ def pieces(heat: ArrayLike, cut: float, larger: float = 0.0, share: float = SHAR
 
 
 def _regions(
-    inside: NDArray[np.floating], cut: float, larger: float, share: float
+    inside: NDArray[np.floating], cut: float, larger: float, share: float, volume: bool
 ) -> Iterator[tuple[NDArray[np.bool_], tuple[int, int]]]:
     """Yield the regions of a part's peaks and the peaks' places, the highest first.
 
@@ -123,24 +133,31 @@ def _regions(
         region = (numbers == numbers[row, column]) & (inside > -np.inf)
         # Whatever else is in it is no peak of its own: its region would hold this one.
         left[region] = -np.inf
-        if inside[region].max() <= peak and (not looked_at or region.sum() > larger):
+        own = inside[region]
+        size = float((own - cut).sum()) if volume else own.size
+        if own.max() <= peak and (not looked_at or size > larger):
             yield region, (row, column)
 
 
-def largest_area(heat: ArrayLike, cut: float) -> int:
-    """Return the pixels of the largest part above `cut`; 0 where there is none."""
-    _, areas = _numbered(heat, cut)
-    return int(areas.max(initial=0))
+def largest(heat: ArrayLike, cut: float, *, volume: bool = False) -> float:
+    """Return the size of the largest part above `cut`, as `pieces` takes it; 0 where is none."""
+    return float(_numbered(heat, cut, volume)[1].max(initial=0))
 
 
-def _numbered(heat: ArrayLike, cut: float) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return each pixel's part, counted from 1, 0 for none; and the parts' areas."""
-    numbers, count = ndimage.label((np.ma.getdata(heat) > cut) & seen_of(heat), EIGHT)
-    return numbers, np.bincount(numbers.ravel(), minlength=count + 1)[1:]
+def _numbered(
+    heat: ArrayLike, cut: float, volume: bool
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Return each pixel's part, counted from 1, 0 for none; and the parts' sizes."""
+    values = np.ma.getdata(heat)
+    numbers, count = ndimage.label((values > cut) & seen_of(heat), EIGHT)
+    above = (values.ravel() - cut).astype(np.float64) if volume else None
+    return numbers, np.bincount(numbers.ravel(), above, minlength=count + 1)[1:].astype(float)
 
 
-def area_threshold(maps: Iterable[ArrayLike], cut: float, rank: int) -> float:
-    """Return the area that the largest parts of few normal images exceed, in pixels of the maps.
+def volume_threshold(maps: Iterable[ArrayLike], cut: float, rank: int) -> float:
+    """Return the volume that the largest parts of few normal images exceed.
+
+    In pixels of the maps times their values.
 
     Parameters
     ----------
@@ -149,14 +166,14 @@ def area_threshold(maps: Iterable[ArrayLike], cut: float, rank: int) -> float:
     cut
         The pixel threshold.
     rank
-        Which of the images' largest areas it is, 1 the smallest; more than there are is the last.
+        Which of the images' largest volumes it is, 1 the smallest; more than there are is the last.
 
     Examples
     --------
     >>> maps = np.zeros((20, 5, 5), np.float32)
     >>> maps[:2, 1, :3] = maps[2:, 0, 0] = 1
-    >>> area_threshold(maps, 0.5, 18), area_threshold(maps, 0.5, 21)
-    (1.0, 3.0)
+    >>> volume_threshold(maps, 0.5, 18), volume_threshold(maps, 0.5, 21)
+    (0.5, 1.5)
     """
-    areas = sorted(largest_area(heat, cut) for heat in maps)
-    return float(areas[min(rank, len(areas)) - 1])
+    sizes = sorted(largest(heat, cut, volume=True) for heat in maps)
+    return sizes[min(rank, len(sizes)) - 1]

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from heads.judging.calibration import Calibration
 from heads.judging.regions import pieces
 from headwater.geometry import Frame
 from headwater.tiles import Box
@@ -87,20 +88,25 @@ def note_on(regions: Sequence[Region], size: tuple[int, ...], *, lacking: bool =
     return "; ".join(said)
 
 
-def regions_of(heat: Any, cut: float, larger: float, frame: Frame) -> tuple[Region, ...]:
+def regions_of(
+    heat: Any, cut: float, calibration: Calibration | None, frame: Frame
+) -> tuple[Region, ...]:
     """Return the regions of a map, the largest first (`heads.judging.regions.pieces`).
 
     Parameters
     ----------
     heat
         ``[h, w]``; of a masked array what is masked does not count.
-    cut, larger
-        A region lies in a part of more pixels of the map than `larger` that is above `cut`.
+    cut, calibration
+        A region lies in a part of the map above `cut` that is larger than those of normal images
+        (`Calibration.volume_threshold`, or the area of models of before); None takes all.
     frame
         Where the map lies in the picture.
     """
     found = []
-    for piece in pieces(heat, cut, larger):
+    least = calibration and calibration.volume_threshold
+    larger = (calibration and calibration.area_threshold) if least is None else least
+    for piece in pieces(heat, cut, larger or 0.0, volume=least is not None):
         box, (y, x) = frame.box(piece.rows, piece.columns), frame.point(*piece.at)
         area = max(1, round(piece.area * frame.cell))
         found.append(Region(box.left, box.top, box.width, box.height, area, x, y, piece.peak))
@@ -134,7 +140,7 @@ class Prediction:
         (n + 1). None where the model has no out-of-fold scores, or its factors are not its own.
     regions
         Where it is: about the peaks of what is connected above the pixel threshold, where that is
-        larger than on normal images (`Calibration.area_threshold`); the largest first.
+        larger than on normal images (`Calibration.volume_threshold`); the largest first.
     """
 
     score: float

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from heads.judging.calibration import calibrate, calibrate_out_of_fold
-from heads.judging.regions import largest_area, pieces
+from heads.judging.regions import largest, pieces
 
 
 def flooded(above):
@@ -45,7 +45,7 @@ def test_pieces_are_what_flooding_finds(hidden):
             assert heat[p.at] == np.float32(p.peak) > cut
             assert p.rows.start <= p.at[0] < p.rows.stop
         assert [p.area for p in got] == sorted((p.area for p in got), reverse=True)
-        assert largest_area(given, cut) == got[0].area
+        assert largest(given, cut) == got[0].area
         assert pieces(given, cut, 2, share=0) == [p for p in got if p.area > 2]
     assert pieces(heat, 2.0) == []
 
@@ -87,7 +87,7 @@ def test_a_region_is_what_lies_about_its_peak(share):
             )
         # Whichever the share, the same parts are told.
         assert len(pieces(heat, cut, larger, 0)) <= len(got)
-        assert bool(got) == (largest_area(heat, cut) > larger)
+        assert bool(got) == (largest(heat, cut) > larger)
 
 
 def test_a_defect_on_a_slope_is_told_and_not_the_slope():
@@ -123,15 +123,22 @@ def test_few_normals_show_a_region_and_others_do(n, target):
         calibrate_out_of_fold(scores, maps, {}, target_fpr=target, pixel_fpr=0.02),
         calibrate(scores, maps, target_fpr=target, pixel_fpr=0.02),
     ):
-        cut, larger = found.pixel_threshold, found.area_threshold
-        shown = [bool(pieces(heat, cut, larger)) for heat in maps]
+        cut, larger = found.pixel_threshold, found.volume_threshold
+        shown = [bool(pieces(heat, cut, larger, volume=True)) for heat in maps]
         assert np.mean(shown) <= target
-        # The smallest such area: one pixel less, and too many show one.
-        assert np.mean([bool(pieces(heat, cut, larger - 1)) for heat in maps]) > target
+        # The smallest such volume: a little less, and too many show one.
+        less = larger * (1 - 1e-6)
+        more = sum(bool(pieces(heat, cut, less, volume=True)) for heat in maps)
+        assert (more + 1) / (n + 1) > target
         defect = maps[0].copy()
         defect[20:32, 20:32] += 5
-        (region,) = pieces(defect, cut, larger)
+        (region,) = pieces(defect, cut, larger, volume=True)
         assert (region.rows, region.columns) == (slice(20, 32), slice(20, 32))
+        # As much in fewer pixels is told, too.
+        high = maps[0].copy()
+        high[20:24, 20:24] += 40
+        (region,) = pieces(high, cut, larger, volume=True)
+        assert region.area == 16
 
 
 def test_a_normal_that_stands_out_does_not_set_the_area():
@@ -141,5 +148,5 @@ def test_a_normal_that_stands_out_does_not_set_the_area():
     spoiled = np.concatenate([maps, np.full((1, 40, 40), 9, np.float32)])
     after = calibrate_out_of_fold(scores, spoiled, {}, pixel_fpr=0.02)
     assert after.odd == 1
-    assert after.area_threshold == before.area_threshold > 0
-    assert calibrate_out_of_fold(scores, None, {}).area_threshold is None
+    assert after.volume_threshold == before.volume_threshold > 0
+    assert calibrate_out_of_fold(scores, None, {}).volume_threshold is None
