@@ -15,7 +15,8 @@ normals. ``--cache`` keeps features and maps between calls.
 
 A row is a set, backbone, head, seed and share, over the defective images that have a mask:
 
-- ``shown``: share of them that show a region, the same at all shares;
+- ``shown``: share of them that show a region, and ``alarms``, of the normal test images; both are
+  the same at all shares;
 - ``box_iou``: of those, the overlap of what lies in the regions' boxes with what lies in the boxes
   of the mask's parts;
 - ``found``: share of the parts of all masks that a region's box touches, mean over images;
@@ -28,10 +29,11 @@ The table has the means over backbones, heads and seeds, by set, and over the se
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ from heads.catalogue import get_head, make_config
 from heads.contract import Head, NullProgress, TrainOptions
 from heads.judging.calibration import Calibration, calibrate_out_of_fold
 from heads.judging.metrics import EIGHT
-from heads.judging.regions import pieces
+from heads.judging.regions import Piece, pieces
 from heads.training.out_of_fold import FoldByFold, score_source
 from headwater.geometry import frame_of
 from headwater.spec import ExtractorSpec
@@ -85,13 +87,13 @@ def fitted(
 
 
 def kept(
-    file: Path | None, images: verdicts.Images, name: str, seed: int, side: int
+    file: Path | None, load: Callable[[], verdicts.Images], name: str, seed: int, side: int
 ) -> tuple[NDArray[np.float32], Calibration]:
-    """Return what `fitted` does, from a file where it is there."""
+    """Return what `fitted` does of the images that are loaded, from a file where it is there."""
     if file is not None and file.is_file():
         known = np.load(file)
         return known["maps"], Calibration.from_json(json.loads(str(known["calibration"])))
-    maps, found = fitted(images, name, seed, side)
+    maps, found = fitted(load(), name, seed, side)
     if file is not None:
         np.savez(file, maps=maps, calibration=json.dumps(found.to_json()))
     return maps, found
@@ -105,31 +107,35 @@ def filled(boxes: Iterable[Box], size: tuple[int, int]) -> NDArray[np.bool_]:
     return made
 
 
+def regions(heat: NDArray[np.float32], found: Calibration, share: float) -> list[Piece]:
+    """Return the regions of a map, in its pixels."""
+    assert found.pixel_threshold is not None
+    assert found.volume_threshold is not None
+    return pieces(heat, found.pixel_threshold, found.volume_threshold, share, volume=True)
+
+
 def judged(
     heat: NDArray[np.float32], mask: NDArray[np.bool_], found: Calibration, share: float, side: int
 ) -> dict[str, float]:
     """Return the figures of one image; ``found`` alone where no region is shown."""
     size = (mask.shape[0], mask.shape[1])
     frame = frame_of(*size, ExtractorSpec("net", "untrained:0", resize=(side, side)))
-    assert found.pixel_threshold is not None
-    assert found.volume_threshold is not None
-    told = pieces(heat, found.pixel_threshold, found.volume_threshold, share, volume=True)
-    if not told:
+    if not (told := regions(heat, found, share)):
         return {"found": 0.0}
     numbers, count = ndimage.label(mask, EIGHT)
     parts = [
         Box(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
         for rows, columns in ndimage.find_objects(numbers)
     ]
-    regions = [frame.box(piece.rows, piece.columns) for piece in told]
-    boxes, truth = filled(regions, size), filled(parts, size)
+    places = [frame.box(piece.rows, piece.columns) for piece in told]
+    boxes, truth = filled(places, size), filled(parts, size)
     highest = max(told, key=lambda piece: piece.peak)
     return {
         "box_iou": float((boxes & truth).sum() / (boxes | truth).sum()),
         "found": len(np.unique(numbers[boxes & mask])) / count,
         "inside": float(truth[frame.point(*highest.at)]),
-        "wide": float(any(box.width * box.height > WIDE * mask.size for box in regions)),
-        "regions": float(len(regions)),
+        "wide": float(any(box.width * box.height > WIDE * mask.size for box in places)),
+        "regions": float(len(places)),
     }
 
 
@@ -166,21 +172,27 @@ def main() -> None:
     about, heads = machine(), a.heads.split(",")
     for image_set in a.sets.split(","):
         records = scan_mvtec(a.data.resolve() / "images" / image_set).records
-        masks = [r.mask for r in verdicts.chosen(records, **PART) if r.split != "train"]
+        tested = [r for r in verdicts.chosen(records, **PART) if r.split != "train"]
         for net in a.backbones.split(","):
             side = 224 if net.startswith("vit") else 256
-            images = verdicts.load_images(
-                a.data.resolve(), image_set, net, heads, a.cache, (side, side), PART
-            )
+            load = functools.lru_cache(
+                functools.partial(
+                    verdicts.load_images,
+                    a.data.resolve(), image_set, net, heads, a.cache, (side, side), PART,
+                )
+            )  # fmt: skip
             for name in heads:
                 for seed in map(int, a.seeds.split(",")):
                     file = a.cache and a.cache / f"{image_set}-{net}-{name}-{seed}.npz"
-                    maps, found = kept(file, images, name, seed, side)
-                    pairs = [(h, read_mask(m)) for h, m in zip(maps, masks, strict=True) if m]
+                    maps, found = kept(file, load, name, seed, side)
+                    both = list(zip(maps, tested, strict=True))
+                    pairs = [(heat, read_mask(r.mask)) for heat, r in both if r.mask]
+                    good = [bool(regions(heat, found, 0)) for heat, r in both if r.is_normal]
                     for share in map(float, a.shares.split(",")):
                         each = [judged(h, m, found, share, side) for h, m in pairs if m.any()]
                         shown = [one for one in each if len(one) > 1]
                         row: dict[str, Any] = {"shown": round(len(shown) / len(each), 4)}
+                        row["alarms"] = round(statistics.mean(good), 4)
                         for figure in FIGURES:
                             own = [one[figure] for one in (each if figure == "found" else shown)]
                             row[figure] = round(statistics.mean(own), 4) if own else None
