@@ -8,6 +8,7 @@ before this module is imported: Prefect reads its settings then.
 from __future__ import annotations
 
 import dataclasses
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
@@ -60,19 +61,36 @@ def extract_task(asked: Request) -> ExtractionReport:
 
 
 @task(name="train", task_run_name="train-{name}", cache_policy=NO_CACHE, persist_result=False)
-def train_task(client: Client, name: str, training: Training) -> TrainOutcome:
+def train_task(
+    client: Client, name: str, training: Training, before: Event | None, done: Event
+) -> TrainOutcome:
     """Submit one training to Dask and wait. A lost worker's training is started again by Dask.
 
     Its folds come first, side by side; what fails there fails again, and is told, in the training.
+
+    Parameters
+    ----------
+    client, name, training
+        What to train where, and what it is called.
+    before
+        Set when the head's training with the seed before this one has ended: what comes then is
+        this one, so that versions are numbered in the order of the seeds. None for the first.
+    done
+        To be set when this one has.
     """
-    resources = needs_gpu(client, training.options.device)
-    folds = [
-        client.submit(score_fold, training, n, pure=False, retries=0, resources=resources)
-        for n in range(training.folds)
-    ]
-    client.gather(folds, errors="skip")
-    future = client.submit(train_head, training, pure=False, retries=0, resources=resources)
-    return future.result()
+    try:
+        resources = needs_gpu(client, training.options.device)
+        folds = [
+            client.submit(score_fold, training, n, pure=False, retries=0, resources=resources)
+            for n in range(training.folds)
+        ]
+        client.gather(folds, errors="skip")
+        if before is not None:
+            before.wait()
+        future = client.submit(train_head, training, pure=False, retries=0, resources=resources)
+        return future.result()
+    finally:
+        done.set()
 
 
 @flow(name="headwater-run", flow_run_name="run-{image_set}", **FLOW)
@@ -134,9 +152,13 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
 
         client.subscribe_topic(TOPIC, on_progress)
         waiting = []
+        last: dict[str, Event] = {}
         for one in trainings:
             prepared = dataclasses.replace(one, parent_run=parent_run, threads=threads)
-            waiting.append((one.called, train_task.submit(client, one.called, prepared)))
+            before, done = last.get(one.plan.head), Event()
+            last[one.plan.head] = done
+            task_run = train_task.submit(client, one.called, prepared, before, done)
+            waiting.append((one.called, task_run))
         for head, future in waiting:
             future.wait()
             got = future.result(raise_on_failure=False)

@@ -81,6 +81,22 @@ def few(equals: Sequence[tuple[object, object]], most: int = 3) -> str:
     return f"{told} and {len(equals) - most} more" if len(equals) > most else told
 
 
+def one_of(known: Sequence[str], wrong: str = "", most: int = 20) -> str:
+    """Return what there is to choose from, for a message: names like the wrong one first.
+
+    Examples
+    --------
+    >>> one_of(["nuts", "tiles", "tile"], "tyle"), one_of(["nuts", "tiles"], most=1), one_of([])
+    ('one of tile, tiles, nuts', 'one of nuts and 1 more', '')
+    """
+    import difflib  # late: nothing is wrong, mostly
+
+    near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.5)
+    names = [*near, *(name for name in known if name not in near)]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"one of {', '.join(names[:most])}{more}" if names else ""
+
+
 def storable(text: str) -> str:
     r"""Return a name as UTF-8 can hold it: bytes that are no text become private characters.
 

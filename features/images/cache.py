@@ -5,16 +5,17 @@ from __future__ import annotations
 import builtins
 import contextlib
 import hashlib
+import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from features.images.depth import Depth
-from features.images.looks import look_of, pixels_digest
+from features.images.looks import SAME, look_of, near_copies, pixels_digest
 from features.images.masks import look_at_mask
 from features.images.pixels import look_at
 from headwater.errors import HeadwaterError
@@ -24,6 +25,8 @@ from headwater.files import open_regular
 Progress = Callable[[int, int], None]
 #: Files looked up and read at a time: bounds the memory of a scan.
 _CHUNK = 512
+#: Comparisons of test and training images that are remembered: of each set the last ones.
+_KEPT = 200
 #: Raised when `_read` finds something else in a file, so that old caches are read anew.
 _VERSION = 5
 
@@ -118,6 +121,7 @@ class FileCache:
                 " reason TEXT, note TEXT, kind TEXT, low REAL, high REAL, blank INTEGER,"
                 " soft INTEGER, pixels TEXT, look BLOB, PRIMARY KEY (path, mask)) WITHOUT ROWID"
             )
+            db.execute("CREATE TABLE IF NOT EXISTS copies (looks TEXT PRIMARY KEY, found TEXT)")
             db.commit()
         except sqlite3.DatabaseError:
             db.close()
@@ -155,6 +159,53 @@ class FileCache:
                     yield known[p][1]
                 if self.progress is not None:
                     self.progress(min(start + _CHUNK, len(paths)), len(paths))
+
+    def pixels_of(self, contents: Iterable[str]) -> dict[str, str]:
+        """Return what images show (`FileFacts.pixels`) by their hash, as far as it is remembered.
+
+        Of images whose files may be gone, too: it goes with their bytes.
+        """
+        wanted = sorted(set(contents))
+        found: dict[str, str] = {}
+        for start in range(0, len(wanted), _CHUNK):
+            part = wanted[start : start + _CHUNK]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT sha256, pixels FROM files WHERE mask = 0 AND sha256 IN ({marks})"
+            found |= {sha: pixels for sha, pixels in self._db.execute(query, part) if pixels}
+        return found
+
+    def copies(self, tested: Sequence[bytes], trained: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Return which tested images show a picture that was trained on, as `near_copies` finds.
+
+        Every tested image is compared with every trained one, so what was found is remembered by
+        what the images look like: where no image is new, none is compared.
+
+        Parameters
+        ----------
+        tested, trained
+            As of `features.images.looks.look_of`.
+
+        Returns
+        -------
+        list
+            ``(number of the tested, number of the trained)``, the most alike first.
+        """
+        seen = hashlib.sha256(f"{SAME} {len(tested)} {len(trained)}".encode())
+        for look in (*tested, *trained):
+            seen.update(look)
+        known = self._db.execute("SELECT found FROM copies WHERE looks = ?", (seen.hexdigest(),))
+        if (row := known.fetchone()) is not None:
+            return [(i, j) for i, j in json.loads(row[0])]
+        found = [(i, j) for i, j, _ in near_copies(tested, trained)]
+        with self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO copies (looks, found) VALUES (?, ?)",
+                (seen.hexdigest(), json.dumps(found)),
+            )
+            self._db.execute(
+                "DELETE FROM copies WHERE rowid <= (SELECT MAX(rowid) FROM copies) - ?", (_KEPT,)
+            )
+        return found
 
     def _lookup(self, paths: Sequence[str], mask: bool) -> dict[str, _Entry]:
         """Return what is remembered of files that have not changed since."""

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from features.images.cache import FileCache, Progress
 from features.images.folders import Links, Walker, folder
-from features.images.looks import near_copies
 from features.images.masks import read_mask
 from features.images.records import BrokenImage, ImageRecord, Scan, Split, about
 from headwater.errors import DataError
@@ -146,7 +145,7 @@ def scan_pairs(
                 sides[0].pixels + sides[1].pixels,
                 sides[0].look + sides[1].look,
             )
-    pairs = _tested_alone(pairs, shown, result)
+    pairs = _tested_alone(pairs, shown, cache, result)
     with ThreadPoolExecutor(2) as pool:
         changed = list(pool.map(lambda p: p.mask is not None and read_mask(p.mask).any(), pairs))
     result.pairs = sorted(
@@ -165,7 +164,10 @@ def scan_pairs(
 
 
 def _tested_alone(
-    pairs: list[PairRecord], shown: dict[str, tuple[str, bytes]], result: PairScan
+    pairs: list[PairRecord],
+    shown: dict[str, tuple[str, bytes]],
+    cache: Path | None,
+    result: PairScan,
 ) -> list[PairRecord]:
     """Leave out training pairs that are tested, and report those that show nearly the same.
 
@@ -182,8 +184,9 @@ def _tested_alone(
     gone = {p.key for p in both}
     left = [p for p in pairs if p.key not in gone]
     now, learnt = ([p.key for p in left if p.split == split] for split in ("test", "train"))
-    found = near_copies([shown[key][1] for key in now], [shown[key][1] for key in learnt])
-    result.copies = [(now[i], learnt[j]) for i, j, _ in found]
+    with FileCache(cache) as files:
+        found = files.copies([shown[key][1] for key in now], [shown[key][1] for key in learnt])
+    result.copies = [(now[i], learnt[j]) for i, j in found]
     return left
 
 

@@ -17,7 +17,6 @@ from features.images.folders import Links, Walker, folder
 from features.images.layouts.catalogue import AUTO, find_layout
 from features.images.layouts.plain import apart, read_plain
 from features.images.layouts.reading import Fetch, Reading
-from features.images.looks import near_copies
 from features.images.pixels import SUFFIXES
 from features.images.records import BrokenImage, Candidate, ImageRecord, ScanResult
 from headwater.errors import DataError
@@ -205,7 +204,7 @@ def _finish(found: list[Candidate], reading: Reading, options: ScanOptions) -> S
             result.read(f)
     if options.test_normal is None:
         _share_out([(units[s], c) for s, (c, _) in kept.items() if c.split is None])
-    _find_copies(list(kept.values()), result)
+    _find_copies(list(kept.values()), options.cache, result)
     result.records = sorted(
         (_record(c, f) for c, f in kept.values()),
         key=lambda r: (r.split == "test", r.kind != "good", r.kind, str(r.path)),
@@ -289,15 +288,18 @@ def _report_duplicate(kept: Candidate, dropped: Candidate, how: str, result: Sca
         )
 
 
-def _find_copies(kept: Sequence[tuple[Candidate, FileFacts]], result: ScanResult) -> None:
+def _find_copies(
+    kept: Sequence[tuple[Candidate, FileFacts]], cache: Path | None, result: ScanResult
+) -> None:
     """Report test images that show nearly what a training image shows."""
     sides = {
         split: [(c.path, f.look) for c, f in kept if c.split == split and f.look]
         for split in ("test", "train")
     }
     tested, trained = sides["test"], sides["train"]
-    found = near_copies([look for _, look in tested], [look for _, look in trained])
-    result.copies = [(tested[i][0], trained[j][0]) for i, j, _ in found]
+    with FileCache(cache) as files:
+        found = files.copies([look for _, look in tested], [look for _, look in trained])
+    result.copies = [(tested[i][0], trained[j][0]) for i, j in found]
 
 
 def _share_out(undecided: Sequence[tuple[str, Candidate]]) -> None:

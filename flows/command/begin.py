@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from flows.runtime.console import out, table
 from flows.runtime.given import Given
 from flows.runtime.settings import every_setting
 from headwater.errors import ConfigError
+from headwater.files import write_text
 
 commands = command_group("Begin.")
 
@@ -41,15 +41,12 @@ def init(
     if path.exists() and not force:
         raise ConfigError(f"{path} is there already", remedy="--force overwrites it")
     try:
-        path.write_text(file_template())
+        write_text(path, file_template())
     except OSError as error:
-        missing = not path.parent.is_dir()
         raise ConfigError(
             f"{path}: {error.strerror}",
             expected="a file that can be written",
-            remedy=f"make its folder first: mkdir -p {shlex.quote(str(path.parent))}"
-            if missing
-            else "name another file: headwater init FILE",
+            remedy="name another file: headwater init FILE",
         ) from None
     out.print(f"wrote {path}: edit it, then `headwater run my-product`", markup=False)
 
@@ -69,23 +66,46 @@ def settings(
     found = [
         s for s in every_setting() if word.lower() in f"{s.path} {s.field.description}".lower()
     ]
-    if not found:
+    # Looking at the heads takes seconds: without a word they are named alone.
+    of_heads = []
+    if word:
+        from flows.command.heads import settings_with
+
+        of_heads = settings_with(word)
+    if not found and not of_heads:
         raise ConfigError(
             f"settings {word}: no setting has that word",
             expected="a word of its name or description; without one all are shown",
-            remedy="headwater heads lists the settings of heads, such as score",
+            remedy="headwater heads lists the heads with their settings",
         )
     if out.is_terminal:
         for one in found:
             told = " ".join(filter(None, (one.option, f"<{one.kind}>")))
             out.print(f"[bold]{one.path}[/bold]  {escape(told)}  default: {escape(one.default)}")
             out.print(Padding(escape(str(one.field.description)), (0, 0, 0, 4)))
+        for row in of_heads:
+            names, value = ", ".join(row["heads"]), f"default: {row['default']}"
+            out.print(f"[bold]heads.HEAD.{row['key']}[/bold]  of {names}  {escape(value)}")
+            out.print(Padding(escape(row["about"]), (0, 0, 0, 4)))
     else:
         # A line a setting, for grep.
         rows = [[s.path, s.option, s.kind, s.default, str(s.field.description)] for s in found]
+        rows += [
+            [
+                f"heads.{'|'.join(row['heads'])}.{row['key']}",
+                f"--set HEAD.{row['key']}=VALUE",
+                "",
+                row["default"],
+                row["about"],
+            ]
+            for row in of_heads
+        ]
         columns = ["key", "option", "type and limits", "default", "what"]
         out.print(table(columns, rows, whole=("key",)))
-    out.print("\nsettings of heads, such as score: headwater heads, docs/heads.md")
+    if of_heads:
+        out.print("\nsettings of heads: --set HEAD.KEY=VALUE, or under heads: in headwater.yaml")
+    else:
+        out.print("\nsettings of heads, such as score: headwater heads, docs/heads.md")
     out.print(
         "environment: HEADWATER_ and the key in capitals, __ for the dot; see docs/settings.md"
     )

@@ -70,6 +70,24 @@ def _meanings(config: type[HeadConfig]) -> Iterator[tuple[str, str]]:
                     yield name, " ".join(meaning.split())
 
 
+def settings_with(word: str) -> list[dict[str, Any]]:
+    """Return the settings of heads that have a word in their name or meaning.
+
+    Each row has ``key``, ``heads`` (whose it is), ``default`` and ``about``; where heads have the
+    same setting it is one row.
+    """
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name, cls in all_heads().items():
+        values, about = dataclasses.asdict(cls.Config()), dict(_meanings(cls.Config))
+        for key, value in values.items():
+            if word.lower() in f"{name}.{key} {about.get(key, '')}".lower():
+                found.setdefault((key, _text(value), about.get(key, "")), []).append(name)
+    return [
+        {"key": key, "heads": heads, "default": default, "about": about}
+        for (key, default, about), heads in sorted(found.items())
+    ]
+
+
 def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines that a person reads, none longer than `WIDTH`."""
     for row in rows:
@@ -99,14 +117,16 @@ def _size(row: dict[str, Any]) -> str:
 
 
 def _values(values: dict[str, Any]) -> str:
-    def shown(value: Any) -> str:
-        if isinstance(value, (tuple, list)):
-            return "[" + ",".join(map(shown, value)) + "]"
-        if isinstance(value, bool) or value is None:
-            return str(value).lower()
-        return f"{value:g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{k}={_text(v)}" for k, v in values.items())
 
-    return ", ".join(f"{k}={shown(v)}" for k, v in values.items())
+
+def _text(value: Any) -> str:
+    """Return a setting's value as `--set` takes it."""
+    if isinstance(value, (tuple, list)):
+        return "[" + ",".join(map(_text, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _field(label: str, text: str) -> list[str]:

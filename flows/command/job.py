@@ -149,8 +149,8 @@ def predict(
         raise ConfigError("predict", expected="images, or --pair CURRENT HISTORY")
     _, home = given.open(write=False)
     from flows.command.report import show_predictions
+    from flows.use.answers import write_tables
     from flows.use.predict import predict as score
-    from flows.use.predict import write_tables
 
     with Reporter(quiet=json_).live() as reporter:
         rows = score(
@@ -173,4 +173,4 @@ def predict(
         show_predictions(rows)
         for file in tables:
             out.print(f"table: {shown(file)}", markup=False)
-    raise typer.Exit(SET_ASIDE if any("error" in row for row in rows) else 0)
+    raise typer.Exit(SET_ASIDE if any(row["error"] for row in rows) else 0)

@@ -53,6 +53,13 @@ def compare(
     own. Models that differ by their seed alone are told by mean and spread, too. Of two models
     named it prints what differs: data, settings, figures, images. Without a set: one table of all.
     """
+    if image_set and set(image_set) & set("./@"):
+        name, words = image_set.partition(".")[0], " ".join([image_set, *(models or [])])
+        raise ConfigError(
+            f"compare {words}: {image_set} is a model, no set",
+            expected="the name of a set, then two of its models",
+            remedy=f"headwater compare {name} patchcore@1 patchcore@2, or headwater compare {name}",
+        )
     _, home = given.open(write=False)
     from flows.command.keep.comparing import show_every, show_models, show_two, told
     from flows.use.compare import compare_models, compare_two, ranked_apart
@@ -63,7 +70,12 @@ def compare(
     registry = Registry(home.root, home.tracking_url)
     if models and image_set:
         if len(models) != 2:
-            raise ConfigError(f"compare {' '.join(models)}", expected="two models, HEAD@VERSION")
+            raise ConfigError(
+                f"compare {image_set} {' '.join(models)}: {len(models)} model"
+                + "s" * (len(models) > 1),
+                expected=f"two models of {image_set}, as patchcore@1 patchcore@2, or none for all",
+                remedy=f"headwater lineage {image_set}.HEAD/VERSION tells of one",
+            )
         found = compare_two(registry, image_set, *models)
         if json_:
             out.print_json(data=found)
@@ -76,12 +88,12 @@ def compare(
         out.print_json(data=[told(row) for name in names for row in rows[name]])
         return
     if not any(rows.values()):
+        if image_set:
+            raise DataError(**registry.no_models(image_set))
         raise DataError(
-            f"no models of image set {image_set!r} in {registry.place}"
-            if image_set
-            else f"no models in {registry.place}",
+            f"no models in {registry.place}",
             expected="at least one registered model",
-            remedy=f"headwater run {image_set or 'SET'} --images DIR",
+            remedy="headwater run SET --images DIR",
         )
     if image_set is None:
         show_every(rows)

@@ -13,6 +13,7 @@ from rich.table import Table
 from flows.runtime.console import err, out, table
 from headwater.addresses import hidden
 from headwater.errors import HeadwaterError
+from headwater.samples import IMAGE, PAIR
 from headwater.text import shown
 
 if TYPE_CHECKING:
@@ -127,12 +128,13 @@ MOST_REGIONS = 3
 
 def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of `flows.use.predict.predict`: a table, the regions, what was set aside."""
-    good = [row for row in rows if "error" not in row]
+    good = [row for row in rows if not row["error"]]
     if good:
         whose = f"{good[0]['model']} version {good[0]['version']}"
-        if served := good[0].get("service_version"):
+        if served := good[0]["service_version"]:
             whose += f", in service as version {served}"
-        columns = [name for name in good[0] if name not in ("model", "version")]
+        hidden = ("model", "version", "service_version", "note", "error")
+        columns = [name for name in good[0] if name not in hidden]
         cells = [[len(r[c]) if c == "regions" else r[c] for c in columns] for r in good]
         out.print(table([c.replace("_", " ") for c in columns], cells, whose))
     if any(row["regions"] for row in good):
@@ -144,9 +146,11 @@ def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
         if len(found) > MOST_REGIONS:
             more = len(found) - MOST_REGIONS
             out.print(f"  {shown(next(iter(row.values())))}: and {more} more", markup=False)
+        if row["note"]:
+            out.print(f"  {shown(next(iter(row.values())))}: {row['note']}", markup=False)
     for row in rows:
-        if "error" in row:
-            culprit = " ".join(str(row[k]) for k in row if k != "error")
+        if row["error"]:
+            culprit = " ".join(str(row[k]) for k in (*IMAGE.images, *PAIR.images) if k in row)
             err.print(f"set aside {shown(culprit)}: {shown(row['error'])}", markup=False)
 
 
@@ -172,6 +176,7 @@ def leaderboard_table(rows: list[dict[str, Any]], title: str) -> Table:
         [
             r["head"],
             f"v{r['version']}",
+            r["seed"],
             *(r["metrics"].get(key) for _, key in columns),
             f"{r['seconds']:.1f} s" if r.get("seconds") is not None else None,
             round(r["peak_mb"]) if r.get("peak_mb") else None,
@@ -179,7 +184,7 @@ def leaderboard_table(rows: list[dict[str, Any]], title: str) -> Table:
         ]
         for r in ranked
     ]
-    names = ["head", "model", *(name for name, _ in columns), "fit", "peak MB"]
+    names = ["head", "model", "seed", *(name for name, _ in columns), "fit", "peak MB"]
     if rows and "note" in rows[0]:
         names.append("")
     return table(names, cells, title, whole=names[:2])

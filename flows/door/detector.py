@@ -21,7 +21,8 @@ from flows.pictures.answer import draw_prediction
 from flows.runtime.console import counted
 from flows.use.predict import open_bundle, region_beside
 from headwater.errors import ImageError
-from storage.serving.prediction import ALL_LOOKED_AT
+from headwater.files import expand_user
+from storage.serving.prediction import note_on
 
 if TYPE_CHECKING:
     from storage.serving.detector import Detector
@@ -53,8 +54,8 @@ class Result:
         What the score was compared with.
     pixel_threshold
         Map value that few normal pixels exceed; None where the model has none.
-    model
-        ``SET.HEAD version N``.
+    model, version
+        Which model: ``SET.HEAD`` and its number, as in ``--json``.
     p_value
         Share of normal samples that score as high; None where the model has no out-of-fold scores.
     regions
@@ -70,22 +71,28 @@ class Result:
     threshold: float
     pixel_threshold: float | None
     model: str
+    version: str
     _draw: Callable[[Path], None] = field(compare=False)
     p_value: float | None = None
     regions: tuple[Region, ...] = ()
     note: str = ""
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         p = "" if self.p_value is None else f"p {self.p_value:.3g}, "
         return (
-            f"Result({self.verdict}: score {self.score:.4g}, {p}threshold {self.threshold:.4g}, "
-            f"{counted(len(self.regions), 'region')}, by {self.model})"
+            f"{self.verdict}: score {self.score:.4g}, {p}threshold {self.threshold:.4g}, "
+            f"{counted(len(self.regions), 'region')}, by {_named(self.model, self.version)}"
         )
 
+    def __repr__(self) -> str:
+        return f"Result({self})"
+
     def save(self, path: str | Path) -> Path:
-        """Write the picture with its map as a PNG; return the file."""
-        self._draw(Path(path))
-        return Path(path)
+        """Write the picture with its map as a PNG, its folder too; return the file."""
+        file = expand_user(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._draw(file)
+        return file
 
     def image(self) -> Image.Image:
         """Return the picture with its map."""
@@ -102,9 +109,13 @@ class Result:
             from IPython.core.getipython import get_ipython  # installed with notebooks alone
             from IPython.display import display
         except ImportError:
-            self.image().show(title=self.model)
+            self.image().show(title=str(self))
             return
-        display(self) if get_ipython() else self.image().show(title=self.model)
+        display(self) if get_ipython() else self.image().show(title=str(self))
+
+
+def _named(model: str, version: str) -> str:
+    return f"{model} version {version}"
 
 
 class LoadedModel:
@@ -114,12 +125,17 @@ class LoadedModel:
     ----------
     inference
         The model's files, put together.
-    name
-        ``SET.HEAD version N``.
+    model, version
+        ``SET.HEAD`` and its number.
     """
 
-    def __init__(self, inference: Detector, name: str) -> None:
-        self.inference, self.name = inference, name
+    def __init__(self, inference: Detector, model: str, version: str) -> None:
+        self.inference, self.model, self.version = inference, model, version
+
+    @property
+    def name(self) -> str:
+        """What people call it: ``SET.HEAD version N``."""
+        return _named(self.model, self.version)
 
     def __repr__(self) -> str:
         return f"{self.name}: threshold {self.threshold:.4g}"
@@ -188,11 +204,12 @@ class LoadedModel:
             got.map,
             got.threshold,
             got.pixel_threshold,
-            self.name,
+            self.model,
+            self.version,
             paint,
             got.p_value,
             got.regions,
-            ALL_LOOKED_AT if lacking else "",
+            note_on(got.regions, images[0].shape, lacking=lacking),
         )
 
 
@@ -222,7 +239,7 @@ def load(file: str | Path, *, device: str = "auto") -> LoadedModel:
         Where it is no bundle, damaged, or of a newer Headwater.
     """
     found, model = open_bundle(Path(file), device=device)
-    return LoadedModel(found, f"{model['model']} version {model['version']}")
+    return LoadedModel(found, model["model"], str(model["version"]))
 
 
 def pixels(picture: Picture, value_range: Range | None = None) -> Pixels:

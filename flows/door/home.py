@@ -168,10 +168,7 @@ class OpenHome:
         registry = Registry(self.home.root, self.home.tracking_url)
         rows = registry.leaderboard(image_set)
         if not rows:
-            raise DataError(
-                f"no models of image set {image_set!r} in {registry.place}",
-                expected="at least one registered model",
-            )
+            raise DataError(**registry.no_models(image_set))
         return pd.DataFrame(
             [{**{k: v for k, v in r.items() if k != "metrics"}, **r["metrics"]} for r in rows]
         )
@@ -257,7 +254,7 @@ class OpenHome:
         image_set
             Name of the set.
         out
-            File to write; by default below the home.
+            File to write, its folder too; by default below the home.
         models
             ``HEAD@VERSION`` each, to be shown in full; by default the newest of each head.
         most
@@ -337,7 +334,7 @@ class OpenHome:
 
         first = self.home.card(image_set).get("heads", ())
         found, model = open_model(self.home, image_set, head, version, first=first, device=device)
-        return LoadedModel(found, f"{model['model']} version {model['version']}")
+        return LoadedModel(found, model["model"], str(model["version"]))
 
     def store(self, image_set: str) -> OpenStore:
         """Return the set's feature store; of a set of pairs name a side, ``SET.current``.

@@ -33,8 +33,15 @@ class SafeConsole(Console):
     """
 
     def print(self, *objects: Any, **how: Any) -> None:
-        """Print as `Console.print` does."""
-        super().print(*(shown(o, lines=True) if isinstance(o, str) else o for o in objects), **how)
+        """Print as `Console.print` does; where there is no terminal, no line ends in blanks."""
+        safe = [shown(o, lines=True) if isinstance(o, str) else o for o in objects]
+        if self.is_terminal or all(isinstance(o, str) for o in objects):
+            return super().print(*safe, **how)
+        with self.capture() as got:  # a table fills its columns, the last one, too
+            super().print(*safe, **how)
+        text = "\n".join(line.rstrip() for line in got.get().split("\n"))
+        super().print(text, end="", markup=False, soft_wrap=True)
+        return None
 
     def print_json(self, json: str | None = None, **how: Any) -> None:
         """Print as `Console.print_json` does, in ASCII: escapes are read back as what they are."""

@@ -163,6 +163,10 @@ class Home:
         path = self.root / "sets" / f"{image_set}.json"
         return _here(json.loads(path.read_text()), self.root) if path.exists() else {}
 
+    def named(self) -> list[str]:
+        """Return the names of the image sets that something was said of."""
+        return sorted(path.stem for path in (self.root / "sets").glob("*.json"))
+
     def write_card(self, image_set: str, card: dict[str, Any]) -> None:
         """Remember an image set's folders and backbone for the commands that follow."""
         path = self.root / "sets" / f"{image_set}.json"

@@ -13,13 +13,14 @@ that was 256.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.images.layouts.catalogue import AUTO, find_layout
 from flows.runtime.settings import Settings, changed, chosen_heads
 from headwater.errors import ConfigError, DataError
+from headwater.text import one_of
 
 if TYPE_CHECKING:
     from flows.runtime.home import Home
@@ -67,7 +68,7 @@ def resolve(settings: Settings, home: Home, *, images: bool = True) -> Settings:
     card = home.card(require_set(settings))
     if images:
         given = settings
-        settings = _with_folders(settings, card)
+        settings = _with_folders(settings, card, home.named())
         _check_folders(settings, given)
     elif "root" in card:
         settings = changed(settings, {"pairs": Path(card["pairs"]) if card.get("pairs") else None})
@@ -137,7 +138,7 @@ def tune_heads(settings: Settings, home: Home, values: Mapping[str, Any]) -> Set
     return changed(settings, {"heads": heads})
 
 
-def _with_folders(settings: Settings, card: Mapping[str, Any]) -> Settings:
+def _with_folders(settings: Settings, card: Mapping[str, Any], known: Sequence[str]) -> Settings:
     """Return settings with the folders of the set's last run, where none were given."""
     image_set = settings.image_set
     given = [k for k in _SOURCES if getattr(settings, k) is not None]
@@ -146,7 +147,12 @@ def _with_folders(settings: Settings, card: Mapping[str, Any]) -> Settings:
             raise DataError(
                 f"nothing says where the images of {image_set!r} are",
                 expected="--images DIR (MVTec layout), --normal DIR, or --pairs DIR",
-                remedy=f"headwater run {image_set} --images DIR",
+                remedy=f"headwater run {image_set} --images DIR"
+                + (
+                    f"; the home has {one_of(known, str(image_set)).removeprefix('one of ')}"
+                    if known
+                    else ""
+                ),
             )
         last: dict[str, Any] = {k: Path(card[k]) for k in FOLDERS if card.get(k)}
         last |= {k: card[k] for k in READING if card.get(k)}

@@ -21,7 +21,7 @@ from flows.training.data import TrainingData
 from flows.training.scoring import Maps, Scoring
 from flows.training.truth import Truth, truth_of
 from heads.contract import FeatureSource, Head
-from heads.judging.aupimo import aupimo
+from heads.judging.aupimo import TopPixels, aupimo
 from heads.judging.calibration import Calibration, calibrate, calibrate_out_of_fold, fixed
 from heads.judging.metrics import Metrics, auroc, evaluate
 from heads.judging.pair_metrics import pair_metrics
@@ -147,8 +147,8 @@ def judge(
         )
         # A pixel of maps that are thinned out stands for several.
         cells = thinning(len(apart.images), head.map_size) ** 2
-        if (area := calibration.area_threshold) is not None:
-            calibration = dataclasses.replace(calibration, area_threshold=area * cells)
+        if (least := calibration.volume_threshold) is not None:
+            calibration = dataclasses.replace(calibration, volume_threshold=least * cells)
     elif not head.labelled:
         held_scores, maps = scored.held_out(held_out)
         found = calibrate(held_scores, maps, target_fpr=target, upper=scored.limit)
@@ -255,7 +255,10 @@ def image_resamples(judged: Judgement) -> Resamples | None:
         [s.kind for s in judged.samples],
         judged.calibration.threshold,
         exact=judged.metrics,
-        pixels=count_pixels(judged.maps, judged.masks, judged.cut),
+        pixels=(
+            count_pixels(judged.maps, judged.masks, judged.cut),
+            TopPixels.of(judged.maps, judged.masks),
+        ),
     )
 
 

@@ -16,7 +16,12 @@ def find_trained(training: Training, key: str, registry: Registry) -> TrainOutco
         return None
     told = ("head", "version", "run_id", "model", "metrics", "seconds", "peak_mb")
     pictures = registry.pictures(done["run_id"])
-    return TrainOutcome(**{name: done[name] for name in told}, reused=True, pictures=pictures)
+    return TrainOutcome(
+        **{name: done[name] for name in told},
+        reused=True,
+        pictures=pictures,
+        seed=training.seed,
+    )
 
 
 def look_up(

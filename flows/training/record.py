@@ -67,7 +67,7 @@ def params_of(
     found = {
         "head": plan.head,
         "preset": plan.preset,
-        "seed": plan.config.get("seed", options.seed),
+        "seed": training.seed,
         **{f"config.{k}": v for k, v in config.items()},
         "calibrate": "fixed" if labelled else "folds" if training.folds else "quick",
         "held_out_share": options.held_out,

@@ -26,6 +26,8 @@ class TrainOutcome:
         Files written for people to look at.
     notes
         Things to know, such as metrics that could not be computed.
+    seed
+        Of the training.
     """
 
     head: str
@@ -38,6 +40,7 @@ class TrainOutcome:
     reused: bool = False
     pictures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    seed: int | None = None
 
 
 class HeadsFailedError(HeadwaterError, RuntimeError):

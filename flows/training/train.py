@@ -286,6 +286,7 @@ def train_head(training: Training, again: Again | None = None) -> TrainOutcome:
         learnt.peak_mb,
         pictures=registry.pictures(run.run_id),
         notes=judged.notes,
+        seed=training.seed,
     )
 
 

@@ -157,6 +157,11 @@ class Training:
         return training_key(self.plan, seen, matter)
 
     @property
+    def seed(self) -> int:
+        """The head's own, or that of all."""
+        return int(self.plan.config.get("seed", self.options.seed))
+
+    @property
     def called(self) -> str:
         """What it is called among the trainings of a command."""
         return f"{self.plan.head} seed {self.options.seed}" if self.seeded else self.plan.head

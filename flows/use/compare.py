@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from flows.use.bundle import model_parts
 from flows.use.models.standing import (
     NO_MATTER,
     Prices,
     cost_of,
     kinds_of,
     over_seeds,
+    unlike,
     weaker,
 )
 from heads.judging.resampling import Resamples, delong
@@ -44,7 +46,8 @@ def compare_models(
     Returns
     -------
     list of dict
-        Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``test`` (``images``,
+        Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``calibrate`` (what set the
+        thresholds), ``crop`` (``none``, or what of the image it saw), ``test`` (``images``,
         ``normal`` and ``digest`` of the tested images' contents and kinds; None where the run's
         table is gone), ``intervals`` (of each figure the 95 % interval, where the run kept its
         draws), ``kinds`` (figures by kind of defect), ``run_deleted``, ``cost`` (None without
@@ -65,7 +68,7 @@ def compare_models(
             row["behind"] = None if row is best else _behind(best, row, first)
             row["cost"] = prices and cost_of(row["_table"], row["_draws"], prices)
             row["says"], row["over_seeds"] = [], []
-        says = weaker(ranked, [row["_draws"] for row in ranked])
+        says = [*weaker(ranked, [row["_draws"] for row in ranked]), *unlike(ranked)]
         if prices:
             ranked.sort(key=lambda r: r["cost"]["an_image"] if r["cost"] else math.inf)
         ranked[0] |= {"says": says}
@@ -105,7 +108,7 @@ def compare_two(registry: Registry, image_set: str, one: str, other: str) -> dic
         Where there is none, or its run is gone.
     """
     a, b = (
-        _tested(registry, row, registry._run(row["run_id"]))
+        _tested(registry, row, registry.find_run(row["run_id"]))
         for row in (named_model(registry, image_set, name) for name in (one, other))
     )
     if gone := [row for row in (a, b) if row["_facts"] is None]:
@@ -131,7 +134,7 @@ def compare_two(registry: Registry, image_set: str, one: str, other: str) -> dic
         "same_test": same,
         "figures": _figures(a, b, same),
         "p": _delong(a, b) if same else None,
-        "says": weaker(ranked, [row["_draws"] for row in ranked]) if same else [],
+        "says": [*weaker(ranked, [row["_draws"] for row in ranked]), *unlike(ranked)] * same,
         "changed": _changed(a, b),
     }
 
@@ -153,6 +156,8 @@ def _tested(registry: Registry, row: dict[str, Any], run: Any) -> dict[str, Any]
         **row,
         "input_size": params.get("input_size", ""),
         "seed": params.get("seed", ""),
+        "calibrate": params.get("calibrate", ""),
+        "crop": _crop(params),
         "test": test,
         "intervals": {} if draws is None else {k: draws.interval(k) for k in draws.figures},
         "kinds": kinds_of(table),
@@ -161,6 +166,13 @@ def _tested(registry: Registry, row: dict[str, Any], run: Any) -> dict[str, Any]
         "_table": table,
         "_draws": draws,
     }
+
+
+def _crop(params: Mapping[str, str]) -> str:
+    """Return what of an image a model saw: ``none`` is cut away, or the middle of that size."""
+    if params.get("resize") == "crop":
+        return f"{params.get('input_size', '')} of its own aspect"
+    return params.get("crop", "")
 
 
 def _of_data(registry: Registry, a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
@@ -232,19 +244,27 @@ def _delong(a: dict[str, Any], b: dict[str, Any]) -> float | None:
 def named_model(registry: Registry, image_set: str, name: str) -> dict[str, Any]:
     """Return the model that ``HEAD@VERSION``, ``HEAD@ALIAS`` or ``HEAD`` names.
 
+    ``SET.HEAD/VERSION``, as other commands call it, is understood, too.
+
     Raises
     ------
     ConfigError
-        For a text that is none of these.
+        For a text that is none of these, or a model of another set.
     ModelError
         Where there is no such model.
     """
-    head, at, version = name.partition("@")
-    if not head or (at and not version):
+    expected = f"a model of {image_set}: HEAD@VERSION, as patchcore@2, or HEAD@ALIAS, or HEAD"
+    try:
+        first, head, version = model_parts(name)
+    except ConfigError:
+        raise ConfigError(f"model {name!r}", expected=expected) from None
+    if head is not None and first != image_set:
         raise ConfigError(
-            f"model {name!r}", expected="HEAD@VERSION, as patchcore@2, or HEAD@ALIAS, or HEAD"
+            f"model {name!r} is of the set {first}",
+            expected=expected,
+            remedy=f"headwater compare {first} {head}@VERSION ...; of all sets: headwater compare",
         )
-    return registry.get_model(image_set, head, version or None)
+    return registry.get_model(image_set, head or first, version)
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -218,7 +218,7 @@ def _of_extractor(
         raise DataError(f"{image_set} has no extractor {extractor!r}", expected=f"one of {known}")
     for row in models:
         if row["model"] == f"{image_set}.{row['head']}" and "champion" in row["aliases"]:
-            run = registry._run(row["run_id"])
+            run = registry.find_run(row["run_id"])
             if run is not None and run.data.tags.get("store_extractor") == extractor:
                 made.needed.append(f"{_called(row)} is the champion and learnt from it")
     _under_way(made, registry, image_set)

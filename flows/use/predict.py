@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,14 @@ from features.images.scan import list_images
 from flows.pictures.answer import draw_prediction
 from flows.use.models.choose import choose_model
 from heads.catalogue import get_head
-from headwater.errors import ConfigError, DataError, ImageError, ModelError
-from headwater.files import read_regular, short_name, write_text
+from headwater.errors import ConfigError, DataError, ImageError, ModelError, several
+from headwater.files import read_regular, short_name
 from headwater.samples import IMAGE, PAIR, SampleKind
 from headwater.spec import seed_of_untrained
-from headwater.text import csv_text, shown
+from headwater.text import shown
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
-from storage.serving.prediction import ALL_LOOKED_AT, Region
+from storage.serving.prediction import ALL_LOOKED_AT, note_on
 
 if TYPE_CHECKING:
     from flows.runtime.console import Reporter
@@ -168,16 +167,18 @@ def predict(
     -------
     list of dict
         A row a sample, in their order: ``image, score, p_value, threshold, verdict, regions, model,
-        version, heat_map``, of pairs ``current, history, ..., changed_share, change_map``; regions
-        as of `storage.serving.prediction.Region.to_json`. Of what could not be read ``image`` (or
-        ``current, history``) and ``error``.
+        version, heat_map, note, error``, of pairs ``current, history, ..., changed_share,
+        change_map, note, error``; regions as of `storage.serving.prediction.Region.to_json`. `note`
+        is what is to be known of the answer, mostly nothing. `error` is empty but of
+        what could not be read or was not there: then there is no score and no picture (None), no
+        verdict (empty) and no region.
 
     Raises
     ------
     ConfigError
         Where the model judges another kind of sample, or no picture can be written to `folder`.
     DataError
-        Where there is nothing to score.
+        Where there is nothing to score: no path holds an image, or either side of pairs.
     ModelError
         Where there is no such model, or several and none was named.
     """
@@ -199,9 +200,7 @@ def predict(
         reporter.line("note: this model rests on the demo's untrained net: illustrative only")
     if detector.about_regions:
         reporter.line(f"note: {detector.about_regions}")
-    samples: list[tuple[Path, ...]] = [(file,) for path in images for file in list_images(path)]
-    if pair:
-        samples = join_paths(*pair)
+    samples, missing = (join_paths(*pair), {}) if pair else _listed(images)
     name = f"{model['head']}-v{model['version']}"
     folder = folder or home.pictures / image_set / "predictions" / name
     try:
@@ -210,14 +209,16 @@ def predict(
         raise ConfigError(
             f"{folder}: {error.strerror}", expected="a folder to write pictures to, with --out"
         ) from error
-    served = model.get("service_version")
     rows: list[dict[str, Any]] = []
     depths: list[Depth | None] = []
     whole = 0
     for done, paths in enumerate(samples):
         reporter.update(f"{kind.name}s", done, len(samples), paths[0].name)
         pixels, wrong = [], []
-        named = dict(zip(kind.images, map(str, paths), strict=True))
+        row = _unread(kind, paths, detector, threshold, model)
+        if paths[0] in missing:
+            rows.append({**row, "error": missing[paths[0]]})
+            continue
         for path in paths:
             try:
                 decoded = read_decoded(path)
@@ -228,7 +229,7 @@ def predict(
             except ImageError as error:
                 wrong.append((path, error))
         if wrong:
-            rows.append({**named, "error": "; ".join(_reason(*w, kind) for w in wrong)})
+            rows.append({**row, "error": "; ".join(_reason(*w, kind) for w in wrong)})
             continue
         try:
             rois = None
@@ -238,23 +239,22 @@ def predict(
                 whole += rois[0] is None
             (got,) = detector.predict([pixels], threshold=threshold, rois=rois)
         except ImageError as error:  # the model's region of interest does not fit it
-            rows.append({**named, "error": error.culprit})
+            rows.append({**row, "error": error.culprit})
             continue
         # The content in the name: another sample of the same name never takes its place.
         text = hashlib.sha256(b"".join(read_regular(path) for path in paths)).hexdigest()[:8]
         target = folder / short_name(paths[0].stem, f"-{text}.png")
         rows.append(
             {
-                **named,
+                **row,
                 "score": got.score,
                 "p_value": got.p_value,
-                "threshold": got.threshold,
                 "verdict": got.verdict,
                 "regions": [region.to_json() for region in got.regions],
-                "model": model["model"],
-                "version": str(model["version"]),
-                **({"service_version": served} if served else {}),
                 **draw_prediction(detector, pixels, got, target),
+                "note": note_on(
+                    got.regions, pixels[0].shape, lacking=rois is not None and rois[0] is None
+                ),
             }
         )
     if whole:
@@ -264,43 +264,59 @@ def predict(
     return rows
 
 
+def _listed(images: Sequence[Path]) -> tuple[list[tuple[Path, ...]], dict[Path, str]]:
+    """Return the images of all paths, and of paths that hold none why; one at least must hold some.
+
+    Such a path stands among the images where it was given.
+    """
+    found: list[tuple[Path, ...]] = []
+    missing: dict[Path, str] = {}
+    errors: list[DataError] = []
+    for path in images:
+        try:
+            found += [(file,) for file in list_images(path)]
+        except DataError as error:
+            errors.append(error)
+            missing[path] = error.culprit.removeprefix(f"{path}: ")
+            found.append((path,))
+    if errors and len(missing) == len(set(images)):
+        if len(errors) == 1:
+            raise errors[0]
+        raise DataError(
+            several(error.culprit for error in errors), expected="an image, or a folder of them"
+        )
+    return found, missing
+
+
+def _unread(
+    kind: SampleKind,
+    paths: Sequence[Path],
+    detector: Detector,
+    threshold: float | None,
+    model: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the row of a sample of which nothing but its name is known."""
+    picture = ("changed_share", "change_map") if kind.paired else ("heat_map",)
+    return {
+        **dict(zip(kind.images, map(str, paths), strict=True)),
+        "score": None,
+        "p_value": None,
+        "threshold": detector.threshold if threshold is None else threshold,
+        "verdict": "",
+        "regions": [],
+        "model": model["model"],
+        "version": str(model["version"]),
+        "service_version": model.get("service_version"),
+        **dict.fromkeys(picture),
+        "note": "",
+        "error": "",
+    }
+
+
 def _reason(path: Path, error: ImageError, kind: SampleKind) -> str:
     """Return why an image cannot be read; of a pair's with its path."""
     reason = error.culprit.removeprefix(f"{path}: ")
     return f"{path}: {reason}" if kind.paired else reason
-
-
-def write_tables(rows: Sequence[Mapping[str, Any]], file: Path) -> list[Path]:
-    """Write the rows of `predict` as tables for spreadsheets; return their files.
-
-    `file` has a row a sample, with the number of its regions; beside it ``NAME-regions.csv`` has a
-    row a region.
-
-    Raises
-    ------
-    ConfigError
-        Where they cannot be written.
-    """
-    names = PAIR.images if rows and "current" in rows[0] else IMAGE.images
-    told = [{k: len(v) if k == "regions" else v for k, v in row.items()} for row in rows]
-    found = [
-        {**{name: row[name] for name in names}, **region}
-        for row in rows
-        for region in row.get("regions", ())
-    ]
-    first = dict.fromkeys(key for row in told if "error" not in row for key in row)
-    fields = [field.name for field in dataclasses.fields(Region)]
-    tables = {
-        file: csv_text(told, [*(first or names), "error"]),
-        file.with_name(f"{file.stem}-regions{file.suffix}"): csv_text(found, [*names, *fields]),
-    }
-    for path, text in tables.items():
-        try:
-            # Spreadsheets take what is no ASCII for UTF-8 only where this mark says so.
-            write_text(path, text if text.isascii() else f"\ufeff{text}")
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}", expected="a file for --csv") from error
-    return list(tables)
 
 
 def _place_of(image: Path, given: Sequence[Path]) -> Path:

@@ -55,9 +55,9 @@ def odd_normals(
     found: dict[str, dict[str, Any]] = {}
     sheets: list[str] = []
     for name, (run_id, file) in newest.items():
-        rows = json.loads(file.read_text())
-        out = standing_out([row["score"] for row in rows])
-        for row, odd in zip(rows, out.tolist(), strict=True):
+        normals = json.loads(file.read_text())
+        out = standing_out([row["score"] for row in normals])
+        for row, odd in zip(normals, out.tolist(), strict=True):
             about = {k: row[k] for k in ("fold", "score", "p_value")}
             kept = {k: row[k] for k in ("path", "key", "sha256") if k in row}
             new = {**kept, "p_value": 1.0, "stands_out": False, "heads": {}}
@@ -67,6 +67,8 @@ def odd_normals(
             one["heads"][name] = about
         sheet = registry.artifact(run_id, f"figures/{ODD}")
         sheets += [] if sheet is None else [str(sheet)]
+    if not rows:
+        raise ModelError(**registry.no_models(image_set))
     if not found:
         raise ModelError(
             f"no model of {image_set!r} has out-of-fold scores" + (f" ({head})" if head else ""),

@@ -12,20 +12,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from heads.judging.metrics import Maps
 from heads.looking import seen_of
 from headwater.errors import ShapeError
 
 Floats = NDArray[np.float64]
+#: Draws of a test set that are looked at together: bounds the memory.
+_DRAWS = 100
 #: Bounds of the false-positive rate.
 LOW, HIGH = 1e-5, 1e-4
 
 
 def aupimo(
-    maps: Sequence[ArrayLike],
+    maps: Maps,
     masks: Sequence[NDArray[np.bool_] | None],
     *,
     low: float = LOW,
@@ -56,50 +60,122 @@ def aupimo(
     ShapeError
         A mask of another size than its map.
     """
-    normal, defects = [], []
-    for i, (heat, mask) in enumerate(zip(maps, masks, strict=True)):
-        if mask is None:
-            continue
-        values = np.ma.getdata(np.asanyarray(heat)).astype(np.float32)
-        if values.shape != mask.shape:
-            raise ShapeError(
-                f"map {i} has shape {values.shape}, its mask {mask.shape}", expected="equal shapes"
-            )
-        seen = seen_of(heat)
-        if (mask & seen).any():
-            defects.append(np.sort(values[mask & seen]))
-        elif not mask.any():
-            normal.append(values[seen])
-    normal = [values for values in normal if values.size]
-    if not normal or not defects or low * sum(v.size for v in normal) < 1:
+    found = TopPixels.of(maps, masks, high)
+    if found is None or low * found.pixels < 1:
         return None
-    edges, rates = _highest(normal, high)
-    # Between the rate of one distinct value and that of the next lower one, a threshold may go down
-    # to just above the latter: what of a defect lies above it is found.
-    starts = np.clip(np.concatenate([[0.0], rates[:-1]]), low, high)
-    width = np.log(np.clip(rates, low, high) / starts)
-    found = [
-        float((1 - np.searchsorted(values, edges, side="right") / values.size) @ width)
-        for values in defects
-    ]
-    return np.array(found) / math.log(high / low)
+    return found.scores(np.ones((1, len(found.normal))), low, high)[0]
 
 
-def _highest(normal: Sequence[NDArray[np.float32]], most: float) -> tuple[Floats, Floats]:
-    """Return the distinct values of normal pixels from the highest down, and the rate at each.
+@dataclass(frozen=True)
+class TopPixels:
+    """The highest pixels of normal images, and those of defects: all that the scores are made of.
 
-    As far down as the first rate above `most`, or to the last value.
+    Parameters
+    ----------
+    normal, defective
+        Numbers of the images among all.
+    pixels
+        Of all normal images together.
+    values, image, share
+        ``[P]`` the highest normal pixels from the highest down, the place of each one's image in
+        `normal`, and what share of its image one pixel is.
+    defects
+        ``[M]``, the values of each one's defective pixels, ascending.
     """
-    count, values, weights = len(normal), [], []
-    for own in normal:
-        # Where more of one image is above, the mean over all images is above `most`.
-        kept = min(own.size, math.floor(most * count * own.size) + 1)
-        values.append(np.partition(own, own.size - kept)[own.size - kept :])
-        weights.append(np.full(kept, 1 / (count * own.size)))
-    pooled, shares = np.concatenate(values), np.concatenate(weights)
-    order = np.argsort(-pooled, kind="stable")
-    pooled, rates = pooled[order], np.cumsum(shares[order])
-    last = np.append(pooled[1:] != pooled[:-1], True)
-    edges, rates = pooled[last].astype(np.float64), rates[last]
-    stop = int(np.searchsorted(rates, most, side="right")) + 1
-    return edges[:stop], rates[:stop]
+
+    normal: list[int]
+    defective: list[int]
+    pixels: int
+    values: Floats
+    image: NDArray[np.int64]
+    share: Floats
+    defects: list[NDArray[np.float32]]
+
+    @classmethod
+    def of(
+        cls,
+        maps: Maps,
+        masks: Sequence[NDArray[np.bool_] | None],
+        high: float = HIGH,
+    ) -> TopPixels | None:
+        """Return them of maps as `aupimo` takes them, down to the rate `high`.
+
+        None where no image is normal or none defective.
+        """
+        normal: dict[int, NDArray[np.float32]] = {}
+        defects: dict[int, NDArray[np.float32]] = {}
+        for i, (heat, mask) in enumerate(zip(maps, masks, strict=True)):
+            if mask is None:
+                continue
+            values = np.ma.getdata(np.asanyarray(heat)).astype(np.float32)
+            if values.shape != mask.shape:
+                raise ShapeError(
+                    f"map {i} has shape {values.shape}, its mask {mask.shape}",
+                    expected="equal shapes",
+                )
+            seen = seen_of(heat)
+            if (mask & seen).any():
+                defects[i] = np.sort(values[mask & seen])
+            elif not mask.any() and seen.any():
+                normal[i] = values[seen]
+        if not normal or not defects:
+            return None
+        tops, pixels = [], sum(v.size for v in normal.values())
+        for own in normal.values():
+            # Where more of one image is above, the mean over all images is above `high`.
+            kept = min(own.size, math.floor(high * len(normal) * own.size) + 1)
+            tops.append(np.partition(own, own.size - kept)[own.size - kept :])
+        pooled = np.concatenate(tops)
+        image = np.repeat(np.arange(len(tops)), [t.size for t in tops])
+        share = np.array([1 / v.size for v in normal.values()])[image]
+        order = np.argsort(-pooled, kind="stable")
+        return cls(
+            [*normal],
+            [*defects],
+            pixels,
+            pooled[order].astype(np.float64),
+            image[order],
+            share[order],
+            [*defects.values()],
+        )
+
+    def scores(self, times: Floats, low: float = LOW, high: float = HIGH) -> Floats:
+        """Return the defects' scores where each normal image is there so often, ``[D, M]``.
+
+        Parameters
+        ----------
+        times
+            ``[D, normal images]``, of the same sum a row.
+        low, high
+            Bounds of the rate; `high` no more than that of `of`.
+        """
+        last = np.append(self.values[1:] != self.values[:-1], True)
+        count = min(len(self.values), 4096)
+        while True:
+            whole = times.sum(1, keepdims=True)
+            at = np.flatnonzero(last[:count])
+            rates = np.cumsum(times[:, self.image[:count]] * self.share[:count], axis=1)[:, at]
+            rates /= whole
+            if count == len(self.values) or (at.size and (rates[:, -1] > high).all()):
+                break
+            count = min(len(self.values), 2 * count)
+        edges = self.values[at]
+        # Between the rate of one distinct value and that of the next lower one, a threshold may go
+        # down to just above the latter: what of a defect lies above it is found.
+        starts = np.concatenate([np.zeros((len(rates), 1)), rates[:, :-1]], axis=1)
+        width = np.log(np.clip(rates, low, high) / np.clip(starts, low, high))
+        recall = [1 - np.searchsorted(v, edges, side="right") / v.size for v in self.defects]
+        return np.asarray(width @ np.array(recall).T / math.log(high / low))
+
+    def figures(self, times: Floats) -> dict[str, Floats]:
+        """Return the figure of each draw of all images, ``[D, N]`` times each one's."""
+        if LOW * self.pixels < 1:
+            return {}
+        found = np.empty(len(times))
+        for start in range(0, len(times), _DRAWS):
+            part = times[start : start + _DRAWS]
+            weights = part[:, self.defective]
+            found[start : start + _DRAWS] = (self.scores(part[:, self.normal]) * weights).sum(
+                1
+            ) / weights.sum(1)
+        return {"pixel_aupimo": found}

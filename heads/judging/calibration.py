@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv
 
-from heads.judging.regions import area_threshold
+from heads.judging.regions import volume_threshold
 from headwater.errors import ConfigError, DataError
 
 #: What a model's file does not say.
-_ABSENT = (("standard", None), ("area_threshold", None))
+_ABSENT = (("standard", None), ("area_threshold", None), ("volume_threshold", None))
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ class Calibration:
     pixel_threshold, pixel_target_fpr, pixel_n
         The same for the pixels of the held-out maps; NaN-free: None where there were no maps.
         Pixels of one image are not independent, so the pixel rate is an empirical one, no promise.
-    area_threshold
-        A region is told where it has more pixels of the map than this: no more than the image
-        target of the normals show one. None where no maps of normals set it.
+    volume_threshold
+        A region is told where it is larger (`heads.judging.regions`): no more than the image target
+        of the normals show one. None without maps, and in models of before, which have an
+        `area_threshold`, in pixels of the map.
     median
         Median normal image score: with the threshold it gives scores a scale for display.
     folds
@@ -84,6 +85,7 @@ class Calibration:
     pixel_target_fpr: float | None = None
     pixel_n: int = 0
     area_threshold: float | None = None
+    volume_threshold: float | None = None
     median: float = 0.0
     folds: Mapping[str, Any] | None = None
     scores: tuple[float, ...] | None = None
@@ -281,9 +283,8 @@ def _of_pixels(maps: Any, pixel_fpr: float, target_fpr: float) -> dict[str, Any]
     flat = np.concatenate([np.ma.compressed(m) for m in maps]).astype(np.float32)
     pixel, _, _ = threshold_for(flat, pixel_fpr)
     told = {"pixel_threshold": pixel, "pixel_target_fpr": pixel_fpr, "pixel_n": flat.size}
-    # Which of the maps' largest pieces may be exceeded is reckoned as of the image scores.
-    area = area_threshold(maps, pixel, _rank(len(maps), target_fpr))
-    return {**told, "area_threshold": area}
+    # Which of the maps' largest parts may be exceeded is reckoned as of the image scores.
+    return told | {"volume_threshold": volume_threshold(maps, pixel, _rank(len(maps), target_fpr))}
 
 
 #: How rarely the largest of n ordinary scores is to be taken for one that stands out.

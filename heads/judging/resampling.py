@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -77,6 +77,13 @@ class Resamples:
         return cls(data["seed"], {k: np.array(v, float) for k, v in data["figures"].items()})
 
 
+class Drawn(Protocol):
+    """What of each image a figure is made of, so that it need not be computed anew."""
+
+    def figures(self, times: Floats) -> dict[str, Floats]:
+        """Return figures where each of N images is there so often, ``[draws, N]``: one a draw."""
+
+
 def draw(strata: Sequence[str], count: int = DRAWS, seed: int = 0) -> Floats:
     """Return how often each sample is in each draw, ``[count, N]``: as many of a stratum as it has.
 
@@ -105,7 +112,7 @@ def resample(
     threshold: float,
     *,
     exact: Metrics,
-    pixels: PixelCounts | None = None,
+    pixels: Sequence[Drawn | None] = (),
     count: int = DRAWS,
     seed: int = 0,
 ) -> Resamples:
@@ -123,14 +130,14 @@ def resample(
         The figures of the set itself: those of pixels are centred on them, and a figure that is not
         among them is left out.
     pixels
-        From `count_pixels`; None leaves the figures of pixels out.
+        From `count_pixels` and `heads.judging.aupimo.TopPixels.of`; None is nothing.
     """
     values, truth = as_classes(scores, labels)
     times = draw(strata, count, seed)
     found = _image_figures(values, truth, times, threshold)
-    if pixels is not None:
-        once = pixels.figures(np.ones((1, len(values))))
-        for name, drawn in pixels.figures(times).items():
+    for counted in filter(None, pixels):
+        once = counted.figures(np.ones((1, len(values))))
+        for name, drawn in counted.figures(times).items():
             if name in exact:
                 found[name] = np.clip(drawn + (exact[name] - once[name]), 0, 1)
     return Resamples(seed, {k: v for k, v in found.items() if k in exact})

@@ -19,6 +19,10 @@ CHAMPION = "champion"
 SEEN = "headwater.champion"
 
 
+class ChampionGoneError(ModelError):
+    """The champion's version was deleted, and none was named."""
+
+
 def remember(client: MlflowClient, model: Any) -> None:
     """Keep which version is a registered model's champion, as far as it may be written.
 
@@ -54,7 +58,7 @@ def champion_of(
 
     Raises
     ------
-    ModelError
+    ChampionGoneError
         Where the last champion's version was deleted: which one is to answer now is for people.
     """
     found = next((v for v in versions if CHAMPION in v.aliases), None)
@@ -62,7 +66,7 @@ def champion_of(
     # One that is there without the alias was taken back, not lost.
     if found is None and was and was not in {str(v.version) for v in versions}:
         numbers = ", ".join(str(v.version) for v in versions)
-        raise ModelError(
+        raise ChampionGoneError(
             f"the champion of {name}, version {was}, was deleted",
             expected="a champion" if remedy else f"a champion, or a version: {numbers} or latest",
             remedy=remedy

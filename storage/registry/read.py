@@ -14,6 +14,7 @@ from mlflow.utils.uri import is_local_uri
 
 from headwater.addresses import bare
 from headwater.errors import ConfigError, ModelError
+from headwater.text import one_of
 from storage.registry.aliases import champion_of, remember
 from storage.registry.client import MlflowClient, MlflowException, database_uri, mlflow, told
 from storage.registry.facts import process_tags
@@ -222,12 +223,23 @@ class RegistryReader:
             return []
         with told():
             found = [
-                (version, self._run(version.run_id), head)
+                (version, self.find_run(version.run_id), head)
                 for name, head in self._models(image_set)
                 for version in self._versions(name)[:most]
             ]
         rows = [(row_of(*one), one[1]) for one in found]
         return sorted(rows, key=lambda r: -r[0]["metrics"].get("image_auroc", -1.0))
+
+    def no_models(self, image_set: str) -> dict[str, str]:
+        """Return the parts of an error: that a set has no model, and which sets have some."""
+        with told():
+            every = [] if self._empty else self._models()
+        sets = sorted({name.removesuffix(f".{head}") for name, head in every})
+        return {
+            "culprit": f"no models of image set {image_set!r} in {self.place}",
+            "expected": one_of(sets, image_set) or "at least one registered model",
+            "remedy": f"headwater run {image_set} --images DIR (or --pairs DIR)",
+        }
 
     def _models(self, image_set: str = "") -> list[tuple[str, str]]:
         """Return ``(registered name, head)`` of the set's models, by name."""
@@ -254,7 +266,8 @@ class RegistryReader:
             version._aliases = sorted(a for a, v in model.aliases.items() if v == version.version)
         return sorted(found, key=lambda v: -int(v.version))
 
-    def _run(self, run_id: str) -> MlflowRun | None:
+    def find_run(self, run_id: str) -> MlflowRun | None:
+        """Return a run, also a deleted one; None where it is gone."""
         try:
             return self.client.get_run(run_id)
         except MlflowException:
@@ -263,7 +276,7 @@ class RegistryReader:
     def facts(self, run_id: str) -> tuple[dict[str, str], dict[str, str]] | None:
         """Return a run's parameters and tags, also of a deleted one; None where it is gone."""
         with told():
-            run = self._run(run_id)
+            run = self.find_run(run_id)
         if run is None:
             return None
         return dict(run.data.params), dict(run.data.tags)
@@ -289,10 +302,12 @@ class RegistryReader:
             models = [] if self._empty else self._models(image_set)
             name = model_name(image_set, head)
             found = self._versions(name) if (name, head) in models else []
+            if not models:
+                raise ModelError(**self.no_models(image_set))
             if not found:
                 raise ModelError(
                     f"no model of head {head!r} for image set {image_set!r}",
-                    expected="one of " + ", ".join(n for n, _ in models) if models else "",
+                    expected="one of " + ", ".join(n for n, _ in models),
                     remedy=f"headwater run {image_set} --images DIR --heads {head}",
                 )
             wanted = str(version).removeprefix("v") if version is not None else None
@@ -312,7 +327,7 @@ class RegistryReader:
                     f"{name} has no version {version!r}",
                     expected=f"one of {numbers}, {', '.join([*aliases, 'latest'])}",
                 )
-            return row_of(chosen, self._run(chosen.run_id), head)
+            return row_of(chosen, self.find_run(chosen.run_id), head)
 
     def download(self, uri: str) -> Path:
         """Return the folder of a model ``models:/NAME/VERSION``, fetched where it is elsewhere.

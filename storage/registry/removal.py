@@ -36,7 +36,7 @@ def delete_version(registry: Registry, row: Mapping[str, Any]) -> None:
     check_writable(registry)
     client, name = registry.client, row["model"]
     with told():
-        run = registry._run(row["run_id"])
+        run = registry.find_run(row["run_id"])
         address = row.get("address")
         if address is None:
             address = client.get_model_version_download_uri(name, row["version"])

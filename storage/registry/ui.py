@@ -26,6 +26,7 @@ from mlflow.server.constants import (
 from mlflow.telemetry.utils import is_telemetry_disabled
 
 from headwater.errors import ConfigError, DataError
+from headwater.text import one_of
 from storage.registry.describe import MODE, route
 from storage.registry.read import RegistryReader
 from storage.registry.views import state
@@ -167,7 +168,7 @@ def start_page(registry: RegistryReader, image_set: str | None = None) -> str:
     if image_set not in found:
         raise DataError(
             f"no results of image set {image_set!r} in {registry.place}",
-            expected=f"one of {', '.join(found)}" if found else "a set that was trained on",
+            expected=one_of(list(found), image_set) or "a set that was trained on",
             remedy=f"headwater run {image_set} --images DIR",
         )
     return route(f"experiments/{found[image_set]}/runs")

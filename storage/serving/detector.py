@@ -97,10 +97,11 @@ class Detector:
     @property
     def about_regions(self) -> str:
         """What is to be known of the regions that it tells; empty for nothing."""
-        if self.calibration.area_threshold is not None:
+        found = self.calibration
+        if found.area_threshold is not None or found.volume_threshold is not None:
             return ""
         why = "its pixels are probabilities" if self.head.labelled else "train it again for one"
-        return f"this model knows no area that a region must exceed ({why}): normal ones show some"
+        return f"this model knows no size that a region must exceed ({why}): normal ones show some"
 
     @property
     def own_regions(self) -> bool:
@@ -238,8 +239,7 @@ class Detector:
         # Scores of other factors are not those that the normals' are compared with.
         p = self.calibration.p_value(score) if head is self.head else None
         seen = heat if where is None else np.ma.masked_array(heat, ~where)
-        larger = self.calibration.area_threshold or 0.0
-        regions = regions_of(seen, self.cut, larger, frame_of(*size, self.spec))
+        regions = regions_of(seen, self.cut, self.calibration, frame_of(*size, self.spec))
         return Prediction(score, verdict, heat, limit, pixel, where, p, regions)
 
     def _joined(

@@ -125,8 +125,9 @@ def read_manifest(data: bytes, place: str) -> dict[str, Any]:
     unknown = manifest["calibration"].keys() - Calibration.__dataclass_fields__
     if unknown:
         raise _damaged(place, f"calibration.{min(unknown)} is not known")
-    if (found.calibration.area_threshold or 0) < 0:
-        raise _damaged(place, "calibration.area_threshold is below 0")
+    for name in ("area_threshold", "volume_threshold"):
+        if (getattr(found.calibration, name) or 0) < 0:
+            raise _damaged(place, f"calibration.{name} is below 0")
     return manifest
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from heads.judging.calibration import Calibration
 from heads.judging.regions import pieces
 from headwater.geometry import Frame
 from headwater.tiles import Box
@@ -22,6 +23,8 @@ ALL_LOOKED_AT = (
     "no region of interest is known of this image: all of it was looked at, and the model has "
     "learnt from regions"
 )
+#: Share of the picture from which on a region's rectangle says little of where it is.
+WIDE = 0.25
 
 
 @dataclass(frozen=True)
@@ -60,21 +63,50 @@ class Region:
         return asdict(self)
 
 
-def regions_of(heat: Any, cut: float, larger: float, frame: Frame) -> tuple[Region, ...]:
-    """Return the regions of a map, the largest first.
+def note_on(regions: Sequence[Region], size: tuple[int, ...], *, lacking: bool = False) -> str:
+    """Return what is to be known of an answer; empty for nothing.
+
+    Parameters
+    ----------
+    regions
+        Those that it tells.
+    size
+        ``(height, width)`` of the picture, pixels.
+    lacking
+        Whether its region of interest should be known, and is not.
+
+    Examples
+    --------
+    >>> note_on([Region(0, 0, 60, 50, 900, 3, 9, 1.5)], (100, 100))
+    'a region covers 30 % of the picture: its peak tells better where it is'
+    """
+    said = [ALL_LOOKED_AT] if lacking else []
+    most = max((r.width * r.height for r in regions), default=0) / (size[0] * size[1])
+    if most > WIDE:
+        share = f"{100 * most:.0f} %"
+        said.append(f"a region covers {share} of the picture: its peak tells better where it is")
+    return "; ".join(said)
+
+
+def regions_of(
+    heat: Any, cut: float, calibration: Calibration | None, frame: Frame
+) -> tuple[Region, ...]:
+    """Return the regions of a map, the largest first (`heads.judging.regions.pieces`).
 
     Parameters
     ----------
     heat
         ``[h, w]``; of a masked array what is masked does not count.
-    cut, larger
-        A pixel belongs to one where the map is above `cut`; one counts where it has more pixels of
-        the map than `larger`.
+    cut, calibration
+        A region lies in a part of the map above `cut` that is larger than those of normal images
+        (`Calibration.volume_threshold`, or the area of models of before); None takes all.
     frame
         Where the map lies in the picture.
     """
     found = []
-    for piece in pieces(heat, cut, larger):
+    least = calibration and calibration.volume_threshold
+    larger = (calibration and calibration.area_threshold) if least is None else least
+    for piece in pieces(heat, cut, larger or 0.0, volume=least is not None):
         box, (y, x) = frame.box(piece.rows, piece.columns), frame.point(*piece.at)
         area = max(1, round(piece.area * frame.cell))
         found.append(Region(box.left, box.top, box.width, box.height, area, x, y, piece.peak))
@@ -107,8 +139,8 @@ class Prediction:
         Share of normal images that score as high, this one counted: (1 + how many of n do) /
         (n + 1). None where the model has no out-of-fold scores, or its factors are not its own.
     regions
-        Where it is: connected pixels above the pixel threshold, larger than such places on normal
-        images (`Calibration.area_threshold`); the largest first.
+        Where it is: about the peaks of what is connected above the pixel threshold, where that is
+        larger than on normal images (`Calibration.volume_threshold`); the largest first.
     """
 
     score: float

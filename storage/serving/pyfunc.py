@@ -53,7 +53,7 @@ from headwater.errors import ConfigError, ImageError, ModelError
 from headwater.samples import IMAGE, PAIR
 from storage.serving.detector import Detector
 from storage.serving.encoding import decode_base64, encode_map
-from storage.serving.prediction import ALL_LOOKED_AT, Region
+from storage.serving.prediction import Region, note_on
 
 #: The file in which MLflow says which version of a registered model it has fetched.
 _REGISTERED = "registered_model_meta"
@@ -200,8 +200,8 @@ class ServedModel(PythonModel):
             rois = None
             if self.detector.own_regions:
                 rois = [self._region(roi, f"{ROI} {at}", images[0].shape)]
-                row["note"] = "" if rois[0] is not None else ALL_LOOKED_AT
             (got,) = self.detector.predict([images], rois=rois, **given)
+            lacking = rois is not None and rois[0] is None
         except ImageError as error:
             missing = dict.fromkeys(("map_low", "map_high", "p_value"))
             return {**row, **missing, "error": str(error)}
@@ -215,6 +215,7 @@ class ServedModel(PythonModel):
             "map_high": float(got.map.max()),
             "p_value": got.p_value,
             "regions": [region.to_json() for region in got.regions],
+            "note": note_on(got.regions, images[0].shape, lacking=lacking),
         }
 
     @staticmethod

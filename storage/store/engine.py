@@ -24,6 +24,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from headwater.errors import DiskFullError, SnapshotError, StoreError
 from headwater.files import locked
+from headwater.text import one_of
 from storage.store.layout import check_set_name
 
 # Its warning that a local folder is unsafe for several committers is answered by `commit_lock`.
@@ -148,13 +149,12 @@ def list_sets(location: str | Path) -> list[str]:
     return sorted(n for n in names if n)
 
 
-def _known_sets(location: str) -> str:
+def _known_sets(location: str, wrong: str) -> str:
     """Say which sets there are, for a message; nothing where they cannot be listed."""
+    found = ""
     with contextlib.suppress(StoreError, OSError):
-        if names := list_sets(location):
-            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-            return "one of " + ", ".join(names[:20]) + more
-    return "an image set that was extracted before"
+        found = one_of(list_sets(location), wrong)
+    return found or "an image set that was extracted before"
 
 
 def open_repository(location: str, image_set: str, *, create: bool) -> icechunk.Repository:
@@ -173,7 +173,7 @@ def open_repository(location: str, image_set: str, *, create: bool) -> icechunk.
     if not create:
         raise SnapshotError(
             f"{where} does not exist",
-            expected=_known_sets(location),
+            expected=_known_sets(location, image_set),
             remedy="run `headwater extract` first, or look at the location and the name",
         )
     with guard(where):

@@ -7,7 +7,10 @@ seeded net written to a file, so that everything here runs without ../shared.
 import json
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Semaphore
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +76,42 @@ def test_plan_finds_what_a_run_would_find(work, first):
     assert known["patchcore"] > 0
     assert known["cs_flow"] > 0
     assert known["padim"] is None
+
+
+def test_versions_are_numbered_in_the_order_of_the_seeds():
+    from flows.dags import train_head, train_task
+
+    made, folds = [], Semaphore(0)
+
+    class Dask:
+        """Takes folds as they come and notes trainings; that of seed 2 fails."""
+
+        def scheduler_info(self, n_workers):
+            return {"workers": {}}
+
+        def submit(self, work, training, *number, **how):
+            made.extend([training.seed] * (work is train_head))
+            return SimpleNamespace(result=lambda: 1 / (training.seed - 2))
+
+        def gather(self, futures, errors):
+            folds.release()
+
+    ended = [Event() for _ in range(3)]
+    turns = list(zip((5, 2, 7), (None, *ended), ended, strict=False))
+    with ThreadPoolExecutor(3) as pool:
+
+        def start(seed, before, done):
+            one = SimpleNamespace(seed=seed, folds=5, options=SimpleNamespace(device="cpu"))
+            started = pool.submit(train_task.fn, Dask(), "", one, before, done)
+            assert folds.acquire(timeout=20)  # those of all may go side by side
+            return started
+
+        last, second = (start(*turn) for turn in (turns[2], turns[1]))
+        assert made == []
+        start(*turns[0]).result(20)
+        assert isinstance(second.exception(20), ZeroDivisionError)
+        last.result(20)
+    assert made == [5, 2, 7]
 
 
 def test_compare_gives_models_with_exact_names(work, first):

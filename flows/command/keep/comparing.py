@@ -85,11 +85,17 @@ def _models(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     first, others = columns[0], columns[1:]
     priced = any(row["cost"] for row in rows)
     names = ["head", "model", *["cost an image", "95 %", "missed", "false alarms"] * priced]
-    names += [first[0], "95 %", "against the best", *(name for name, _ in others)]
+    names += [first[0], "95 %", "against the best"]
+    for name, key in others:
+        names += [name, *["95 %"] * (key == "pixel_aupimo")]
     cells = []
     for row in rows:
-        figures = [row["metrics"].get(key) for _, key in columns]
-        figures[1:1] = [_range(row["intervals"].get(first[1])), _standing(row)]
+        figures: list[Any] = [row["metrics"].get(first[1])]
+        figures += [_range(row["intervals"].get(first[1])), _standing(row)]
+        for _, key in others:
+            figures.append(row["metrics"].get(key))
+            if key == "pixel_aupimo":
+                figures.append(_range(row["intervals"].get(key)))
         took = None if row.get("seconds") is None else duration(row["seconds"])
         own = [row["input_size"] or None, row["seed"] or None, took, row["created"][:10]]
         cells.append([*_called(row), *_cost(row["cost"]) * priced, *figures, *own])

@@ -34,15 +34,15 @@ def lineage(
     ] = False,
     has: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Was this image file in training? Status 3 if not."),
+        typer.Option(metavar="FILE", help="Was this image in training? Status 3 if not."),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Print where a model comes from: images, snapshot, extractor, settings, seed, code, parents.
 
-    Images are known by the SHA-256 of their files' bytes, wherever the files are now. What the
-    model learnt from is "train" (or "held out", where a share chose or set something); "test"
-    images were only judged.
+    Images are known by the SHA-256 of their files' bytes, wherever the files are now; --has also
+    finds the same pixels in another file. What the model learnt from is "train" (or "held out",
+    where a share chose or set something); "test" images were only judged.
     """
     _, home = given.open(write=False)
     from flows.use.models.lineage import lineage as trace
@@ -50,7 +50,7 @@ def lineage(
 
     found = trace(home, model)
     if has is not None:
-        answer = whether_in(found, has)
+        answer = whether_in(home, found, has)
         if json_:
             out.print_json(data={"model": found["model"], "version": found["version"], **answer})
         else:
@@ -102,14 +102,23 @@ def _show_images(found: Mapping[str, Any]) -> None:
 def _show_whether(found: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
     """Print what an image file was to a model."""
     name = f"{found['model']} version {found['version']}"
+    how = {"bytes": "", "pixels": " (the same pixels in another file)"}
     if not answer["rows"]:
-        said = f"no: {name} has not seen a file of these bytes"
+        said = f"no: {name} has not seen a file of these bytes, nor of these pixels"
     else:
         parts = [
-            f"{_DID[row['role']]}, as {row.get('path', row.get('key'))}" for row in answer["rows"]
+            f"{_DID[row['role']]}, as {row.get('path', row.get('key'))}{how[row['matched']]}"
+            for row in answer["rows"]
         ]
         said = f"{'yes' if answer['learnt'] else 'no'}: {name} has {'; '.join(parts)}"
     out.print(shown(said), markup=False, soft_wrap=True)
+    if not answer["learnt"] and answer["unknown"]:
+        err.print(
+            f"note: of {answer['unknown']} of its images this home knows the bytes and not the "
+            "pixels: headwater extract with --rehash reads those that are there"
+        )
+    for note in found["notes"]:
+        err.print(f"note: {note}", markup=False)
 
 
 @commands.command(rich_help_panel="Look")

@@ -74,11 +74,7 @@ def choose_head(
     """
     known = sorted({row["head"] for row in registry.leaderboard(image_set)})
     if not known:
-        raise ModelError(
-            f"no models of image set {image_set!r} in {registry.place}",
-            expected="at least one registered model",
-            remedy=f"headwater run {image_set} --images DIR (or --pairs DIR)",
-        )
+        raise ModelError(**registry.no_models(image_set))
     if head is None and len(known) > 1:
         if preferred := [name for name in first if name in known]:
             return preferred[0]

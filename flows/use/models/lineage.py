@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from features.images.pixels import sha256_of
+from features.images.cache import FileCache
 from flows.extraction.pair_list import load_pairs
 from flows.extraction.samples import Sample
 from flows.runtime.home import Home
@@ -16,6 +16,7 @@ from flows.training.record import HELD_OUT, LEFT_OUT, LINEAGE, SAMPLES, TEST, TR
 from flows.use.bundle import model_parts
 from flows.use.models.choose import choose_model
 from headwater.errors import DataError, HeadwaterError, ModelError
+from storage.registry.aliases import ChampionGoneError
 from storage.registry.names import as_used
 from storage.registry.registry import Registry
 from storage.store.feature_store import FeatureStore
@@ -55,7 +56,15 @@ def lineage(home: Home, model: str) -> dict[str, Any]:
     ModelError
         Where there is no such model, or its run was deleted.
     """
-    registry, row = find_model(home, model)
+    notes = []
+    try:
+        registry, row = find_model(home, model)
+    except ChampionGoneError as error:
+        if model_parts(model)[1] is None:
+            raise  # what was in service: its copies are in no head's versions
+        # Which one answers is for people to say; what it came from may be looked at all the same.
+        registry, row = find_model(home, model, "latest")
+        notes.append(f"{error.culprit}: this is the newest, version {row['version']}")
     facts = registry.facts(row["run_id"])
     if facts is None:
         raise ModelError(
@@ -67,7 +76,6 @@ def lineage(home: Home, model: str) -> dict[str, Any]:
     params = as_used(facts[0], row["metrics"].get("fit_epochs"))
     kept = registry.artifact_json(row["run_id"], LINEAGE) or {}
     samples = registry.artifact_json(row["run_id"], f"tables/{SAMPLES}.json")
-    notes = []
     if samples is None:
         samples = _of_snapshot(home, model_parts(model)[0], tags)
         notes.append("its run kept no list of images: those of its snapshot are listed")
@@ -107,11 +115,16 @@ def lineage(home: Home, model: str) -> dict[str, Any]:
     }
 
 
-def find_model(home: Home, model: str) -> tuple[Registry, dict[str, Any]]:
-    """Return the registry and its row of a model, named as `lineage` takes it."""
+def find_model(
+    home: Home, model: str, otherwise: str | None = None
+) -> tuple[Registry, dict[str, Any]]:
+    """Return the registry and its row of a model, named as `lineage` takes it.
+
+    `otherwise` is the version where none is named.
+    """
     image_set, head, version = model_parts(model)
     registry = Registry(home.root, home.tracking_url)
-    return registry, choose_model(registry, image_set, head, version)
+    return registry, choose_model(registry, image_set, head, version or otherwise)
 
 
 def _of_snapshot(home: Home, image_set: str, tags: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -134,24 +147,47 @@ def _of_snapshot(home: Home, image_set: str, tags: Mapping[str, str]) -> list[di
     return made
 
 
-def whether_in(found: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """Return what an image file was to a model, by its content.
+def whether_in(home: Home, found: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return what an image file was to a model: by its bytes, and by its decoded pixels.
+
+    A picture that was saved anew has other bytes and the same pixels. Those of the model's images
+    are known as far as this home remembers their files (`features.images.cache`).
 
     Returns
     -------
     dict
-        ``file``, ``sha256``, ``learnt`` (whether the model has learnt from it, or was chosen by it)
-        and ``rows``, those of `lineage`'s samples that are it.
+        ``file``, ``sha256``, ``pixels`` (their digest; empty where it is no image), ``learnt``
+        (whether the model has learnt from it, or was chosen by it), ``rows``, those of `lineage`'s
+        samples that are it, each with ``matched``: ``bytes`` or ``pixels``; ``unknown``: of how
+        many of the model's images the pixels are not known.
 
     Raises
     ------
     DataError
         Where there is no such file.
     """
-    try:
-        sha = sha256_of(file)
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror or error}", expected="an image file") from None
-    rows = [one for one in found["samples"] if sha in (one.get(k) for k in DIGESTS)]
-    learnt = any(one["role"] in (TRAIN, HELD_OUT) for one in rows)
-    return {"file": str(file), "sha256": sha, "learnt": learnt, "rows": rows}
+    with FileCache(None) as reading:
+        (facts,) = reading.facts([str(file.absolute())])
+    if not facts.sha256:
+        raise DataError(f"{file}: {facts.reason}", expected="an image file")
+    own = {sha for one in found["samples"] for k in DIGESTS if (sha := one.get(k))}
+    known: dict[str, str] = {}
+    if home.file_cache.is_file():
+        with FileCache(home.file_cache) as remembered:
+            known = remembered.pixels_of(own)
+    same = {sha for sha, pixels in known.items() if facts.pixels and pixels == facts.pixels}
+    rows = []
+    for one in found["samples"]:
+        digests = {one.get(k) for k in DIGESTS}
+        if facts.sha256 in digests:
+            rows.append({**one, "matched": "bytes"})
+        elif digests & same:
+            rows.append({**one, "matched": "pixels"})
+    return {
+        "file": str(file),
+        "sha256": facts.sha256,
+        "pixels": facts.pixels,
+        "learnt": any(one["role"] in (TRAIN, HELD_OUT) for one in rows),
+        "rows": rows,
+        "unknown": len(own - known.keys() - {facts.sha256}),
+    }

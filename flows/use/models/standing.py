@@ -146,15 +146,65 @@ def weaker(ranked: Sequence[Mapping[str, Any]], draws: Sequence[Resamples | None
                 sure = pair[1].difference(pair[0], "recall")
             if gap <= 0 or (sure[0] <= 0 if sure else gap < LOWER):
                 continue
+            alarms = [row["metrics"].get("false_positive_rate") for row in (above, below)]
             text = (
                 f"{called(above)} is above {called(below)} by image AUROC ({values[0]:.3f}, "
                 f"{values[1]:.3f}), yet finds fewer defects at its threshold: image recall "
                 f"{values[2]:.3f}, not {values[3]:.3f}"
             )
+            if None not in alarms:
+                text += f" (false alarms {alarms[0]:.3f}, not {alarms[1]:.3f})"
             if worst is None or gap > worst[0]:
                 worst = gap, text
         said += [] if worst is None else [worst[1]]
     return said
+
+
+#: What sets a threshold, in words.
+_SET_BY = {
+    "folds": "out-of-fold scores of all normals",
+    "quick": "a few held-out normals (quick)",
+    "fixed": "nothing: their scores are probabilities",
+}
+
+
+def unlike(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return sentences on what makes figures of models of one test set unlike, beside the models.
+
+    Parameters
+    ----------
+    rows
+        With ``calibrate`` and ``crop`` as their runs have them, empty where they do not say.
+    """
+    said = []
+    by = _groups(rows, "calibrate")
+    if len(by) > 1:
+        parts = [f"of {names} by {_SET_BY.get(how, how)}" for how, names in by.items()]
+        said.append(
+            f"thresholds were set {' and '.join(parts)}: recall, false alarms and F1 at them do "
+            "not compare as AUROC does"
+        )
+    seen = _groups(rows, "crop")
+    if len(seen) > 1:
+        parts = [
+            f"{names} {'all of it' if crop == 'none' else f'its middle, {crop}'}"
+            for crop, names in seen.items()
+        ]
+        said.append(
+            f"of each image saw {' and '.join(parts)}: what a crop cuts away counts as missed, "
+            "and pixel figures are of other pixels"
+        )
+    return said
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
+    """Return the models that have each value of a key, as far as it is known."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row[key]:
+            found.setdefault(row[key], []).append(called(row))
+    few = {k: [*v[:3], f"{len(v) - 3} more"] if len(v) > 4 else v for k, v in found.items()}
+    return {value: ", ".join(names) for value, names in few.items()}
 
 
 def called(row: Mapping[str, Any]) -> str:

@@ -81,11 +81,7 @@ def report_data(
     registry = Registry(home.root, home.tracking_url)
     rows = compare_models(registry, image_set)
     if not rows:
-        raise DataError(
-            f"no models of image set {image_set!r} in {registry.place}",
-            expected="at least one registered model",
-            remedy=f"headwater run {image_set} --images DIR",
-        )
+        raise DataError(**registry.no_models(image_set))
     chosen, notes = choose(registry, image_set, rows, models)
     heads, more = opened(home, registry, image_set, chosen, reporter)
     kind = heads[0].kind if heads else IMAGE

@@ -1,6 +1,7 @@
 """The same picture under other bytes: exact copies, nearly exact ones, and what is none."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from features.images.looks import look_of, near_copies, pixels_digest
 from features.images.pairs import scan_pairs
-from features.images.scan import scan_folders, scan_mvtec
+from features.images.scan import ScanOptions, scan_folders, scan_mvtec
 from tests.features.imagekit import save
 
 
@@ -103,3 +104,24 @@ def test_the_digest_is_of_shape_depth_and_values():
     others = [grey.T, grey.reshape(4, 3), grey.astype(np.uint16), grey + 1]
     assert pixels_digest(grey) == pixels_digest(grey.T.copy().T)
     assert pixels_digest(grey) not in [pixels_digest(x) for x in others]
+
+
+def test_images_are_compared_once_until_one_is_new(product, tmp_path_factory, monkeypatch):
+    options, called = ScanOptions(cache=tmp_path_factory.mktemp("cache") / "files.db"), []
+
+    def counted(*sides):
+        called.append([len(side) for side in sides])
+        return near_copies(*sides)
+
+    monkeypatch.setattr("features.images.cache.near_copies", counted)
+    first = scan_mvtec(product, options)
+    assert first.copies
+    assert scan_mvtec(product, options).copies == first.copies
+    assert len(called) == 1
+    save(product / "test" / "good" / "another.jpg", part(9))
+    more = scan_mvtec(product, options).copies
+    assert len(called) == 2
+    assert {Path(a).name for a, _ in more} == {
+        "another.jpg",
+        *(Path(a).name for a, _ in first.copies),
+    }

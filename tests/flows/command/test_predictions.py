@@ -6,11 +6,19 @@ from flows.command.report import show_predictions
 def test_the_largest_regions_are_printed_and_the_others_counted(capsys):
     region = {"x": 1, "y": 2, "width": 3, "height": 4, "area": 1200, "peak_x": 5, "peak_y": 6}
     region["peak"] = 2.5
+    fine = {"note": "", "error": ""}
     told = {"score": 1.5, "p_value": 0.01, "threshold": 1.0, "model": "s.padim", "version": "7"}
     rows = [
-        {"image": "gone\n.png", "error": "no image"},
-        {"image": "a[b].png", **told, "verdict": "anomalous", "regions": [region] * 5},
-        {"image": "c.png", **told, "verdict": "normal", "regions": []},
+        {
+            "image": "gone\n.png",
+            **told,
+            "verdict": "",
+            "regions": [],
+            "note": "",
+            "error": "no image",
+        },
+        {"image": "a[b].png", **told, "verdict": "anomalous", "regions": [region] * 5, **fine},
+        {"image": "c.png", **told, "verdict": "normal", "regions": [], **fine},
     ]
     show_predictions(rows)
     said = capsys.readouterr()
@@ -23,5 +31,8 @@ def test_the_largest_regions_are_printed_and_the_others_counted(capsys):
     assert own == [f"  a[b].png: {place}"] * 3 + ["  a[b].png: and 2 more"]
     assert not [line for line in lines if line.startswith("  c.png")]
     assert said.err == "set aside gone\\n.png: no image\n"
+    wide = {**rows[1], "note": "a region covers 62 % of the picture"}
+    show_predictions([wide])
+    assert "  a[b].png: a region covers 62 % of the picture" in capsys.readouterr().out.splitlines()
     show_predictions(rows[:1])
     assert capsys.readouterr().out == ""

@@ -59,11 +59,18 @@ def test_the_template_holds_every_key_with_its_default_and_a_comment(tmp_path, m
 
 def test_init_writes_the_template_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for more, status in (([], 0), ([], 2), (["--force"], 0), (["no/such/folder.yaml"], 2)):
+    for more, status in (
+        ([], 0),
+        ([], 2),
+        (["--force"], 0),
+        (["made/as/well.yaml"], 0),
+        (["headwater.yaml/x.yaml"], 2),
+    ):
         monkeypatch.setattr(sys, "argv", ["headwater", "init", *more])
         with pytest.raises(SystemExit) as end:
             main()
         assert (end.value.code or 0) == status
+    assert Path("headwater.yaml").read_text() == Path("made/as/well.yaml").read_text()
     assert Path("headwater.yaml").read_text() == file_template()
     said = capsys.readouterr().err
     assert "headwater.yaml is there already\n  remedy: --force overwrites it" in said
@@ -78,3 +85,17 @@ def test_the_settings_are_listed_for_people(monkeypatch, capsys):
     for setting in every_setting():
         assert any(line.split()[:1] == [setting.path] for line in lines)
     assert any("height x width" in line for line in lines)
+
+
+def test_a_word_finds_the_settings_of_heads_too(here):
+    found = [line.split()[0] for line in here("settings", "coreset").splitlines() if line]
+    assert "heads.f2r|patchcore.ratio" in found, "by its meaning"
+    assert not [name for name in found if name.endswith(".score")]
+    (line,) = (
+        x for x in here("settings", "patchcore.ratio").splitlines() if x.startswith("heads.")
+    )
+    assert line.split()[:4] == ["heads.patchcore.ratio", "--set", "HEAD.ratio=VALUE", "0.1"]
+    both = [line.split()[0] for line in here("settings", "seed").splitlines() if line]
+    assert "training.seeds" in both
+    assert any(name.startswith("heads.") and name.endswith(".seed") for name in both)
+    assert "no setting has that word" in here("settings", "nonsense", status=2)

@@ -72,15 +72,24 @@ assert not {"torch", "prefect", "mlflow"} & sys.modules.keys()
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
 
 
-def test_a_detector_takes_files_pictures_and_arrays_alike(home, picture):
+def test_a_detector_takes_files_pictures_and_arrays_alike(home, picture, tmp_path):
     detector = home.detector("tiles", head="padim")
     assert "tiles.padim version 1" in repr(detector)
     opened = Image.open(picture)
     results = detector.predict([str(picture), picture, opened, np.asarray(opened.convert("RGB"))])
     alone = detector.predict(picture)
+    # As `predict --json` has them; in words where people read.
+    assert (
+        (alone.model, alone.version) == (detector.model, detector.version) == ("tiles.padim", "1")
+    )
+    assert str(alone).startswith(f"{alone.verdict}: score ")
+    assert str(alone).endswith("by tiles.padim version 1")
+    assert repr(alone) == f"Result({alone})"
     assert len({r.score for r in [*results, alone]}) == 1
     assert alone.verdict == ("anomalous" if alone.score > alone.threshold else "normal")
     assert np.array_equal(alone.map, results[0].map)
+    # A folder that is not there is made, as for all that is written out.
+    assert alone.save(tmp_path / "new" / "deep" / "marked.png").stat().st_size
     assert alone._repr_png_().startswith(b"\x89PNG")
     assert alone.image().size[0] > 64
     assert detector.predict(picture, threshold=1e9).verdict == "normal"

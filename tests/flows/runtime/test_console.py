@@ -61,3 +61,20 @@ def test_amounts_are_said_for_people():
         "0 bytes", "999 bytes", "3.2 MB", "7.0 TB",
     ]  # fmt: skip
     assert [module.counted(n, "map") for n in (1, 2000)] == ["1 map", "2,000 maps"]
+
+
+def test_no_line_of_a_pipe_ends_in_blanks_and_a_terminal_is_left_alone(capsys):
+    rows = [["a", None, "longer"], ["b", 2, "c"], ["d", 3, ""]]
+    made = module.table(["name", "number", "what"], rows, "a title that is long enough")
+    module.out.print(made)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    assert [line.split() for line in lines[2:]] == [
+        ["a", "-", "longer"],
+        ["b", "2", "c"],
+        ["d", "3"],
+    ]
+    assert len({line.find("longer") for line in lines} | {line.find("what") for line in lines}) == 2
+    shown = module.SafeConsole(file=io.StringIO(), force_terminal=True, width=60)
+    shown.print(made)
+    assert "c     " in shown.file.getvalue()

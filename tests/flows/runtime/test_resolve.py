@@ -183,8 +183,13 @@ def test_folders_are_those_given_or_all_of_the_last_run(home):
         resolve(settings(masks=root / "nowhere"), home)
     with pytest.raises(DataError, match="no folder train/good"):
         resolve(settings(images=root / "good"), home)
-    with pytest.raises(DataError, match="nothing says where the images of 'nuts' are"):
+    with pytest.raises(DataError, match="nothing says where the images of 'nuts' are") as told:
         resolve(settings(image_set="nuts"), home)
+    assert told.value.remedy == "headwater run nuts --images DIR; the home has bolts"
+    home.write_card("nails", {})
+    home.write_card("bolt", {})
+    with pytest.raises(DataError, match="the home has bolts, bolt, nails"):
+        resolve(settings(image_set="bolts2"), home)
     with pytest.raises(ConfigError, match="no image set named"):
         resolve(settings(image_set=None), home)
 

@@ -169,7 +169,7 @@ def test_every_image_may_have_a_region_beside_it(small):
     assert table["test/y/40.png"]["score"] < table["test/x/30.png"]["score"]
     # What predicts takes them too, and scores as was judged.
     rows = predict(small.home, "s", QUIET, images=[small.images / "test"])
-    assert not any("error" in row for row in rows)
+    assert not any(row["error"] for row in rows)
     for row in rows:
         assert row["score"] == table[row["image"].removeprefix(f"{small.images}/")]["score"]
     # A whole picture shows the defect; a region that is given hides it.
@@ -181,7 +181,7 @@ def test_every_image_may_have_a_region_beside_it(small):
     (hidden,) = predict(small.home, "s", QUIET, images=[alone], roi=hiding)
     assert (seen["verdict"], hidden["score"]) == ("anomalous", table["test/y/40.png"]["score"])
     # So does the front door, by the file beside a picture's file or what it is given;
-    opened = LoadedModel(open_model(small.home, "s", None, None, device="cpu")[0], "s")
+    opened = LoadedModel(open_model(small.home, "s", None, None, device="cpu")[0], "s", "1")
     score, picture = hidden["score"], Image.open(image)
     for got in (
         opened.predict(image),

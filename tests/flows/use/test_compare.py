@@ -10,7 +10,7 @@ from flows.extraction.plan import plan_job, ready
 from flows.training.train import train_head
 from flows.training.trainings import Request
 from flows.use.compare import compare_models, compare_two, ranked_apart
-from flows.use.models.standing import Prices, over_seeds, weaker
+from flows.use.models.standing import Prices, over_seeds, unlike, weaker
 from heads.judging.resampling import Resamples
 from headwater.errors import ConfigError, ModelError
 from storage.registry.registry import Registry
@@ -146,6 +146,10 @@ def test_a_better_auroc_with_a_worse_recall_is_said():
     (said,) = weaker([new, old], [None, None])
     assert "padim v2 is above padim v1" in said
     assert "image recall 0.200, not 0.675" in said
+    assert "false alarms" not in said  # they are not known
+    for row, alarms in ((new, 0.01), (old, 0.3)):
+        row["metrics"]["false_positive_rate"] = alarms
+    assert "(false alarms 0.010, not 0.300)" in weaker([new, old], [None, None])[0]
     assert weaker([new, model("1", 0.77, 0.25)], [None, None]) == []  # may be chance
     assert weaker([model("2", 0.9, 0.8), old], [None, None]) == []
     # With draws of the same test images, chance is told from more.
@@ -157,6 +161,20 @@ def test_a_better_auroc_with_a_worse_recall_is_said():
     # Said of the best, and of versions of one head.
     first, third = model("5", 0.99, 0.9, head="f2r"), model("4", 0.7, 0.9, head="cs_flow")
     assert weaker([first, new, third], [None] * 3) == []
+
+
+def test_models_of_unlike_thresholds_or_crops_are_marked(small):
+    def row(version, calibrate, crop):
+        return {**model(version, 0.9, 0.5), "calibrate": calibrate, "crop": crop}
+
+    alike = [row("1", "folds", "none"), row("2", "folds", "none"), row("3", "", "")]
+    assert unlike(alike) == []
+    quick, crop = unlike([*alike, row("4", "quick", "none"), row("5", "folds", "224x224")])
+    assert "of padim v1, padim v2, padim v5 by out-of-fold scores" in quick
+    assert "of padim v4 by a few held-out normals (quick)" in quick
+    assert "padim v5 its middle, 224x224" in crop
+    (first, *_) = compare_models(Registry(small.home.root), "s")
+    assert (first["calibrate"], first["crop"]) == ("folds", "none")
 
 
 def test_seeds_are_told_by_mean_and_spread():
@@ -189,7 +207,19 @@ def test_the_command_says_it_and_tells_mistakes(small, here):
     two = here("compare", "s", "patchcore@1", "patchcore@2", "--home", small.home.root)
     assert "config.ratio" in two
     assert "with another verdict" in two
-    here("compare", "s", "patchcore@1", "--home", small.home.root, status=2)
+    # As other commands call a model; one alone, one of another set, and one for a set are told.
+    same = here("compare", "s", "s.patchcore/1", "s.patchcore/2", "--home", small.home.root)
+    assert same == two
+    for words, culprit, remedy in (
+        (("s", "s.patchcore/1"), "compare s s.patchcore/1: 1 model", "headwater lineage s."),
+        (("s", "patchcore@1", "t.padim/2"), "'t.padim/2' is of the set t", "headwater compare t"),
+        (("s.patchcore/1", "patchcore@2"), "s.patchcore/1 is a model, no set", "compare s patch"),
+        (("S",), "no models of image set 'S'", "run S --images"),
+    ):
+        said = here("compare", *words, "--home", small.home.root, status=2)
+        assert culprit in said
+        assert remedy in said.partition("remedy: ")[2]
+    assert "expected: one of s" in here("compare", "S", "--home", small.home.root, status=2)
     registry = Registry(small.home.root)
     with pytest.raises(ConfigError, match="patchcore@"):
         compare_two(registry, "s", "patchcore@", "patchcore@2")

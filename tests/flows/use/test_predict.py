@@ -10,7 +10,8 @@ from PIL import Image
 
 from flows.runtime.console import Reporter
 from flows.runtime.home import Home
-from flows.use.predict import join_paths, predict, write_tables
+from flows.use.answers import write_tables
+from flows.use.predict import join_paths, predict
 from headwater.errors import ConfigError, DataError, ModelError
 from storage.registry.registry import Registry
 from tests.storage.serving.conftest import IMAGES, PAIRS, every, train  # noqa: F401
@@ -48,15 +49,18 @@ def test_images_and_pairs_give_a_row_and_a_picture_each(home, every):  # noqa: F
         told = ["score", "p_value", "threshold", "verdict", "regions", "model", "version"]
         # In the order of the files, the broken one where it stands: the last of the three.
         *rows, broken = rows
-        assert [list(row) for row in rows] == [[*kind.images, *told, *own]] * 2
-        assert {(r["model"], r["version"]) for r in rows} == {(f"{SETS[head]}.{head}", "1")}
+        assert [list(row) for row in (*rows, broken)] == [
+            [*kind.images, *told, *own, "note", "error"]
+        ] * 3
+        named = {(r["model"], r["version"]) for r in (*rows, broken)}
+        assert named == {(f"{SETS[head]}.{head}", "1")}
         expected = one.detector.predict(one.samples[:2])
         for row, p in zip(rows, expected, strict=True):
             assert row["regions"] == [region.to_json() for region in p.regions]
         scores = one.scores.image[:2].tolist()
         assert [r["score"] for r in rows] == pytest.approx(scores, rel=one.near, abs=0)
         # Both images of a pair that cannot be read are named.
-        assert list(broken) == [*kind.images, "error"]
+        assert (broken["score"], broken["verdict"], broken["regions"]) == (None, "", [])
         assert {Path(broken[name]).name for name in kind.images} == {"2.png"}
         assert broken["error"].count("2.png") == (2 if kind.paired else 0)
         shown = {r[own[-1]] for r in rows}
@@ -74,9 +78,24 @@ def test_what_cannot_be_read_stands_where_it_was_given(home):
     folder = home.root / "now"
     given = [folder / "2.png", folder / "1.png", folder / "0.png"]
     rows = predict(home, "noise", Reporter(quiet=True), images=given)
-    assert [(row["image"], "error" in row) for row in rows] == [
+    assert [(row["image"], bool(row["error"])) for row in rows] == [
         (str(path), path.name == "2.png") for path in given
     ]
+
+
+def test_a_path_that_is_not_there_does_not_end_the_others(home, tmp_path):
+    quiet, there = Reporter(quiet=True), home.root / "now" / "0.png"
+    (tmp_path / "empty").mkdir()
+    given = [tmp_path / "gone.png", there, tmp_path / "empty"]
+    rows = predict(home, "noise", quiet, images=given)
+    assert [row["image"] for row in rows] == [str(path) for path in given]
+    assert rows[0]["error"] == "no such file or folder"
+    assert (rows[1]["error"], rows[1]["verdict"] in ("normal", "anomalous")) == ("", True)
+    assert rows[2]["error"].startswith("no images")
+    with pytest.raises(DataError, match=r"gone\.png: no such file.*\n.*empty: no images"):
+        predict(home, "noise", quiet, images=[given[0], given[2]])
+    with pytest.raises(DataError, match=r"gone\.png: no such file"):
+        predict(home, "noise", quiet, images=given[:1])
 
 
 def test_regions_are_those_of_the_picture_as_it_is_shown(home, tmp_path):
@@ -96,7 +115,11 @@ def test_tables_are_for_spreadsheets(tmp_path):
     region = {"x": 1, "y": 2, "width": 3, "height": 4, "area": 9, "peak_x": 1, "peak_y": 2}
     region["peak"] = -0.5
     answer = {"score": 1.5, "p_value": None, "verdict": "anomalous", "regions": [region, region]}
-    rows = [{"image": "=cmd()", "error": "-gone"}, {"image": "@ü.png", **answer}]
+    rows = [
+        {"image": "=cmd()", "score": None, "p_value": None, "verdict": "", "regions": []}
+        | {"error": "-gone"},
+        {"image": "@ü.png", **answer, "error": ""},
+    ]
     files = write_tables(rows, tmp_path / "out.csv")
     assert [f.name for f in files] == ["out.csv", "out-regions.csv"]
     one, two = (list(csv.DictReader(f.open(encoding="utf-8-sig"))) for f in files)
@@ -109,9 +132,10 @@ def test_tables_are_for_spreadsheets(tmp_path):
     ] * 2
     # The mark without which spreadsheets take the name for another, and none where none is needed.
     assert files[0].read_bytes().startswith(b"\xef\xbb\xbf")
-    files = write_tables([{"current": "a", "history": "b", "error": "gone"}], tmp_path / "p.csv")
+    broken = {"current": "a", "history": "b", "regions": [], "error": "gone"}
+    files = write_tables([broken], tmp_path / "p.csv")
     assert [f.read_text().splitlines()[0] for f in files] == [
-        "current,history,error",
+        "current,history,regions,error",
         "current,history," + ",".join(region),
     ]
     with pytest.raises(ConfigError, match="--csv"):

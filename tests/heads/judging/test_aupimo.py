@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from heads.judging.aupimo import aupimo
+from heads.judging.aupimo import TopPixels, aupimo
+from heads.judging.resampling import draw
 from headwater.errors import ShapeError
 
 
@@ -40,6 +41,27 @@ def test_it_is_what_the_definition_says(levels, sizes):
     got = aupimo(maps, masks, low=low, high=high)
     assert got == pytest.approx(plainly(maps, masks, low, high), abs=2e-3)
     assert 0 < got.min() < got.max() < 1
+
+
+@pytest.mark.parametrize("levels", [0, 9], ids=["distinct", "ties"])
+def test_a_draw_is_the_figure_of_its_images(levels, monkeypatch):
+    rng = np.random.default_rng(levels)
+    maps, masks = [], []
+    for number in range(9):
+        heat, mask = rng.normal(size=(130, 130)), np.zeros((130, 130), bool)
+        if number >= 6:
+            mask[3:20, 5 : 9 + number] = True
+            heat[mask] += 3
+        maps.append((np.round(heat * levels) / levels if levels else heat).astype(np.float32))
+        masks.append(mask)
+    times = draw(["good"] * 6 + ["x"] * 3, count=12)
+    monkeypatch.setattr("heads.judging.aupimo._DRAWS", 5)
+    (found,) = TopPixels.of(maps, masks).figures(times).values()
+    for one, value in zip(times.astype(int), found, strict=True):
+        drawn = [i for i, often in enumerate(one) for _ in range(often)]
+        exact = aupimo([maps[i] for i in drawn], [masks[i] for i in drawn])
+        assert value == pytest.approx(exact.mean(), abs=1e-12)
+    assert TopPixels.of(maps[:1] * 3 + maps[8:], masks[:3] + masks[8:]).figures(times[:, :4]) == {}
 
 
 def test_it_is_one_where_all_of_a_defect_is_above_all_normal_pixels_and_none_without_enough():

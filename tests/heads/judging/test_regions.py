@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from heads.judging.calibration import calibrate, calibrate_out_of_fold
-from heads.judging.regions import largest_area, pieces
+from heads.judging.regions import largest, pieces
 
 
 def flooded(above):
@@ -31,7 +32,7 @@ def test_pieces_are_what_flooding_finds(hidden):
         mask = rng.random(heat.shape) < hidden
         cut = np.float32(1 - share)
         given = np.ma.masked_array(heat, mask) if hidden else heat
-        got = pieces(given, cut)
+        got = pieces(given, cut, share=0)
         expected = {
             (min(ys), max(ys) + 1, min(xs), max(xs) + 1, len(piece))
             for piece in flooded((heat > cut) & ~mask)
@@ -44,9 +45,65 @@ def test_pieces_are_what_flooding_finds(hidden):
             assert heat[p.at] == np.float32(p.peak) > cut
             assert p.rows.start <= p.at[0] < p.rows.stop
         assert [p.area for p in got] == sorted((p.area for p in got), reverse=True)
-        assert largest_area(given, cut) == got[0].area
-        assert pieces(given, cut, larger=2) == [p for p in got if p.area > 2]
+        assert largest(given, cut) == got[0].area
+        assert pieces(given, cut, 2, share=0) == [p for p in got if p.area > 2]
     assert pieces(heat, 2.0) == []
+
+
+def told(heat, cut, larger, share):
+    """Return the regions of all peaks as `pieces` defines them, by flooding from every pixel."""
+    found = set()
+    for part in flooded(heat > cut):
+        if len(part) <= larger:
+            continue
+        highest = max(float(heat[p]) for p in part)
+        for p in part:
+            level = cut + share * (float(heat[p]) - cut)
+            above = np.zeros(heat.shape, bool)
+            above[tuple(zip(*part, strict=True))] = True
+            (region,) = (r for r in flooded(above & (heat >= level)) if p in r)
+            if max(float(heat[q]) for q in region) > heat[p]:
+                continue
+            if heat[p] == np.float32(highest) or len(region) > larger:
+                found.add((p, frozenset(region)))
+    return found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.6])
+def test_a_region_is_what_lies_about_its_peak(share):
+    rng = np.random.default_rng(4)
+    for larger in (0, 6):
+        heat = ndimage.gaussian_filter(rng.random((17, 22)), 1.6).astype(np.float32)
+        cut = float(np.quantile(heat, 0.5))
+        expected = told(heat, cut, larger, share)
+        got = pieces(heat, cut, larger, share)
+        assert {(p.at, p.area) for p in got} == {(at, len(region)) for at, region in expected}
+        for p in got:
+            (region,) = (r for at, r in expected if at == p.at)
+            ys, xs = zip(*region, strict=True)
+            assert (p.rows, p.columns) == (
+                slice(min(ys), max(ys) + 1),
+                slice(min(xs), max(xs) + 1),
+            )
+        # Whichever the share, the same parts are told.
+        assert len(pieces(heat, cut, larger, 0)) <= len(got)
+        assert bool(got) == (largest(heat, cut) > larger)
+
+
+def test_a_defect_on_a_slope_is_told_and_not_the_slope():
+    slope = np.tile(np.linspace(0, 2, 60, dtype=np.float32), (40, 1))
+    slope[10:16, 20:27] += 12
+    slope[28:33, 44:50] += 9
+    (whole,) = pieces(slope, 0.1, 20, share=0)
+    assert whole.area > 0.9 * slope.size
+    first, second = pieces(slope, 0.1, 20)
+    assert (first.rows, first.columns) == (slice(10, 16), slice(20, 27))
+    assert (second.rows, second.columns) == (slice(28, 33), slice(44, 50))
+
+
+def test_a_flat_map_is_one_region():
+    (region,) = pieces(np.ones((300, 400), np.float32), 0)
+    assert region.area == 120_000
 
 
 def blobs(count, rng, side=40):
@@ -66,15 +123,22 @@ def test_few_normals_show_a_region_and_others_do(n, target):
         calibrate_out_of_fold(scores, maps, {}, target_fpr=target, pixel_fpr=0.02),
         calibrate(scores, maps, target_fpr=target, pixel_fpr=0.02),
     ):
-        cut, larger = found.pixel_threshold, found.area_threshold
-        shown = [bool(pieces(heat, cut, larger)) for heat in maps]
+        cut, larger = found.pixel_threshold, found.volume_threshold
+        shown = [bool(pieces(heat, cut, larger, volume=True)) for heat in maps]
         assert np.mean(shown) <= target
-        # The smallest such area: one pixel less, and too many show one.
-        assert np.mean([bool(pieces(heat, cut, larger - 1)) for heat in maps]) > target
+        # The smallest such volume: a little less, and too many show one.
+        less = larger * (1 - 1e-6)
+        more = sum(bool(pieces(heat, cut, less, volume=True)) for heat in maps)
+        assert (more + 1) / (n + 1) > target
         defect = maps[0].copy()
         defect[20:32, 20:32] += 5
-        (region,) = pieces(defect, cut, larger)
+        (region,) = pieces(defect, cut, larger, volume=True)
         assert (region.rows, region.columns) == (slice(20, 32), slice(20, 32))
+        # As much in fewer pixels is told, too.
+        high = maps[0].copy()
+        high[20:24, 20:24] += 40
+        (region,) = pieces(high, cut, larger, volume=True)
+        assert region.area == 16
 
 
 def test_a_normal_that_stands_out_does_not_set_the_area():
@@ -84,5 +148,5 @@ def test_a_normal_that_stands_out_does_not_set_the_area():
     spoiled = np.concatenate([maps, np.full((1, 40, 40), 9, np.float32)])
     after = calibrate_out_of_fold(scores, spoiled, {}, pixel_fpr=0.02)
     assert after.odd == 1
-    assert after.area_threshold == before.area_threshold > 0
-    assert calibrate_out_of_fold(scores, None, {}).area_threshold is None
+    assert after.volume_threshold == before.volume_threshold > 0
+    assert calibrate_out_of_fold(scores, None, {}).volume_threshold is None

@@ -38,7 +38,7 @@ def test_each_draw_is_what_the_metrics_give_on_its_images():
     scores, maps, labels, masks, kinds = scored()
     exact = evaluate(scores, maps, labels, masks, threshold=0.5, pixel_threshold=1.0)
     counts = count_pixels(maps, masks, 1.0)
-    found = resample(scores, labels, kinds, 0.5, exact=exact, pixels=counts, count=6)
+    found = resample(scores, labels, kinds, 0.5, exact=exact, pixels=(counts,), count=6)
     times = draw(kinds, 6)
     assert set(found.figures) == {k for k in exact if not k.startswith("oracle")}
     for b in range(6):

@@ -38,7 +38,7 @@ def test_a_place_in_the_picture_comes_back_from_the_map(how, shape):
         heat, looked = own_map(own, None, height, width, spec)
     assert looked is None or not looked.all()
     frame = frame_of(height, width, spec)
-    (region,) = regions_of(heat, 0.5, 0, frame)
+    (region,) = regions_of(heat, 0.5, None, frame)
     cells = [n / m for n, m in zip(frame.size, frame.scaled, strict=True)]
     got = (region.y, region.x, region.y + region.height, region.x + region.width)
     want = (box[0], box[1], box[0] + box[2], box[1] + box[3])
@@ -63,6 +63,6 @@ def test_regions_stay_inside_the_picture():
         for spec in SEEN.values():
             frame = frame_of(*shape, spec)
             heat = np.ones(frame.scaled, np.float32)
-            (region,) = regions_of(heat, 0, 0, replace(frame, top=0, left=0))
+            (region,) = regions_of(heat, 0, None, replace(frame, top=0, left=0))
             assert (region.x, region.y, region.width, region.height) == (0, 0, *shape[::-1])
             assert region.area == shape[0] * shape[1]

@@ -84,7 +84,7 @@ def test_answers_say_where_and_which_model(trained, model):
     served, kind = mlflow.pyfunc.load_model(str(model)), trained.detector.kind
     inference = served.unwrap_python_model().detector
     # So that every pixel above the threshold belongs to one.
-    inference.calibration = replace(inference.calibration, area_threshold=0.0)
+    inference.calibration = replace(inference.calibration, volume_threshold=0.0)
     table, expected = table_of(trained), trained.detector.predict(trained.samples)
     broken = table[:1].assign(**{kind.images[0]: "no image"})
     *rows, bad = served.predict(pd.concat([table, broken])).to_dict("records")

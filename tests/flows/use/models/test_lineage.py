@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from flows.extraction.plan import plan_job, ready
 from flows.runtime.home import Home
@@ -52,11 +53,11 @@ def test_a_model_names_its_images_and_what_was_used(made):
     for part, learnt, role in (
         ("train/good/3.png", True, "train"), ("test/x/30.png", False, "test"),
     ):  # fmt: skip
-        answer = whether_in(found, made.images / part)
+        answer = whether_in(made.home, found, made.images / part)
         assert (answer["learnt"], [r["role"] for r in answer["rows"]]) == (learnt, [role])
         assert answer["rows"][0]["path"] == part
     with pytest.raises(DataError, match=r"nobody\.png"):
-        whether_in(found, made.images / "nobody.png")
+        whether_in(made.home, found, made.images / "nobody.png")
 
 
 def test_the_commands_say_it(made, here):
@@ -70,6 +71,13 @@ def test_the_commands_say_it(made, here):
     assert here("lineage", "s.patchcore", *home, "--has", copy).startswith(
         "yes: s.patchcore version 1 has learnt from it, as train/good/3.png"
     )
+    saved_anew = made.folder / "anew.bmp"
+    Image.open(copy).save(saved_anew)
+    assert here("lineage", "s.patchcore", *home, "--has", saved_anew).startswith(
+        "yes: s.patchcore version 1 has learnt from it, as train/good/3.png (the same pixels in"
+    )
+    told = json.loads(here("lineage", "s.patchcore", *home, "--has", saved_anew, "--json"))
+    assert ([row["matched"] for row in told["rows"]], told["unknown"]) == (["pixels"], 0)
     made.draw(99, "new")
     other = made.images / "new/99.png"
     assert "no: " in here("lineage", "s.patchcore", *home, "--has", other, status=3)
@@ -77,6 +85,25 @@ def test_the_commands_say_it(made, here):
         "lineage", "s.patchcore", *home, "--has", made.images / "test/x/30.png", status=3
     )
     assert "no model of head" in here("lineage", "s.padim", *home, status=2)
+    said = here("lineage", "S.patchcore", *home, status=2)
+    assert "no models of image set 'S'" in said
+    assert "expected: one of s" in said
+
+
+def test_a_champion_that_is_gone_does_not_hide_where_the_newest_comes_from(made, tmp_path):
+    place = tmp_path / "home"
+    shutil.copytree(made.home.root, place)
+    registry = Registry(place)
+    # As MLflow's pages leave it: the tag remembers a champion whose version is not there.
+    registry.client.set_registered_model_tag("s.patchcore", "headwater.champion", "7")
+    found = lineage(Home.at(place), "s.patchcore")
+    assert found["version"] == "1"
+    assert (
+        "champion of s.patchcore, version 7, was deleted: this is the newest" in found["notes"][0]
+    )
+    assert lineage(Home.at(place), "s.patchcore/1")["notes"] == []
+    with pytest.raises(ModelError, match="was deleted"):  # which one is meant is not to be guessed
+        reproduce(Home.at(place), "s.patchcore", QUIET)
 
 
 def test_a_model_comes_out_again_to_the_bit_whatever_was_reviewed_since(made, here):

@@ -58,7 +58,7 @@ def test_the_one_in_service_answers_until_told_otherwise(work, hw):
     # Told otherwise, by head or by alias.
     other = json.loads(hw("predict", "tiles", image, "--head", "patchcore", "--json"))
     assert other[0]["version"] == "2"
-    assert "service_version" not in other[0]
+    assert other[0]["service_version"] is None
     back = json.loads(hw("predict", "tiles", image, "--version", "previous", "--json"))
     assert back[0]["service_version"] == "1"
     assert "of which head?" in hw("predict", "tiles", image, "--version", "1", status=2)
