@@ -235,7 +235,7 @@ class InService:
             return None
 
     def _row(self, version: Any) -> dict[str, Any]:
-        row = row_of(version, self.registry._run(version.run_id), version.tags.get(_HEAD, ""))
+        row = row_of(version, self.registry.find_run(version.run_id), version.tags.get(_HEAD, ""))
         model, number = _copy_of(version)
         return {**row, "model": model, "version": number, "service_version": str(version.version)}
 
