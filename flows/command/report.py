@@ -131,7 +131,7 @@ def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
     good = [row for row in rows if not row["error"]]
     if good:
         whose = f"{good[0]['model']} version {good[0]['version']}"
-        if served := good[0]["service_version"]:
+        if served := good[0].get("service_version"):
             whose += f", in service as version {served}"
         hidden = ("model", "version", "service_version", "note", "error")
         columns = [name for name in good[0] if name not in hidden]
