@@ -25,7 +25,7 @@ from heads.looking import seen_of
 
 Map = NDArray[np.float32]
 #: Of the way from the threshold to a peak: above it is the peak's region.
-SHARE = 0.25
+SHARE = 0.3
 #: Further peaks of a part that are looked at, the highest.
 _MOST_PEAKS = 16
 #: Pixels a side in which a peak is the highest.
@@ -67,9 +67,10 @@ def pieces(
 
     A part is what is connected above `cut` (pixels that touch at a corner are, as in the metrics).
     The region of a peak is what of its part is connected with it at `share` of the way from `cut`
-    to it, or higher. A peak has one where nothing in it is higher: the highest of its part always
-    does, another (of the `_MOST_PEAKS` next) where its region, too, is larger than `larger`.
-    Regions do not overlap.
+    to it, or higher. Where something in that is higher, it is what is connected with the peak at
+    the share of the way to the highest of it; a peak that is lower than that is part of a slope and
+    has none. The highest peak of a part is always told, another (of the `_MOST_PEAKS` next) where
+    its region, too, is larger than `larger`. Regions do not overlap.
 
     Parameters
     ----------
@@ -129,14 +130,25 @@ def _regions(
         peak = left[row, column]
         if peak == -np.inf:
             return
-        numbers, _ = ndimage.label(inside >= cut + share * (peak - cut), EIGHT)
-        region = (numbers == numbers[row, column]) & (inside > -np.inf)
-        # Whatever else is in it is no peak of its own: its region would hold this one.
+        region = _about(inside, (row, column), cut + share * (peak - cut))
+        highest = inside[region].max()
+        if highest > peak:
+            level = cut + share * (highest - cut)
+            if peak < level:  # what else is in it lies on the same slope
+                left[region] = -np.inf
+                continue
+            region = _about(inside, (row, column), level)
         left[region] = -np.inf
         own = inside[region]
         size = float((own - cut).sum()) if volume else own.size
-        if own.max() <= peak and (not looked_at or size > larger):
+        if not looked_at or size > larger:
             yield region, (row, column)
+
+
+def _about(inside: NDArray[np.floating], at: tuple[int, int], level: float) -> NDArray[np.bool_]:
+    """Return what is connected with a place at a level or above it."""
+    numbers, _ = ndimage.label((inside >= level) & (inside > -np.inf), EIGHT)
+    return np.asarray(numbers == numbers[at])
 
 
 def largest(heat: ArrayLike, cut: float, *, volume: bool = False) -> float:

@@ -56,15 +56,22 @@ def told(heat, cut, larger, share):
     for part in flooded(heat > cut):
         if len(part) <= larger:
             continue
-        highest = max(float(heat[p]) for p in part)
-        for p in part:
-            level = cut + share * (float(heat[p]) - cut)
-            above = np.zeros(heat.shape, bool)
-            above[tuple(zip(*part, strict=True))] = True
-            (region,) = (r for r in flooded(above & (heat >= level)) if p in r)
-            if max(float(heat[q]) for q in region) > heat[p]:
+        above, claimed = np.zeros(heat.shape, bool), set()
+        above[tuple(zip(*part, strict=True))] = True
+
+        def about(p, value, above=above):
+            level = np.float32(cut + share * (float(value) - cut))
+            found = [r for r in flooded(above & (heat >= level)) if p in r]
+            return found[0] if found else set()
+
+        ranked = sorted(part, key=lambda p: -heat[p])
+        for p in ranked:
+            if p in claimed:
                 continue
-            if heat[p] == np.float32(highest) or len(region) > larger:
+            region = about(p, heat[p])
+            region = about(p, max(heat[q] for q in region))
+            claimed |= region
+            if region and (p == ranked[0] or len(region) > larger):
                 found.add((p, frozenset(region)))
     return found
 
@@ -99,6 +106,14 @@ def test_a_defect_on_a_slope_is_told_and_not_the_slope():
     first, second = pieces(slope, 0.1, 20)
     assert (first.rows, first.columns) == (slice(10, 16), slice(20, 27))
     assert (second.rows, second.columns) == (slice(28, 33), slice(44, 50))
+
+
+def test_peaks_nearly_as_high_are_all_told():
+    # The saddle lies between a quarter of the way to the one and to the other.
+    first, second = pieces(np.array([[10, 5, 2.4, 2.4, 6, 9, 2]], np.float32), 0, share=0.25)
+    assert [(p.columns, p.peak) for p in (first, second)] == [(slice(0, 2), 10), (slice(4, 6), 9)]
+    (only,) = pieces(np.array([[10, 5, 2.4, 2.4, 2.45, 2.4, 2]], np.float32), 0, share=0.25)
+    assert only.columns == slice(0, 2)
 
 
 def test_a_flat_map_is_one_region():
