@@ -302,6 +302,9 @@ def _training(
     done = registry.find_finished(one.image_set, head, one.key(seen))
     if done is not None:
         return TrainingAhead(one.called, preset, f"v{done['version']}")
+    if one.plan.members:
+        joins = "nothing is learnt: trained heads are joined"
+        return TrainingAhead(one.called, preset, "", 0.0, joins)
     normal = sum(s.split == "train" and not s.defective for s in samples)
     # What leaves images out exactly takes about as long again as its fit.
     exact = bool(one.folds) and leaves_out(get_head(head))
