@@ -294,6 +294,7 @@ def train_head(
         dict(judged.metrics),
         learnt.seconds,
         learnt.peak_mb,
+        joined=bool(plan.members),
         pictures=registry.pictures(run.run_id),
         notes=judged.notes,
     )
