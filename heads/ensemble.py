@@ -182,8 +182,9 @@ def _members(config: HeadConfig) -> Sequence[Mapping[str, Any]]:
 
 def config_of(kind: type[Head], values: Mapping[str, Any]) -> HeadConfig:
     """Return a member's configuration; what it was saved without is as it was then."""
-    whole: dict[str, Any] = {**kind.Config.LATER, **values}
-    return kind.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in whole.items()})
+    whole = {**kind.Config.LATER, **values}
+    made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in whole.items()}
+    return kind.Config(**made)
 
 
 def _limit(pool: Pool, limits: Sequence[float | None]) -> float | None:

@@ -166,6 +166,19 @@ def test_of_runs_that_kept_no_maps_the_folds_are_scored_again(made):
     assert opened(small, second).calibration == opened(small, outcomes[2]).calibration
 
 
+def test_each_seed_has_an_ensemble_of_its_own(made):
+    small, trainings, _ = made
+    found = requested(small, trainings[0].at, seeds=(0, 4), folds=3)
+    assert [one.called for one in found] == [
+        f"{name} seed {seed}" for seed in (0, 4) for name in ("patchcore", "padim", "ensemble")
+    ]
+    for at in (0, 3):
+        *heads, ensemble = found[at : at + 3]
+        assert [one.key("") for one in ensemble.members] == [one.key("") for one in heads]
+    assert found[2].key("") == trainings[2].key("")  # as if it had been asked for alone
+    assert found[5].key("") != found[2].key("")
+
+
 def test_a_member_that_is_not_there_is_named(made):
     _, trainings, _ = made
     options = trainings[2].options.model_copy(update={"seed": 5, "target_fpr": 0.2})
