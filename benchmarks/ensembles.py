@@ -171,7 +171,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             told = " | ".join(mean_and_spread(found, figure) for figure in FIGURES)
             names = ", ".join(f"`{name}`" for name in members.split("+"))
             lines.append(f"| `{image_set}`, {backbone} | {names} | {len(found)} | {told} |")
-    lines += ["", "| set, backbone | members | " + " | ".join(f"`{way}`" for way in WAYS) + " |"]
+    lines += ["", *_regrets(cells), ""]
+    lines.append("| set, backbone | members | " + " | ".join(f"`{way}`" for way in WAYS) + " |")
     lines.append("|---|---|" + "---:|" * len(WAYS))
     total: dict[str, list[float]] = {way: [] for way in WAYS}
     for image_set, backbone, members, way in cells:
@@ -186,6 +187,29 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| `{image_set}`, {backbone} | {names} | {' | '.join(told)} |")
     means = " | ".join(f"{statistics.mean(total[way]):.3f}" for way in WAYS)
     return "\n".join([*lines, f"| mean | | {means} |"])
+
+
+def _regrets(cells: Mapping[tuple[str, ...], list[dict[str, Any]]]) -> list[str]:
+    """Return a table of how far each head and ensemble is below the best one of a set and net."""
+    shown = ("image_auroc", "aupro")
+    lost: dict[tuple[str, str], list[float]] = {}
+    places = dict.fromkeys(key[:2] for key in cells)
+    for place, figure in itertools.product(places, shown):
+        means = {
+            members: statistics.mean(row[figure] for row in found)
+            for (*at, members, way), found in cells.items()
+            if tuple(at) == place and way in ("alone", "mean")
+        }
+        for members, mean in means.items():
+            lost.setdefault((members, figure), []).append(max(means.values()) - mean)
+    lines = ["| members | " + " | ".join(
+        f"{FIGURES[f]} below the best of a row, {how}" for f in shown for how in ("worst", "mean")
+    ) + " |", "|---|" + "---:|" * 2 * len(shown)]  # fmt: skip
+    for members in dict.fromkeys(members for members, _ in lost):
+        values = [how(lost[members, figure]) for figure in shown for how in (max, statistics.mean)]
+        names = ", ".join(f"`{name}`" for name in members.split("+"))
+        lines.append(f"| {names} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    return lines
 
 
 def main() -> None:

@@ -249,15 +249,17 @@ def _settled(head: Any, scores: np.ndarray, parts: np.ndarray | None) -> np.ndar
     return scores if parts is None else head.rule.settle(parts)
 
 
-def thinning(images: int, size: tuple[int, int], most: int = MAP_VALUES) -> int:
-    """Return s, where every s-th row and column of as many maps are kept, `most` values in all.
+def thinning(images: int, size: tuple[int, int], most: int | None = None) -> int:
+    """Return s, where every s-th row and column of as many maps are kept.
+
+    So that there are `most` values in all, or `MAP_VALUES`.
 
     Examples
     --------
     >>> thinning(100, (256, 256)), thinning(1000, (256, 256))
     (1, 2)
     """
-    return max(1, math.ceil(math.sqrt(images * size[0] * size[1] / most)))
+    return max(1, math.ceil(math.sqrt(images * size[0] * size[1] / (most or MAP_VALUES))))
 
 
 class _Fold:
