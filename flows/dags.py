@@ -30,6 +30,7 @@ from flows.runtime.dask import (
 )
 from flows.runtime.signals import keep_sigterm
 from flows.training.found import look_up
+from flows.training.joint import work_of
 from flows.training.results import RunResult, TrainOutcome
 from flows.training.train import score_fold, train_head
 from flows.training.trainings import Request, Training
@@ -82,12 +83,13 @@ def train_task(
         resources = needs_gpu(client, training.options.device)
         folds = [
             client.submit(score_fold, training, n, pure=False, retries=0, resources=resources)
-            for n in range(training.folds)
+            for n in range(training.own_folds)
         ]
         client.gather(folds, errors="skip")
         if before is not None:
             before.wait()
-        future = client.submit(train_head, training, pure=False, retries=0, resources=resources)
+        work = (training, None, work_of(training))
+        future = client.submit(train_head, *work, pure=False, retries=0, resources=resources)
         return future.result()
     finally:
         done.set()
@@ -138,7 +140,7 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
     if not trainings:
         return result
     wanted = asked.settings.training
-    jobs = sum(max(1, one.folds) for one in trainings)
+    jobs = sum(max(1, one.own_folds) for one in trainings)
     workers = training_workers(jobs, wanted.device, wanted.workers)
     threads = max(1, cores() // workers)
     with (
@@ -151,19 +153,24 @@ def train_all(asked: Request, at: Version, result: RunResult) -> RunResult:
             show.update(message["name"], message["done"], message["total"], message["text"])
 
         client.subscribe_topic(TOPIC, on_progress)
-        waiting = []
         last: dict[str, Event] = {}
-        for one in trainings:
-            prepared = dataclasses.replace(one, parent_run=parent_run, threads=threads)
-            before, done = last.get(one.plan.head), Event()
-            last[one.plan.head] = done
-            task_run = train_task.submit(client, one.called, prepared, before, done)
-            waiting.append((one.called, task_run))
-        for head, future in waiting:
-            future.wait()
-            got = future.result(raise_on_failure=False)
-            if isinstance(got, BaseException):
-                result.failures.append((head, got))
-            else:
-                result.outcomes.append(got)
+        # What joins heads comes after these.
+        for some in (
+            [one for one in trainings if not one.members],
+            [one for one in trainings if one.members],
+        ):
+            waiting = []
+            for one in some:
+                prepared = dataclasses.replace(one, parent_run=parent_run, threads=threads)
+                before, done = last.get(one.plan.head), Event()
+                last[one.plan.head] = done
+                task_run = train_task.submit(client, one.called, prepared, before, done)
+                waiting.append((one.called, task_run))
+            for head, future in waiting:
+                future.wait()
+                got = future.result(raise_on_failure=False)
+                if isinstance(got, BaseException):
+                    result.failures.append((head, got))
+                else:
+                    result.outcomes.append(got)
     return result.or_raise()

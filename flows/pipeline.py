@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from flows.extraction.extract import bring_up_to_date
-from flows.extraction.plan import plan_job, ready
+from flows.extraction.plan import JobPlan, plan_job, ready
 from flows.extraction.samples import AT_LEAST
 from flows.runtime.dask import check_device
 from flows.runtime.home import PATIENCE, Home, prefect_is_configured
@@ -53,6 +53,7 @@ def run_pipeline(
     # What it reads the cache knows: the flow reads no file again to learn what it is.
     ahead = forecast(settings, home, plan, reporter, rehash=rehash)
     reporter.line(ahead.line())
+    _tell(plan, reporter)
     ahead.check()
     asked = Request(settings, home, plan, already_read=ahead.read)
     if ahead.nothing_to_do and not prefect_is_configured():
@@ -100,12 +101,18 @@ def train_pipeline(
             )
     check_device(settings.training.device, settings.dask.scheduler)
     plan = plan_job(settings, home)
+    _tell(plan, reporter)
     asked = Request(settings, home, plan, at, moment)
     if not prefect_is_configured():
         found, to_do = look_up(asked, at, Registry(home.root, home.tracking_url))
         if not to_do:
             return RunResult(require_set(settings), outcomes=found)
     return _through_prefect("train_flow", asked, reporter)
+
+
+def _tell(plan: JobPlan, reporter: Reporter) -> None:
+    for note in plan.notes:
+        reporter.line(f"note: {note}")
 
 
 def _looked_after(asked: Request, reporter: Reporter) -> tuple[RunResult, list[Training]]:

@@ -24,6 +24,7 @@ import heads.gallery.patchcore
 import heads.pairs.pair_diff
 import heads.pairs.pair_flow
 from heads.contract import REGISTERED, Head, HeadConfig
+from heads.ensemble import Ensemble
 from headwater.errors import ConfigError
 
 #: Entry point group of the heads of other packages.
@@ -33,13 +34,16 @@ PLUGINS = "headwater.heads"
 def all_heads() -> dict[str, type[Head]]:
     """Return all heads by name, in order of name; those of other packages too.
 
+    Not `heads.ensemble`, which is made of others: `get_head` knows it.
+
     Examples
     --------
     >>> "patchcore" in all_heads()
     True
     """
     broken_plugins()
-    return dict(sorted(REGISTERED.items()))
+    learn = {k: v for k, v in REGISTERED.items() if not issubclass(v, Ensemble)}
+    return dict(sorted(learn.items()))
 
 
 @functools.cache
@@ -68,6 +72,8 @@ def get_head(name: str) -> type[Head]:
     'one Gaussian of the features per position'
     """
     known = all_heads()
+    if name == Ensemble.name:
+        return Ensemble
     if name not in known:
         if name in broken_plugins():
             raise ConfigError(

@@ -28,6 +28,9 @@ MAY_IMPORT = {
     "heads.parts": ("headwater", "heads.looking", "heads.contract"),
     "heads.judging": ("headwater", "heads.looking", "heads.contract"),
     "heads.training": ("headwater", "heads.looking", "heads.contract", "heads.parts"),
+    # Made of any heads, it knows none: by what they promise, and how they were calibrated.
+    "heads.ensemble": ("headwater", "heads.looking", "heads.contract", "heads.judging",
+                       "heads.training"),
     "heads.flow": ("headwater", "heads.looking", "heads.contract", "heads.parts", "heads.judging",
                    "heads.training"),
     # A gallery or a pair head may be built on a flow head, and says so in its docstring.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flows.use.forecast import Forecast
 
 commands = command_group("Before a long job.")
+_TO_DO = ("to be trained", "to be joined")
 
 
 @commands.command(rich_help_panel="The job")
@@ -94,8 +95,8 @@ def _show(ahead: Forecast) -> None:
         [
             one.head,
             one.preset,
-            f"found in MLflow: {one.model}" if one.model else "to be trained",
-            None if one.seconds is None else f"about {duration(one.seconds)}",
+            f"found in MLflow: {one.model}" if one.model else _TO_DO[one.joins],
+            None if one.joins or one.seconds is None else f"about {duration(one.seconds)}",
             one.basis,
         ]
         for one in ahead.trainings

@@ -16,7 +16,7 @@ import typer
 
 from flows.command import ahead, begin, job, look, pairs, store
 from flows.command.keep import bundle, homes, service, trace
-from flows.command.options import UsageError, check_once, command_group, explain_usage
+from flows.command.options import UsageError, check_once, command_group, completed, explain_usage
 from flows.command.pages import report
 from flows.runtime.arguments import hide_in_tracebacks, hide_passwords
 from flows.runtime.console import err, out
@@ -65,8 +65,9 @@ def main() -> None:
         with sigterm_interrupts():
             # Called as it is: typer's own call would put its hook for tracebacks over ours.
             command = typer.main.get_command(app)
-            check_once(command, sys.argv[1:])
-            status = command(standalone_mode=False)
+            words = completed(sys.argv[1:])
+            check_once(command, words)
+            status = command(words, standalone_mode=False)
     except UsageError as error:
         if (mistake := explain_usage(error)) is not None:
             err.print(f"error: {mistake}", markup=False)

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from flows.runtime.given import Given
 from flows.runtime.settings import LAST, Setting, every_setting
+from flows.runtime.values import ALL
 from headwater.errors import ConfigError
 
 #: Exit status of work that was done but for something set aside.
@@ -135,6 +136,26 @@ def explain_usage(error: Any) -> ConfigError | None:
     culprit = culprit[0].lower() + culprit[1:]
     command = error.ctx.command_path if error.ctx else "headwater"
     return ConfigError(culprit, expected=expected, remedy=f"{command} --help says what there is")
+
+
+#: Options that may stand without a value, and what they then mean.
+_ALONE = {"--combine": ALL}
+
+
+def completed(words: Sequence[str]) -> list[str]:
+    """Return a command line in which every option that takes a value has one.
+
+    Examples
+    --------
+    >>> completed(["run", "bolts", "--combine", "--seed", "3"])
+    ['run', 'bolts', '--combine', 'all', '--seed', '3']
+    """
+    made: list[str] = []
+    for word, after in zip(words, [*words[1:], "-"], strict=True):
+        made.append(word)
+        if word in _ALONE and after.startswith("-"):
+            made.append(_ALONE[word])
+    return made
 
 
 def check_once(command: Any, words: Sequence[str]) -> None:

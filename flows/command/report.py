@@ -77,8 +77,8 @@ def show_run(result: RunResult, home: Home) -> None:
     if result.extraction is not None:
         show_extraction(result.extraction)
     if result.outcomes:
-        how = ("trained", "found in MLflow")
-        rows = [vars(o) | {"note": how[o.reused]} for o in result.outcomes]
+        how = ("trained", "joined", "found in MLflow")
+        rows = [vars(o) | {"note": how[2 * o.reused or o.joined]} for o in result.outcomes]
         out.print()
         out.print(leaderboard_table(rows, f"{result.image_set}: leaderboard"))
     said = result.extraction.notes if result.extraction is not None else []

@@ -24,8 +24,6 @@ from flows.extraction.plan import (
     plan_extraction,
     plan_job,
     ready,
-    size_of,
-    tiles_of,
 )
 from flows.extraction.regions import (
     check_region,
@@ -33,6 +31,8 @@ from flows.extraction.regions import (
     own_regions,
     regions_given,
     regions_of,
+    size_of,
+    tiles_of,
 )
 from flows.extraction.report import ExtractionReport, PairCounts, SideReport
 from flows.extraction.samples import usable, what_is_left_out

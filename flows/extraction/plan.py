@@ -13,14 +13,16 @@ import torch
 
 from features.images.places.beside import BESIDE
 from flows.extraction.backbone import BackboneRef, settle_precision
-from flows.extraction.regions import last_own, region_id
+from flows.extraction.combine import members
+from flows.extraction.regions import last_own, region_id, size_of, tiles_of
 from flows.runtime.resolve import require_set, resolve
 from flows.runtime.settings import ExtractionSettings, Settings, chosen_heads
-from flows.runtime.values import MIN_PIXELS, height_width, low_high
+from flows.runtime.values import height_width, low_high
 from heads.catalogue import all_heads, get_head, make_config
 from heads.contract import HeadConfig
+from heads.ensemble import Ensemble
 from headwater.errors import ConfigError
-from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, TileSpec, digest
+from headwater.spec import BackboneInfo, ExtractorSpec, LayerSpec, Precision, digest
 
 if TYPE_CHECKING:
     from features.backbones.backbone import Backbone
@@ -49,6 +51,8 @@ class HeadPlan:
         Arrays it reads, in its order.
     view_spec
         Extractor settings of the views it trains on, or None.
+    members
+        Of an ensemble: the heads of the run that it joins.
     """
 
     head: str
@@ -57,6 +61,7 @@ class HeadPlan:
     spec: ExtractorSpec
     layers: tuple[LayerSpec, ...]
     view_spec: ExtractorSpec | None = None
+    members: tuple[HeadPlan, ...] = ()
 
     @property
     def reads_images(self) -> bool:
@@ -83,10 +88,13 @@ class JobPlan:
         What each head reads.
     backbone
         Whose features; None where every head reads images.
+    notes
+        What is to be told of it.
     """
 
     heads: tuple[HeadPlan, ...]
     backbone: BackboneRef | None
+    notes: tuple[str, ...] = ()
 
     def seeing(self, **settings: Any) -> JobPlan:
         """Return the plan with these fields of all its extractors, known only after a scan."""
@@ -94,13 +102,11 @@ class JobPlan:
         def seen(spec: ExtractorSpec) -> ExtractorSpec:
             return dataclasses.replace(spec, **settings)
 
-        heads = (
-            dataclasses.replace(
-                head, spec=seen(head.spec), view_spec=head.view_spec and seen(head.view_spec)
-            )
-            for head in self.heads
-        )
-        return dataclasses.replace(self, heads=tuple(heads))
+        def own(head: HeadPlan) -> HeadPlan:
+            views, members = head.view_spec and seen(head.view_spec), tuple(map(own, head.members))
+            return dataclasses.replace(head, spec=seen(head.spec), view_spec=views, members=members)
+
+        return dataclasses.replace(self, heads=tuple(map(own, self.heads)))
 
 
 @dataclass(frozen=True)
@@ -162,12 +168,18 @@ def plan_job(settings: Settings, home: Home, untrained_seed: int | None = None) 
         backbone = ref.load()
         ref.keep(backbone)
         precision = settle_precision(backbone, wanted.precision, home, require_set(settings))
-    plans = [
-        plan_head(name, *head, wanted, backbone, precision)
-        for seed in settings.training.seeds or (None,)
-        for name, head in configured(settings, seed).items()
-    ]
-    return JobPlan(tuple(plans), ref)
+    plans: list[HeadPlan] = []
+    notes: list[str] = []
+    for seed in settings.training.seeds or (None,):
+        made = [
+            plan_head(name, *head, wanted, backbone, precision)
+            for name, head in configured(settings, seed).items()
+        ]
+        plans += made
+        if settings.combine:
+            joined, notes = ensemble_of(made, settings.combine)
+            plans.append(joined)
+    return JobPlan(tuple(plans), ref, tuple(notes))
 
 
 def configured(settings: Settings, seed: int | None = None) -> dict[str, tuple[str, HeadConfig]]:
@@ -239,45 +251,20 @@ def check_kind(settings: Settings) -> None:
     )
 
 
-def tiles_of(wanted: ExtractionSettings) -> TileSpec | None:
-    """Return the tiles that images are to be seen in; None for whole images.
+def ensemble_of(plans: Sequence[HeadPlan], wanted: Sequence[str]) -> tuple[HeadPlan, list[str]]:
+    """Return the plan of an ensemble of heads of one run, and what is to be told of it.
 
-    Raises
-    ------
-    ConfigError
-        For tiles that do not move on, a crop of them, or an overlap of none.
+    Parameters and errors as of `flows.extraction.combine.members`.
     """
-    edge, overlap = wanted.tile, wanted.overlap
-    if not edge:
-        if edge is None and overlap is not None:
-            raise ConfigError(
-                f"--overlap {overlap} without tiles", expected="--tile N with it",
-                remedy="--tile 512 --overlap 64, say",
-            )  # fmt: skip
-        return None
-    overlap = edge // 8 if overlap is None else overlap
-    if overlap >= edge or edge < MIN_PIXELS:
-        raise ConfigError(
-            f"--tile {edge} --overlap {overlap}",
-            expected=f"tiles of {MIN_PIXELS} pixels or more, and less overlap than that",
-        )
-    if wanted.crop is not None or wanted.resize == "crop":
-        raise ConfigError(
-            f"--tile {edge} with a crop",
-            expected="tiles that are seen whole: what is cut off of them, no other tile shows",
-            remedy="--resize fit instead of --resize crop, or --tile 0 for --crop",
-        )
-    return TileSpec(edge, overlap, wanted.scale == "both")
-
-
-def size_of(wanted: ExtractionSettings) -> tuple[int, int] | None:
-    """Return the size to which images, or their tiles, are brought: as given; of tiles their own.
-
-    None leaves it to the heads.
-    """
-    if wanted.size is None and wanted.tile:
-        return wanted.tile, wanted.tile
-    return None if wanted.size is None else height_width(wanted.size)
+    names, notes = members({p.head: (p.spec, p.reads_images) for p in plans}, wanted)
+    own = tuple(p for p in plans if p.head in names)
+    layers = tuple(dict.fromkeys(layer for p in own for layer in p.layers))
+    told = tuple(
+        {"head": p.head, "config": p.config, "layers": [x.name for x in p.layers]} for p in own
+    )
+    preset = ", ".join(dict.fromkeys(p.preset for p in own))
+    config = {"nodes": (), "seed": own[0].config["seed"], "members": told}
+    return HeadPlan(Ensemble.name, preset, config, own[0].spec, layers, None, own), notes
 
 
 def plan_head(

@@ -3,6 +3,8 @@
 Where each image may have its own, a file ``beside-ID`` there says which image has which. Images
 that arrive are added to it. A region that is another than it was makes another one, and so another
 extractor: features made with the old one are never taken for it.
+
+Here, too, is what tiles images are seen in, as the settings say.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from features.images.masks import read_mask
 from features.images.pixels import SMALLEST_SIDE, sha256_of
 from features.images.places.beside import BESIDE, region_of
 from features.images.places.regions import Regions, region_on
+from flows.runtime.settings import ExtractionSettings
+from flows.runtime.values import MIN_PIXELS, height_width
 from headwater.errors import ConfigError, DataError, ImageError
 from headwater.files import write_text
-from headwater.spec import ExtractorSpec, digest
+from headwater.spec import ExtractorSpec, TileSpec, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -282,3 +286,44 @@ def _kept(name: str, home: Home) -> Regions:
 
 def _file(home: Home, name: str) -> Path:
     return home.root / "regions" / name
+
+
+def tiles_of(wanted: ExtractionSettings) -> TileSpec | None:
+    """Return the tiles that images are to be seen in; None for whole images.
+
+    Raises
+    ------
+    ConfigError
+        For tiles that do not move on, a crop of them, or an overlap of none.
+    """
+    edge, overlap = wanted.tile, wanted.overlap
+    if not edge:
+        if edge is None and overlap is not None:
+            raise ConfigError(
+                f"--overlap {overlap} without tiles", expected="--tile N with it",
+                remedy="--tile 512 --overlap 64, say",
+            )  # fmt: skip
+        return None
+    overlap = edge // 8 if overlap is None else overlap
+    if overlap >= edge or edge < MIN_PIXELS:
+        raise ConfigError(
+            f"--tile {edge} --overlap {overlap}",
+            expected=f"tiles of {MIN_PIXELS} pixels or more, and less overlap than that",
+        )
+    if wanted.crop is not None or wanted.resize == "crop":
+        raise ConfigError(
+            f"--tile {edge} with a crop",
+            expected="tiles that are seen whole: what is cut off of them, no other tile shows",
+            remedy="--resize fit instead of --resize crop, or --tile 0 for --crop",
+        )
+    return TileSpec(edge, overlap, wanted.scale == "both")
+
+
+def size_of(wanted: ExtractionSettings) -> tuple[int, int] | None:
+    """Return the size to which images, or their tiles, are brought: as given; of tiles their own.
+
+    None leaves it to the heads.
+    """
+    if wanted.size is None and wanted.tile:
+        return wanted.tile, wanted.tile
+    return None if wanted.size is None else height_width(wanted.size)

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from flows.runtime.values import (
     MIN_PIXELS,
+    Combined,
     Device,
     Heads,
     LayoutName,
@@ -205,6 +206,9 @@ class Settings(_Frozen):
         {}, "Heads to train; in the file a list, or a mapping to their settings.", _JOB,
         words="HEAD,HEAD",
         otherwise=f"{','.join(DEFAULT_HEADS)}; of pairs {','.join(DEFAULT_PAIR_HEADS)}")
+    combine: Combined | None = _set(
+        None, "Join these heads of the run to one model more, SET.ensemble; all (as without a "
+        "value): those that can be.", _TRAIN, words="all|HEAD,HEAD")
     backbone: BackboneSettings = Field(default_factory=BackboneSettings)
     extraction: ExtractionSettings = Field(default_factory=ExtractionSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)

@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, WrapValidator
 from headwater.addresses import bare
 
 MIN_PIXELS = 16
+#: Of heads to combine: all that can.
+ALL = "all"
 
 
 def from_text(text: str) -> Any:
@@ -55,6 +57,20 @@ def named_heads(value: Any) -> Any:
         return {str(name): {} for name in value}
     if isinstance(value, Mapping):
         return {name: {} if own is None else own for name, own in value.items()}
+    return value
+
+
+def _combined(value: Any) -> Any:
+    """Return heads said as ``a,b``, a list, ``all`` or yes; none for no."""
+    if isinstance(value, str):
+        said = from_text(value)
+        value = said if isinstance(said, bool | list) else value
+    if isinstance(value, bool):
+        return (ALL,) if value else ()
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+        if not value:
+            raise ValueError("two heads or more, such as patchcore,padim, or all")
     return value
 
 
@@ -151,4 +167,5 @@ TimmOptions = Annotated[
     dict[str, str | int | float | bool | list[float]], BeforeValidator(_mapping)
 ]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds)]
+Combined = Annotated[tuple[str, ...], BeforeValidator(_combined)]
 Heads = Annotated[dict[str, dict[str, Any]], BeforeValidator(named_heads)]

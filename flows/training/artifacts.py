@@ -17,6 +17,7 @@ from flows.pictures.panels import faded
 from flows.runtime.home import working_folder
 from flows.training.small_maps import FILE, save, small_maps
 from heads.looking import seen_of
+from heads.training.kept import KEPT, keep
 from headwater.geometry import place
 from headwater.samples import IMAGE, PAIR
 
@@ -75,6 +76,8 @@ def write_artifacts(
             map_sheet(kind, odd, made[-1], title, threshold=threshold, cut=judged.cut)
         for path in made:
             run.log_file(path, "figures")
+        if apart is not None:
+            run.log_file(keep(apart, folder / KEPT))
         run.log_file(_small(data, judged, apart, folder / FILE))
 
 
@@ -114,8 +117,7 @@ def _oddest(data: TrainingData, apart: OutOfFold, most: int) -> list[Cell]:
     size = data.spec.input_size
     for i in np.argsort(-apart.scores, kind="stable")[:most].tolist():
         sample, thin = known[apart.images[i]], apart.maps[i]
-        step = -(-size[0] // thin.shape[0])
-        heat = np.ma.repeat(np.ma.repeat(thin, step, 0), step, 1)[: size[0], : size[1]]
+        heat = np.ma.repeat(np.ma.repeat(thin, apart.step, 0), apart.step, 1)[: size[0], : size[1]]
         said = f"fold {apart.folds.of[apart.images[i]] + 1}, score {apart.scores[i]:.4g}"
         if (opened := _opened(data, sample, heat, None)) is not None:
             cells.append(Cell(*opened[:2], Path(sample.key).name, said))

@@ -28,7 +28,7 @@ from heads.judging.pair_metrics import pair_metrics
 from heads.judging.pair_resampling import resample_pairs
 from heads.judging.resampling import Resamples, count_pixels, resample
 from heads.judging.rules import rule_of
-from heads.training.out_of_fold import OutOfFold, thinning
+from heads.training.out_of_fold import OutOfFold
 from headwater.samples import IMAGE, PAIR
 
 #: A probability above this is a defect or a change.
@@ -146,9 +146,8 @@ def judge(
             target_fpr=target,
         )
         # A pixel of maps that are thinned out stands for several.
-        cells = thinning(len(apart.images), head.map_size) ** 2
         if (least := calibration.volume_threshold) is not None:
-            calibration = dataclasses.replace(calibration, volume_threshold=least * cells)
+            calibration = dataclasses.replace(calibration, volume_threshold=least * apart.step**2)
     elif not head.labelled:
         held_scores, maps = scored.held_out(held_out)
         found = calibrate(held_scores, maps, target_fpr=target, upper=scored.limit)

@@ -41,10 +41,12 @@ if TYPE_CHECKING:
 LINEAGE = "lineage.json"
 #: Table of a run: every image of the set, and what it was to the training.
 SAMPLES = "samples"
+#: Artifact of an ensemble's run: the models that it joins.
+MEMBERS = "members.json"
 #: What an image was to a training.
 TRAIN, HELD_OUT, TEST, LEFT_OUT = "train", "held out", "test", "left out"
 #: Fields of a head's configuration that have a name of their own, or are told by `layers`.
-_NAMED = ("seed", "epochs", "nodes")
+_NAMED = ("seed", "epochs", "nodes", "members")
 
 
 def params_of(

@@ -22,6 +22,8 @@ class TrainOutcome:
         Time of the fit and peak memory of the process that did it.
     reused
         Whether a finished training with the same key was found instead.
+    joined
+        Whether nothing was learnt for it: it joins heads that were trained.
     pictures
         Files written for people to look at.
     notes
@@ -38,6 +40,7 @@ class TrainOutcome:
     seconds: float = 0.0
     peak_mb: float = 0.0
     reused: bool = False
+    joined: bool = False
     pictures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seed: int | None = None

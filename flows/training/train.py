@@ -25,6 +25,7 @@ from flows.training.evaluation import Judgement, judge
 from flows.training.found import find_trained
 from flows.training.record import (
     LINEAGE,
+    MEMBERS,
     SAMPLES,
     attained,
     final_figures,
@@ -114,6 +115,16 @@ class Work:
             write_text(file, json.dumps(found.to_json()))
         return FoldByFold(self.build, self.source, found, share=self.share, keep=self.folder)
 
+    def learn(self, head: Head, progress: Progress) -> Learnt:
+        """Score the folds, fit the head, set its thresholds and judge it; register nothing."""
+        with PeakMemory() as memory:
+            apart = self.folds.all(self.options, progress) if self.training.folds else None
+            began = time.perf_counter()
+            figures = head.fit(self.train, self.held_out, self.options, progress)
+            seconds = time.perf_counter() - began
+        judged = judge(self.data, head, self.held_out, apart)
+        return Learnt(head, apart, figures, seconds, memory.peak_mb, judged)
+
 
 def score_fold(training: Training, number: int) -> None:
     """Score one of a training's folds ahead of it; nothing where there is nothing to be done.
@@ -154,6 +165,8 @@ class Learnt:
         Of the fit, in 10^6 bytes.
     judged
         Thresholds, scores and metrics.
+    members
+        Of an ensemble: the models that it joins, JSON-ready.
     """
 
     head: Head
@@ -162,17 +175,7 @@ class Learnt:
     seconds: float
     peak_mb: float
     judged: Judgement
-
-
-def learn(work: Work, head: Head, progress: Progress) -> Learnt:
-    """Score the folds, fit the head, set its thresholds and judge it; nothing is registered."""
-    with PeakMemory() as memory:
-        apart = work.folds.all(work.options, progress) if work.training.folds else None
-        began = time.perf_counter()
-        figures = head.fit(work.train, work.held_out, work.options, progress)
-        seconds = time.perf_counter() - began
-    judged = judge(work.data, head, work.held_out, apart)
-    return Learnt(head, apart, figures, seconds, memory.peak_mb, judged)
+    members: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,9 @@ class Again:
     folds: dict[str, Any] | None
 
 
-def train_head(training: Training, again: Again | None = None) -> TrainOutcome:
+def train_head(
+    training: Training, again: Again | None = None, kind: type[Work] = Work
+) -> TrainOutcome:
     """Train, calibrate, evaluate and register one head; find it instead where it is done already.
 
     Idempotent: the key is (samples, head configuration, extractor, options), looked up in MLflow
@@ -209,6 +214,8 @@ def train_head(training: Training, again: Again | None = None) -> TrainOutcome:
         What to train on what.
     again
         A model's training that is repeated, though it is done.
+    kind
+        How it learns.
 
     Raises
     ------
@@ -225,9 +232,9 @@ def train_head(training: Training, again: Again | None = None) -> TrainOutcome:
     if again is None and (done := find_trained(training, key, registry)) is not None:
         return done
     if again is None:
-        work = Work(training, data, home.checkpoints / key)
+        work = kind(training, data, home.checkpoints / key)
     else:
-        work = Work(training, data, again.folder, again.folds)
+        work = kind(training, data, again.folder, again.folds)
     train, held_out, head, device = work.train, work.held_out, work.build(), work.options.device
     head.check(train)
     run = registry.start(
@@ -248,8 +255,11 @@ def train_head(training: Training, again: Again | None = None) -> TrainOutcome:
         summary=f"{head.summary} ({head.paper})" if head.paper else head.summary,
     )
     with run:
-        learnt = learn(work, head, WorkerProgress(training.called, run.metric))
+        learnt = work.learn(head, WorkerProgress(training.called, run.metric))
         judged, apart = learnt.judged, learnt.apart
+        if learnt.members:
+            run.log_json(list(learnt.members), MEMBERS)
+            run.log_params({"members": ", ".join(_named(one) for one in learnt.members)})
         run.log_params(late_params(training, learnt.figures, apart, device))
         run.finish(
             metrics={**judged.metrics, **final_figures(learnt.figures)},
@@ -267,7 +277,7 @@ def train_head(training: Training, again: Again | None = None) -> TrainOutcome:
         run.log_json(lineage_of(training, data, device), LINEAGE)
         run.log_table(samples_of(data, train, held_out, apart, judged.held_scores), SAMPLES)
         write_artifacts(data, run, judged, apart)
-        version = register(training, run, head, judged, key)
+        version = register(training, run, learnt.head, judged, key)
     # Retention must never remove what a registered model was trained on.
     label = f"model-{plan.head}-v{version}"
     try:
@@ -284,10 +294,15 @@ def train_head(training: Training, again: Again | None = None) -> TrainOutcome:
         dict(judged.metrics),
         learnt.seconds,
         learnt.peak_mb,
+        joined=bool(plan.members),
         pictures=registry.pictures(run.run_id),
         notes=judged.notes,
         seed=training.seed,
     )
+
+
+def _named(member: dict[str, Any]) -> str:
+    return f"{member['model']}/{member['version']}"
 
 
 def _layer_shapes(data: TrainingData, source: FeatureSource) -> dict[str, Shape]:

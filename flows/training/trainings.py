@@ -141,6 +141,16 @@ class Training:
         return self.options.folds if wanted else 0
 
     @property
+    def own_folds(self) -> int:
+        """How many of them take a training: none of an ensemble, whose members have theirs."""
+        return 0 if self.plan.members else self.folds
+
+    @property
+    def members(self) -> list[Training]:
+        """The trainings of an ensemble's members."""
+        return [replace(self, plan=plan) for plan in self.plan.members]
+
+    @property
     def snapshot(self) -> str:
         """Of the first side; empty where no store is read."""
         return self.at.snapshots[0]

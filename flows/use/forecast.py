@@ -70,6 +70,8 @@ class TrainingAhead:
         In words, where that is from.
     folds
         Trainings beside the model's own, whose scores set the thresholds.
+    joins
+        Whether it joins heads and learns nothing.
     """
 
     head: str
@@ -78,6 +80,7 @@ class TrainingAhead:
     seconds: float | None = None
     basis: str = ""
     folds: int = 0
+    joins: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ class Forecast:
             )
         else:
             said.append("every feature is stored")
-        new = [one for one in self.trainings if not one.model]
+        joined = [one.head for one in self.trainings if one.joins and not one.model]
+        new = [one for one in self.trainings if not (one.model or one.joins)]
         if new:
             times = [f" ({duration(x.seconds)})" if x.seconds is not None else "" for x in new]
             said.append("train " + ", ".join(x.head + t for x, t in zip(new, times, strict=True)))
@@ -163,6 +167,8 @@ class Forecast:
                 )
         if found := [f"{one.head} {one.model}" for one in self.trainings if one.model]:
             said.append("found in MLflow: " + ", ".join(found))
+        if joined:
+            said.append("join heads: " + ", ".join(joined))
         return "; ".join(said)
 
     def to_json(self) -> dict[str, Any]:
@@ -228,7 +234,7 @@ def forecast(
     """
     given = {name: getattr(settings, name) for name in (*FOLDERS, *READING)}
     found = find(require_set(settings), given, beside or home, reporter, rehash)
-    looked = ExtractionReport(require_set(settings), notes=list(found.notes))
+    looked = ExtractionReport(require_set(settings), notes=[*found.notes, *plan.notes])
     regions = regions_given(settings.extraction.roi, home)
     settings, plan, _ = as_seen(settings, plan, found, looked, home)
     options = settings.extraction
@@ -302,6 +308,9 @@ def _training(
     done = registry.find_finished(one.image_set, head, one.key(seen))
     if done is not None:
         return TrainingAhead(one.called, preset, f"v{done['version']}")
+    if one.plan.members:
+        joins = "nothing is learnt: trained heads are joined"
+        return TrainingAhead(one.called, preset, "", 0.0, joins, joins=True)
     normal = sum(s.split == "train" and not s.defective for s in samples)
     # What leaves images out exactly takes about as long again as its fit.
     exact = bool(one.folds) and leaves_out(get_head(head))

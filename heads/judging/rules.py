@@ -125,7 +125,58 @@ def together(found: Sequence[Scores]) -> RuledScores:
     )
 
 
-class Rule(nn.Module):
+class Pool(nn.Module):
+    """The mean of several values, each less its mean and divided by its deviation on normals.
+
+    Parameters
+    ----------
+    count
+        How many are joined; 0 keeps nothing.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        if count:
+            self.register_buffer("mean", torch.zeros(count, dtype=torch.float64))
+            self.register_buffer("deviation", torch.ones(count, dtype=torch.float64))
+
+    def joined(self, parts: Tensor) -> Tensor:
+        """Return the joined values ``[N, ...]`` float32 of ``[N, K, ...]``.
+
+        Examples
+        --------
+        >>> pool = Pool(2)
+        >>> pool.adopt([0.0, 10.0], [1.0, 5.0])
+        >>> pool.joined(torch.tensor([[2.0, 20.0]]))
+        tensor([2.])
+        """
+        mean, deviation = (
+            x.reshape(-1, *(1,) * (parts.ndim - 2)) for x in (self.mean, self.deviation)
+        )
+        return ((parts - mean) / deviation).mean(1).float()
+
+    def settle(self, parts: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Learn the scale of each part from normal images; return their scores ``[N]``.
+
+        Parameters
+        ----------
+        parts
+            ``[N, K]``, by heads that have not learnt from these images.
+        """
+        known = torch.from_numpy(np.asarray(parts, np.float64)).to(self.mean)
+        self.adopt(known.mean(0), known.std(0, correction=0))
+        return self.joined(known).cpu().numpy()
+
+    def adopt(self, mean: Any, deviation: Any) -> None:
+        """Take means and deviations ``[K]`` as they are given."""
+        self.mean.copy_(torch.as_tensor(mean))
+        self.deviation.copy_(torch.as_tensor(deviation).clamp_min(1e-12))
+
+
+class Rule(Pool):
     """One of the rules, and what a pooled one has learnt of normal images.
 
     Parameters
@@ -136,15 +187,9 @@ class Rule(nn.Module):
         See `by_rule`.
     """
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self, name: str, share: float) -> None:
-        super().__init__()
         self.name, self.share = ("max" if name == "paper" else name), share
-        if self.pooled:
-            self.register_buffer("mean", torch.zeros(len(POOLED), dtype=torch.float64))
-            self.register_buffer("deviation", torch.ones(len(POOLED), dtype=torch.float64))
+        super().__init__(len(POOLED) if self.pooled else 0)
 
     @property
     def pooled(self) -> bool:
@@ -157,20 +202,7 @@ class Rule(nn.Module):
         if not self.pooled:
             return by_rule(self.name, scales, self.share).float(), None
         parts = torch.stack([by_rule(part, scales, self.share) for part in POOLED], 1)
-        return ((parts - self.mean) / self.deviation).mean(1).float(), parts
-
-    def settle(self, parts: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Learn the scale of each part from normal images; return their scores ``[N]``.
-
-        Parameters
-        ----------
-        parts
-            ``[N, K]``, by heads that have not learnt from these images.
-        """
-        known = torch.from_numpy(np.asarray(parts, np.float64)).to(self.mean)
-        self.mean.copy_(known.mean(0))
-        self.deviation.copy_(known.std(0, correction=0).clamp_min(1e-12))
-        return ((known - self.mean) / self.deviation).mean(1).float().cpu().numpy()
+        return self.joined(parts), parts
 
     def of_map(self, heat: Any) -> tuple[float, NDArray[np.float64] | None]:
         """Return score and parts of one map, an array ``[H, W]``: of what is not masked.

@@ -48,6 +48,8 @@ class OutOfFold:
         What it took, one fold after the other.
     parts
         ``[N, K]``: what pooled scores are joined of, for the head that learns from all; else None.
+    step
+        The s of the maps.
     """
 
     folds: Folds
@@ -56,6 +58,7 @@ class OutOfFold:
     maps: np.ndarray
     seconds: float
     parts: np.ndarray | None = None
+    step: int = 1
 
 
 @runtime_checkable
@@ -217,6 +220,7 @@ class FoldByFold:
             np.ma.masked_array(maps, outside) if outside.any() else maps,
             float(sum(part["seconds"] for part in parts)),
             joined,
+            thinning(len(images), head.map_size),
         )
 
     def _exactly(
@@ -236,7 +240,8 @@ class FoldByFold:
         maps = maps[:, ::step, ::step]
         joined = parts[0] if parts else None
         scores = _settled(head, found.image.cpu().numpy(), joined)
-        return OutOfFold(self.folds, images, scores, maps, time.perf_counter() - began, joined)
+        took = time.perf_counter() - began
+        return OutOfFold(self.folds, images, scores, maps, took, joined, step)
 
 
 def _settled(head: Any, scores: np.ndarray, parts: np.ndarray | None) -> np.ndarray:
@@ -244,15 +249,17 @@ def _settled(head: Any, scores: np.ndarray, parts: np.ndarray | None) -> np.ndar
     return scores if parts is None else head.rule.settle(parts)
 
 
-def thinning(images: int, size: tuple[int, int]) -> int:
+def thinning(images: int, size: tuple[int, int], most: int | None = None) -> int:
     """Return s, where every s-th row and column of as many maps are kept.
+
+    So that there are `most` values in all, or `MAP_VALUES`.
 
     Examples
     --------
     >>> thinning(100, (256, 256)), thinning(1000, (256, 256))
     (1, 2)
     """
-    return max(1, math.ceil(math.sqrt(images * size[0] * size[1] / MAP_VALUES)))
+    return max(1, math.ceil(math.sqrt(images * size[0] * size[1] / (most or MAP_VALUES))))
 
 
 class _Fold:

@@ -34,6 +34,7 @@ from storage.registry.names import EPOCH, logged
 
 #: Parameters that a description tells, and what it calls them.
 _FACTS = {
+    "members": "members",
     "backbone": "backbone",
     "layers": "layers",
     "input_size": "pixels",

@@ -250,6 +250,23 @@ def test_a_training_does_not_notice_that_others_extract(work, first, grown):
     assert "all is well" in headwater(work, "store", "verify", "tiles")
 
 
+def test_heads_together_are_one_model_more_and_nothing_is_trained_anew(work, first):
+    heads = ["--heads", "patchcore,cs_flow", "--epochs", "2"]
+    said = headwater(work, "plan", "tiles", *RUN, *heads, "--combine")
+    assert "found in MLflow: patchcore v1, cs_flow v1; join heads: ensemble" in " ".join(
+        said.split()
+    )
+    said = headwater(work, "run", "tiles", *RUN, *heads, "--combine")
+    rows = {line.split()[0]: line.rstrip() for line in said.splitlines() if "  v1  " in line}
+    assert rows["ensemble"].endswith("joined")
+    assert rows["patchcore"].endswith("found in MLflow")
+    again = headwater(work, "run", "tiles", *RUN, *heads, "--combine", "cs_flow,patchcore")
+    assert again.count("found in MLflow") == 3
+    got = json.loads(headwater(work, "predict", "tiles", "images/test/blob", "--head", "ensemble",
+                               "--json"))  # fmt: skip
+    assert {one["model"] for one in got} == {"tiles.ensemble"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -266,6 +283,7 @@ def test_a_training_does_not_notice_that_others_extract(work, first, grown):
         (["run", "x", "--images", "images", "--heads", ""], "--heads ''"),
         (["run", "x", "--images", "images", "--backbone", "resnt18"], "near it: resnet18"),
         (["train", "never", "--heads", "patchcore"], "never"),
+        (["run", "x", "--images", "images", "--heads", "patchcore", "--combine"], "2 heads or"),
     ],
 )  # fmt: skip
 def test_mistakes_are_explained_without_a_traceback(

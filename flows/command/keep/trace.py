@@ -83,6 +83,10 @@ def _show(found: Mapping[str, Any]) -> None:
         "machine": ", ".join((found["machine"] or {}).values()),
         "before it": ", ".join(f"{alias} was version {version}" for alias, version in before),
         "reproduces": found["parents"]["reproduces"],
+        "joins": ", ".join(
+            f"{one['model']} version {one['version']}"
+            for one in found["parents"].get("members", ())
+        ),
     }
     rows = [[k, shown(str(v))] for k, v in told.items() if v not in (None, "")]
     out.print(table(["", ""], rows, "where it comes from", whole=("",)))

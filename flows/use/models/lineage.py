@@ -12,7 +12,7 @@ from features.images.cache import FileCache
 from flows.extraction.pair_list import load_pairs
 from flows.extraction.samples import Sample
 from flows.runtime.home import Home
-from flows.training.record import HELD_OUT, LEFT_OUT, LINEAGE, SAMPLES, TEST, TRAIN
+from flows.training.record import HELD_OUT, LEFT_OUT, LINEAGE, MEMBERS, SAMPLES, TEST, TRAIN
 from flows.use.bundle import model_parts
 from flows.use.models.choose import choose_model
 from headwater.errors import DataError, HeadwaterError, ModelError
@@ -47,9 +47,9 @@ def lineage(home: Home, model: str) -> dict[str, Any]:
         JSON-ready: ``model, version, aliases, created, run_id``; ``data`` (set, snapshot, digest of
         images and labels, ``known_by``); ``images``, how many were what to it, and ``samples``, a
         row each; ``extractor``, ``settings`` and ``seed`` as used; ``code`` and ``versions``;
-        ``machine``; ``parents``: the versions that had the aliases before it, and the model that it
-        reproduces, as far as known; ``notes``. Of models from before, ``samples`` are those of the
-        snapshot, and ``notes`` say so.
+        ``machine``; ``parents``: the versions that had the aliases before it, the model that it
+        reproduces, of an ensemble its ``members``, as far as known; ``notes``. Of models from
+        before, ``samples`` are those of the snapshot, and ``notes`` say so.
 
     Raises
     ------
@@ -79,6 +79,7 @@ def lineage(home: Home, model: str) -> dict[str, Any]:
     if samples is None:
         samples = _of_snapshot(home, model_parts(model)[0], tags)
         notes.append("its run kept no list of images: those of its snapshot are listed")
+    joined = registry.artifact_json(row["run_id"], MEMBERS)
     settings = {k: v for k, v in params.items() if k not in (*_EXTRACTOR, "seed", "known_by")}
     return {
         "model": row["model"],
@@ -109,6 +110,7 @@ def lineage(home: Home, model: str) -> dict[str, Any]:
         "parents": {
             "before": json.loads(tags.get("headwater.before", "null")),
             "reproduces": tags.get("reproduces"),
+            **({"members": joined} if joined else {}),
         },
         "notes": notes,
         "samples": samples,

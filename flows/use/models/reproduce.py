@@ -15,8 +15,9 @@ import torch
 from flows.extraction.samples import Sample, digest_of
 from flows.runtime.home import Home, working_folder
 from flows.training.data import TrainingData
+from flows.training.joint import work_of
 from flows.training.record import LEFT_OUT, LINEAGE, SAMPLES, machine, told_device, training_from
-from flows.training.train import Again, Work, learn, train_head
+from flows.training.train import Again, train_head
 from flows.use.compare import content_of
 from flows.use.models.lineage import find_model
 from headwater.errors import DataError, ModelError
@@ -151,16 +152,17 @@ def reproduce(
     data.all = list(_as_then(data.all, samples))
     _check(data, samples, kept["data_digest"])
     folds = registry.artifact_json(row["run_id"], "folds.json")
+    kind = work_of(training, again=True)
     with working_folder(home.root / "tmp", "reproduce-") as folder:
         again = Again(f"{row['model']}/{row['version']}", data, folder, folds)
         if register:
-            outcome = train_head(training, again)
+            outcome = train_head(training, again, kind)
             now, made = _kept_scores(registry, outcome.run_id), outcome.version
         else:
-            work = Work(training, data, folder, folds)
+            work = kind(training, data, folder, folds)
             head = work.build()
             head.check(work.train)
-            found, made = learn(work, head, _Told(training.called, reporter)), ""
+            found, made = work.learn(head, _Told(training.called, reporter)), ""
             judged = found.judged
             held = judged.held_scores
             now = _Scores(
