@@ -10,7 +10,6 @@ import numpy as np
 
 from flows.use.models.standing import (
     NO_MATTER,
-    Prices,
     cost_of,
     kinds_of,
     over_seeds,
@@ -18,6 +17,7 @@ from flows.use.models.standing import (
 )
 from heads.judging.resampling import Resamples, delong
 from headwater.errors import ConfigError, ModelError
+from headwater.prices import Prices
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import digest
 from storage.registry.names import as_used, is_deleted

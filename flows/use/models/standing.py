@@ -5,57 +5,18 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from heads.judging.kinds import by_kind
 from heads.judging.resampling import Resamples
-from headwater.errors import ConfigError
+from headwater.prices import Prices
 
 #: Parameters of a run that say where and how fast, not what.
 NO_MATTER = ("threads", "device")
 #: Without draws of the test set, a recall lower by so much is not put down to chance.
 LOWER = 0.1
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What mistakes cost, in any unit.
-
-    Parameters
-    ----------
-    miss
-        A defect that passes.
-    false_alarm
-        A normal image that does not.
-    """
-
-    miss: float
-    false_alarm: float
-
-    @classmethod
-    def of(cls, text: str) -> Prices:
-        """Read ``MISS:FALSE_ALARM``.
-
-        Raises
-        ------
-        ConfigError
-            For anything but two numbers of 0 or more, not both 0.
-
-        Examples
-        --------
-        >>> Prices.of("100:2.5")
-        Prices(miss=100.0, false_alarm=2.5)
-        """
-        try:
-            miss, alarm = (float(part) for part in text.split(":"))
-        except ValueError:
-            miss = alarm = -1.0
-        if not (0 <= miss < np.inf and 0 <= alarm < np.inf and miss + alarm > 0):
-            raise ConfigError(f"--costs {text}", expected="MISS:FALSE_ALARM, two prices, as 100:1")
-        return cls(miss, alarm)
 
 
 def cost_of(
@@ -93,7 +54,7 @@ def cost_of(
         rung = good * figures["false_positive_rate"] if good else 0.0
         costs = np.asarray((prices.miss * lost + prices.false_alarm * rung) / len(known))
         interval = tuple(np.quantile(costs, [0.025, 0.975]).tolist())
-    cost = (prices.miss * misses + prices.false_alarm * alarms) / len(known)
+    cost = prices.cost(misses, alarms, len(known))
     return {"misses": misses, "false_alarms": alarms, "an_image": cost, "interval": interval}
 
 
