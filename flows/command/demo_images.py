@@ -20,7 +20,7 @@ TEXTURES = ("brick", "gravel")
 KINDS = {"scratch": "scratch", "blob": "stain", "patch": "paste"}
 TILE = 128
 #: Against the usual size of made defects: a tile is a part of a picture.
-_SIZE = 1.7
+_SIZE = 1.6
 _VERSION = 4
 
 

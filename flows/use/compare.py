@@ -10,6 +10,7 @@ import numpy as np
 
 from flows.use.models.standing import (
     NO_MATTER,
+    best_known,
     cost_of,
     kinds_of,
     over_seeds,
@@ -68,7 +69,7 @@ def compare_models(
         says = weaker(ranked, [row["_draws"] for row in ranked])
         if prices:
             ranked.sort(key=lambda r: r["cost"]["an_image"] if r["cost"] else math.inf)
-        ranked[0] |= {"says": says}
+        ranked[0] |= {"says": says + best_known(ranked, [row["_facts"] for row in ranked])}
         known = [row for row in ranked if row["_facts"] is not None]
         ranked[0]["over_seeds"] = over_seeds(known, [row["_facts"] for row in known])
         made += ranked

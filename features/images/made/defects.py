@@ -32,11 +32,11 @@ from headwater.errors import ConfigError, DataError
 KINDS = ("paste", "texture", "scratch", "missing", "stain")
 #: Side of a kind's window, as shares of the picture's shorter side.
 _SIDES = {
-    "paste": (0.08, 0.25),
-    "texture": (0.12, 0.35),
-    "scratch": (0.15, 0.5),
-    "missing": (0.07, 0.2),
-    "stain": (0.08, 0.22),
+    "paste": (0.1, 0.35),
+    "texture": (0.15, 0.45),
+    "scratch": (0.2, 0.7),
+    "missing": (0.1, 0.3),
+    "stain": (0.1, 0.32),
 }
 #: Draws until one is seen well enough; then the best of them is taken.
 _TRIES = 12

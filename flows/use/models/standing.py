@@ -118,6 +118,36 @@ def weaker(ranked: Sequence[Mapping[str, Any]], draws: Sequence[Resamples | None
     return said
 
 
+def best_known(
+    rows: Sequence[Mapping[str, Any]], facts: Sequence[tuple[Mapping[str, str], Any] | None]
+) -> list[str]:
+    """Return a sentence on which model known defects choose: the test has no say in it.
+
+    Parameters
+    ----------
+    rows
+        Of one test set.
+    facts
+        Parameters as used and tags of each one's run.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row, known in zip(rows, facts, strict=True):
+        if known is not None and "val_image_auroc" in row["metrics"]:
+            groups.setdefault(known[0].get("validation_digest", ""), []).append(row)
+    said = []
+    for same in groups.values():
+        best = max(row["metrics"]["val_image_auroc"] for row in same)
+        first = [called(row) for row in same if row["metrics"]["val_image_auroc"] == best]
+        count = int(same[0]["metrics"]["val_images"])
+        if len(same) > 1:
+            said.append(
+                f"of {len(same)} models {' and '.join(sorted(first))} ranks the {count} known "
+                f"defects best above normals (val image AUROC {best:.3f}); no test image has a say "
+                "in that"
+            )
+    return said
+
+
 def called(row: Mapping[str, Any]) -> str:
     """Return what a model is called beside others of its set."""
     return f"{row['head']} v{row['version']}"
