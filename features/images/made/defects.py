@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, median_filter
+from scipy.ndimage import gaussian_filter
 
 from features.images.made import shapes
 from features.images.made.shapes import Cover
+from features.images.made.tones import Tones
 from features.images.pixels import read_image
 from headwater.errors import ConfigError, DataError
 
@@ -44,8 +45,6 @@ _TRIES = 12
 _SEEN = 1.0
 #: Less coverage than this changes nothing.
 _LEAST = 0.06
-#: Pixels that are looked at to learn a picture's tones.
-_ENOUGH = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -68,79 +67,6 @@ class MadeDefect:
     mask: NDArray[np.bool_]
     kind: str
     source: int = 0
-
-
-@dataclass(frozen=True)
-class _Tones:
-    """What values a picture has.
-
-    Parameters
-    ----------
-    low, high
-        ``[C]``: what 2 % of the pixels are below, and above.
-    border
-        ``[C]``: the middle value along the picture's border.
-    grain
-        Deviation of a pixel from those around it.
-    limits
-        What values a pixel may have.
-    step
-        The least difference of two values.
-    grey
-        Whether all channels are the same.
-    """
-
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    border: NDArray[np.float64]
-    grain: float
-    limits: tuple[float, float]
-    step: float
-    grey: bool
-
-    @classmethod
-    def of(cls, image: NDArray[Any], roi: NDArray[np.bool_] | None) -> _Tones:
-        every = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / _ENOUGH)))
-        some = image[::every, ::every].astype(np.float64)
-        seen = some.reshape(-1, some.shape[-1])
-        # Of a tiny region none of these pixels may be.
-        if roi is not None and roi[::every, ::every].any():
-            seen = some[roi[::every, ::every]]
-        seen = seen[np.isfinite(seen).all(axis=1)]
-        if not seen.size:
-            raise DataError("a picture without a finite value", expected="pixels to draw into")
-        limits = (0.0, 255.0)
-        if image.dtype != np.uint8:
-            # Of more bits nobody says what the camera can give: what it gave.
-            limits = float(seen.min()), float(seen.max())
-        whole = np.issubdtype(image.dtype, np.integer)
-        middle = image.shape[0] // 2, image.shape[1] // 2
-        near = image[middle[0] // 2 :, middle[1] // 2 :][:256, :256, 0].astype(np.float64)
-        near = np.nan_to_num(near, posinf=limits[0], neginf=limits[0])
-        rough = np.abs(near - median_filter(near, 3))
-        rim = np.concatenate([some[0], some[-1], some[:, 0], some[:, -1]])
-        rim = rim[np.isfinite(rim).all(axis=1)]
-        low, high = np.quantile(seen, (0.02, 0.98), axis=0)
-        return cls(
-            low,
-            high,
-            np.median(rim if rim.size else seen, axis=0),
-            float(1.48 * np.median(rough)),
-            limits,
-            1.0 if whole else max((limits[1] - limits[0]) / 65535, 1e-12),
-            bool((seen == seen[:, :1]).all()),
-        )
-
-    @property
-    def spread(self) -> float:
-        """How far apart bright and dark are, never nothing."""
-        least = (self.limits[1] - self.limits[0]) / 50
-        return float(max((self.high - self.low).max(), least, 2 * self.step))
-
-    def tint(self, rng: np.random.Generator, most: float) -> NDArray[np.float64]:
-        """Return a factor a channel around 1, the same for all of a grey picture."""
-        found = 1 + rng.uniform(-most, most, len(self.low))
-        return np.full_like(found, found[0]) if self.grey else found
 
 
 def make_defect(
@@ -188,7 +114,7 @@ def make_defect(
     if roi is not None and not roi.any():
         raise DataError("an empty region of interest", expected="somewhere to look")
     deep = image if image.ndim == 3 else image[:, :, None]
-    tones = _Tones.of(deep, roi)
+    tones = Tones.of(deep, roi)
     best: tuple[float, Any] | None = None
     for _ in range(_TRIES):
         side, at = _window(deep, kind, rng, roi, size)
@@ -316,7 +242,7 @@ def _painted(
     kind: str,
     old: NDArray[np.float64],
     piece: NDArray[np.float64],
-    tones: _Tones,
+    tones: Tones,
     rng: np.random.Generator,
     *,
     foreign: bool,
@@ -387,7 +313,7 @@ def _painted(
 
 
 def _written(
-    before: NDArray[Any], values: NDArray[np.float64], mask: NDArray[np.bool_], tones: _Tones
+    before: NDArray[Any], values: NDArray[np.float64], mask: NDArray[np.bool_], tones: Tones
 ) -> NDArray[Any]:
     """Return values at a picture's depth, within its limits, each masked pixel another."""
     low, high = tones.limits
