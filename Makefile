@@ -44,7 +44,7 @@ format: setup ## put the code in the project's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-pictures: setup ## draw the pictures of docs/architecture.md from the code
+pictures: setup ## draw the pictures of docs/ from the code
 	@PYTHONPATH=. $(BIN)/python docs/draw.py
 
 wheel: setup ## build dist/*.whl

@@ -1,4 +1,4 @@
-"""Draws the two pictures of docs/architecture.md from the code: `make pictures`.
+"""Draws the pictures of docs/architecture.md and of made defects from the code: `make pictures`.
 
 The rooms and their imports are read from the source. The way of a picture from file to verdict is
 recorded while a small model answers, so what is drawn is what ran.
@@ -17,6 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
@@ -212,8 +213,31 @@ def answer(folder: Path) -> Callable[[], Any]:
     return lambda: home.detector("tiles", head="patchcore").predict(picture)
 
 
+def draw_made(target: Path) -> None:
+    """Draw each kind of made defect into pictures that scikit-image ships, outlined below."""
+    from skimage import data
+
+    from features.images.made.defects import KINDS, make_defect  # only here, as above
+
+    normals = [data.brick()[:256, :256], data.coffee()[60:316, 150:406]]
+    figure, axes = plt.subplots(4, len(KINDS), figsize=(10, 8.4), layout="constrained")
+    for column, kind in enumerate(KINDS):
+        for row, normal in enumerate(normals):
+            made = make_defect(normal, kind, np.random.default_rng((11, row, column)))
+            for below in (0, 1):
+                axis = axes[2 * row + below][column]
+                axis.imshow(made.image, cmap="gray", vmin=0, vmax=255)
+                if below:
+                    axis.contour(made.mask, [0.5], colors=["#e00000"], linewidths=1)
+                axis.axis("off")
+        axes[0][column].set_title(kind)
+    figure.savefig(target, dpi=70)
+    plt.close(figure)
+
+
 def main() -> None:
-    """Draw both pictures into docs/."""
+    """Draw the pictures into docs/."""
+    draw_made(ROOT / "docs" / "made-defects.png")
     draw_rooms(ROOT / "docs" / "rooms.png")
     with tempfile.TemporaryDirectory() as folder:
         work = answer(Path(folder))

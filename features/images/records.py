@@ -11,7 +11,9 @@ from features.images.depth import Depth
 from features.images.masks import same_view
 from headwater.text import few, shown
 
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]
+#: The splits in order: what is learnt from, known defects to choose by, what is tested.
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class ImageRecord:
     sha256
         Of the file's bytes.
     split, kind
-        ``train`` or ``test``; ``good`` or the kind of defect.
+        One of `SPLITS`; ``good`` or the kind of defect. Of ``val`` all are defective.
     mask
         Ground truth, checked to be readable and of the image's size, or None.
     width, height
@@ -189,7 +191,8 @@ class Scan:
         ]
         if self.copies:
             said.append(
-                f"{len(self.copies)} test sample(s) show nearly what a training sample shows: "
+                f"{len(self.copies)} test sample(s) show nearly what another sample shows that was "
+                "learnt from, or chosen by: "
                 f"{few(self.copies)}; figures on them are too good, take them out of one of the two"
             )
         return [*self.problems, *said]
@@ -269,8 +272,8 @@ class Candidate:
     path
         Absolute path.
     split
-        ``train`` or ``test``; None where nobody said: defective ones are tested, and of the normal
-        ones a share (see `features.images.scan`).
+        One of `SPLITS`; None where nobody said: defective ones are tested, and of the normal ones a
+        share (see `features.images.scan`).
     kind
         ``good`` or the kind of defect; None where the mask alone says whether there is one.
     masks

@@ -17,8 +17,9 @@ from features.images.folders import Links, Walker, folder
 from features.images.layouts.catalogue import AUTO, find_layout
 from features.images.layouts.plain import apart, read_plain
 from features.images.layouts.reading import Fetch, Reading
+from features.images.layouts.validation import given_defects
 from features.images.pixels import SUFFIXES
-from features.images.records import BrokenImage, Candidate, ImageRecord, ScanResult
+from features.images.records import SPLITS, BrokenImage, Candidate, ImageRecord, ScanResult
 from headwater.errors import DataError
 
 #: One in this many normal images that no split names is kept for the test set.
@@ -42,6 +43,8 @@ class ScanOptions:
         Whether links may lead out of the folder; see `features.images.folders.Walker`.
     test_normal
         Folder of normal images that are tested, besides what the layout has of them.
+    validation
+        Folder of known defects to choose by, likewise; see `features.images.layouts.validation`.
     """
 
     cache: Path | None = None
@@ -49,6 +52,7 @@ class ScanOptions:
     progress: Progress | None = None
     links: Links = "inside"
     test_normal: Path | None = None
+    validation: Path | None = None
 
 
 def list_images(path: Path) -> list[Path]:
@@ -171,6 +175,8 @@ def _finish(found: list[Candidate], reading: Reading, options: ScanOptions) -> S
         for walked in {w.root for w in reading.walkers[:-1]} | {result.root}:
             apart(walked, walker.root)
         found += [Candidate(p, "test", "good") for p in walker.files(walker.root)]
+    if options.validation is not None:
+        found += given_defects(reading, options.validation)
     reading.close()
     found.sort(key=_precedence)
     kept: dict[str, tuple[Candidate, FileFacts]] = {}
@@ -207,7 +213,7 @@ def _finish(found: list[Candidate], reading: Reading, options: ScanOptions) -> S
     _find_copies(list(kept.values()), options.cache, result)
     result.records = sorted(
         (_record(c, f) for c, f in kept.values()),
-        key=lambda r: (r.split == "test", r.kind != "good", r.kind, str(r.path)),
+        key=lambda r: (SPLITS.index(r.split), r.kind != "good", r.kind, str(r.path)),
     )
     if not any(r.split == "train" for r in result.records):
         why = result.why_so_few()
@@ -218,13 +224,17 @@ def _finish(found: list[Candidate], reading: Reading, options: ScanOptions) -> S
     return result
 
 
-def _precedence(c: Candidate) -> tuple[bool, bool, str, str]:
+def _precedence(c: Candidate) -> tuple[int, bool, str, str]:
     """Order files so that of those with the same bytes the first counts.
 
-    Test before train, so that nothing tested is trained on; a defect before good, so that no defect
-    passes for normal.
+    Test before validation before train, so that nothing tested is learnt from or chosen by; a
+    defect before good, so that no defect passes for normal.
     """
-    return (c.split != "test", c.kind == "good", c.kind or "", c.path)
+    split = c.split
+    if split is None and c.kind not in (None, "good"):
+        split = "test"
+    rank = ("test", "val").index(split) if split in ("test", "val") else 2
+    return (rank, c.kind == "good", c.kind or "", c.path)
 
 
 def _settle(
@@ -283,20 +293,22 @@ def _report_duplicate(kept: Candidate, dropped: Candidate, how: str, result: Sca
             " an image is normal or defective; it counts as defective"
         )
     elif kept.split != dropped.split:
+        use = {"train": "trained on", "val": "chosen by", "test": "tested"}
+        first, second = kept.split or "test", dropped.split or "train"
         result.problems.append(
-            f"{kept.path} (test) and {dropped.path} (train) {how}: it is tested and not trained on"
+            f"{kept.path} ({first}) and {dropped.path} ({second}) {how}: it is {use[first]} and "
+            f"not {use[second]}"
         )
 
 
 def _find_copies(
     kept: Sequence[tuple[Candidate, FileFacts]], cache: Path | None, result: ScanResult
 ) -> None:
-    """Report test images that show nearly what a training image shows."""
-    sides = {
-        split: [(c.path, f.look) for c, f in kept if c.split == split and f.look]
-        for split in ("test", "train")
-    }
-    tested, trained = sides["test"], sides["train"]
+    """Report test images that show nearly what was learnt from, or chosen by."""
+    tested, trained = (
+        [(c.path, f.look) for c, f in kept if c.split in splits and f.look]
+        for splits in (("test",), ("train", "val"))
+    )
     with FileCache(cache) as files:
         found = files.copies([look for _, look in tested], [look for _, look in trained])
     result.copies = [(tested[i][0], trained[j][0]) for i, j in found]

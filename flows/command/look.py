@@ -63,7 +63,7 @@ def compare(
     _, home = given.open(write=False)
     from flows.command.keep.comparing import show_every, show_models, show_two, told
     from flows.use.compare import compare_models, compare_two, ranked_apart
-    from flows.use.models.standing import Prices
+    from headwater.prices import Prices
     from storage.registry.registry import Registry
 
     prices = None if costs is None else Prices.of(costs)

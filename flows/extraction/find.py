@@ -102,7 +102,9 @@ def find(
         pairs, notes, layout, few = PairList.of(scan), [], "pairs", ""
         records = {side_name(image_set, side): scan.images(side) for side in SIDES}
     else:
-        options = ScanOptions(home.file_cache, rehash, progress, links, given["test_normal"])
+        options = ScanOptions(
+            home.file_cache, rehash, progress, links, given["test_normal"], given["validation"]
+        )
         scan = _scan_images(given, options, home, reporter)
         pairs, notes = None, [*scan.notes, *_duplicates(scan)]
         layout, few = scan.layout, scan.why_so_few()

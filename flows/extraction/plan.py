@@ -139,6 +139,7 @@ def ready(settings: Settings, home: Home, *, images: bool = True) -> Settings:
     configured(settings)
     settings = resolve(settings, home, images=images)
     check_kind(settings)
+    check_choices(settings)
     return settings
 
 
@@ -249,6 +250,21 @@ def check_kind(settings: Settings) -> None:
         expected=f"--heads with some of {', '.join(fit)}",
         remedy=f"or give {reads} to {'it' if one else 'them'}: {remedy}",
     )
+
+
+def check_choices(settings: Settings) -> None:
+    """Raise `ConfigError` where a threshold is asked for in two ways, or of pairs by defects."""
+    asked = settings.training
+    if asked.target_recall is not None and asked.costs is not None:
+        raise ConfigError(
+            f"--target-recall {asked.target_recall:g} and --costs {asked.costs}",
+            expected="one of them: a model has one threshold",
+        )
+    if settings.pairs is not None and (asked.target_recall is not None or asked.costs is not None):
+        raise ConfigError(
+            "--target-recall" if asked.costs is None else "--costs",
+            expected="a set of single images: pairs have no known defects apart",
+        )
 
 
 def ensemble_of(plans: Sequence[HeadPlan], wanted: Sequence[str]) -> tuple[HeadPlan, list[str]]:

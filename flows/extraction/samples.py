@@ -24,7 +24,7 @@ class Sample:
     key
         Path of the image as its store has it; ``<split>/<name>`` of a pair.
     split
-        ``train`` or ``test``.
+        ``train``, ``test``, or ``val`` of known defects that may choose.
     kind
         ``good`` or the kind of defect; of a pair ``good``, ``changed``, or ``unlabelled`` where
         there is no mask.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: One of these must say where the images are.
 _SOURCES = ("images", "normal", "pairs")
 #: Settings that say where images are.
-FOLDERS = (*_SOURCES, "defective", "masks", "test_normal", "test_list", "list_root")
+FOLDERS = (*_SOURCES, "defective", "masks", "test_normal", "validation", "test_list", "list_root")
 #: Settings that say how to read them; a set that remembers none was read by the defaults.
 READING = ("layout", "links")
 #: What may be a file: a list of images.

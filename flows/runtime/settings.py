@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from flows.runtime.values import (
     MIN_PIXELS,
     Combined,
+    Costs,
     Device,
     Heads,
     LayoutName,
@@ -151,6 +152,12 @@ class TrainingSettings(_Frozen):
         "what a head chooses.", gt=0, le=0.5, otherwise="0.1; 0.2 of pairs")
     target_fpr: float = _set(
         0.05, "False-positive rate the threshold aims at.", _TRAIN, gt=0, lt=1)
+    target_recall: float | None = _set(
+        None, "Share of the known defects (val/KIND, --validation) that the threshold is to find, "
+        "instead of a false-positive rate.", _TRAIN, gt=0, le=1)
+    costs: Costs | None = _set(
+        None, "Prices of a missed defect and of a false alarm: the threshold is the cheapest on "
+        "known defects and out-of-fold normals.", _TRAIN, words="MISS:FALSE_ALARM")
     epochs: int | None = _set(
         None, "Epochs of heads that learn in epochs.", _TRAIN, ge=1, otherwise="the preset's")
     early_stop: int | None = _set(
@@ -191,6 +198,9 @@ class Settings(_Frozen):
     test_normal: Path | None = _set(
         None, "Folder of normal images to test with, apart from those trained on.", _IMAGES,
         kept=True)
+    validation: Path | None = _set(
+        None, "Folder of known defects to choose thresholds, rules and heads by, a subfolder a "
+        "kind; never trained on, never tested.", _IMAGES, kept=True)
     test_list: Path | None = _set(
         None, "Of a list of images: another one, of those to test with.", _IMAGES, kept=True)
     list_root: Path | None = _set(

@@ -56,9 +56,9 @@ _AFTER_THE_FILE = ("home", "artifacts")
 #: One of these that is given takes away the others, where they come from a lesser source.
 _OF_LISTS = ("layout", "test_list", "list_root")
 _INSTEAD = {
-    "images": ("normal", "defective", "masks", "test_normal", "pairs", *_OF_LISTS),
+    "images": ("normal", "defective", "masks", "test_normal", "validation", "pairs", *_OF_LISTS),
     "normal": ("images", "pairs", *_OF_LISTS),
-    "pairs": ("images", "normal", "defective", "masks", "test_normal", *_OF_LISTS),
+    "pairs": ("images", "normal", "defective", "masks", "test_normal", "validation", *_OF_LISTS),
 }
 
 

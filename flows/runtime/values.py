@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, WrapValidator
 
 from headwater.addresses import bare
+from headwater.errors import ConfigError
+from headwater.prices import Prices
 
 MIN_PIXELS = 16
 #: Of heads to combine: all that can.
@@ -141,6 +143,17 @@ def _seeds(value: Any) -> Any:
     return found
 
 
+def _costs(value: Any) -> str:
+    """Read prices, ``MISS:FALSE_ALARM``; in a file ``[MISS, FALSE_ALARM]`` too."""
+    if isinstance(value, list | tuple):
+        value = ":".join(map(str, value))
+    try:
+        return str(Prices.of(str(value)))
+    except ConfigError:
+        # YAML reads a bare 100:1 as minutes and seconds.
+        raise ValueError('two prices, MISS:FALSE_ALARM; in a file in quotes, as "100:1"') from None
+
+
 def _without_secret(address: str) -> str:
     if bare(address) != address:
         raise ValueError(
@@ -155,6 +168,7 @@ SecretAddress = Annotated[str, AfterValidator(bare)]
 #: Has no place for any.
 PlainAddress = Annotated[str, AfterValidator(_without_secret)]
 Pixels = Annotated[int | tuple[int, int], WrapValidator(_pixels)]
+Costs = Annotated[str, BeforeValidator(_costs)]
 ValueRange = Annotated[str, BeforeValidator(_value_range)]
 Device = Annotated[str, AfterValidator(_device)]
 Precision = Literal["auto", "float32", "bfloat16"]

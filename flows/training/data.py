@@ -190,6 +190,11 @@ class StoredSamples:
         """The samples to judge by."""
         return [s for s in self.readable if s.split == "test"]
 
+    @property
+    def known(self) -> list[Sample]:
+        """The known defects, to choose by: neither learnt from nor tested."""
+        return [s for s in self.readable if s.split == "val" and s.defective]
+
     def source(self, samples: Sequence[Sample], *, labelled: bool = False) -> Any:
         """Return a source of these samples, with their masks where `labelled`.
 

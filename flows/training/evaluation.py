@@ -18,6 +18,7 @@ import numpy as np
 from features.images.pixels import read_image
 from flows.extraction.samples import ACCEPTED, Sample, what_is_left_out
 from flows.training.data import TrainingData
+from flows.training.known import KnownDefects, known_defects, settled_scores
 from flows.training.scoring import Maps, Scoring
 from flows.training.truth import Truth, truth_of
 from heads.contract import FeatureSource, Head
@@ -64,6 +65,10 @@ class Judgement:
         For the served model's input example: an image, or the two of a pair.
     resamples
         The figures over draws of the test set, if they were computed.
+    known
+        Known defects and what they chose, where there are some.
+    apart
+        The out-of-fold scores, where they set the thresholds, by the rule that was chosen.
     """
 
     samples: Sequence[Sample]
@@ -78,6 +83,8 @@ class Judgement:
     table: list[dict[str, Any]]
     example: Any = None
     resamples: Resamples | None = None
+    known: KnownDefects | None = None
+    apart: OutOfFold | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -131,18 +138,21 @@ def judge(
     """
     judging, target = JUDGING[data.kind], data.training.options.target_fpr
     calibration, held_scores = fixed(EVEN, target), None
-    scored = Scoring(head, data)
+    scored, known = Scoring(head, data), None
+    notes: list[str] = []
     if apart is not None:
-        held_scores = apart.scores
         if apart.parts is not None:
             rule_of(head).settle(apart.parts)
+        known = known_defects(data, scored, notes)
+        held_scores = settled_scores(scored, known, apart.scores, apart.parts)
+        apart = dataclasses.replace(apart, scores=held_scores)
         told = apart.folds.told()
-        known = {s.id: s.review == ACCEPTED for s in data.learnt}
+        said = {s.id: s.review == ACCEPTED for s in data.learnt}
         calibration = calibrate_out_of_fold(
             held_scores,
             apart.maps,
             told,
-            accepted=[known[image] for image in apart.images],
+            accepted=[said[image] for image in apart.images],
             target_fpr=target,
         )
         # A pixel of maps that are thinned out stands for several.
@@ -150,8 +160,12 @@ def judge(
             calibration = dataclasses.replace(calibration, volume_threshold=least * apart.step**2)
     elif not head.labelled:
         held_scores, maps = scored.held_out(held_out)
+        known = known_defects(data, scored, notes)
+        held_scores = settled_scores(scored, known, held_scores, scored.parts)
         found = calibrate(held_scores, maps, target_fpr=target, upper=scored.limit)
         calibration = dataclasses.replace(found, standard=scored.standard)
+    if known is not None and held_scores is not None:
+        calibration = known.choose_threshold(calibration, held_scores, data.training)
     samples = data.test
     data.check_files(samples, masks=True)
     began = time.perf_counter()
@@ -159,13 +173,16 @@ def judge(
     if samples:
         scores, maps = scored(data.source(samples))
     seconds = time.perf_counter() - began
-    notes = what_is_left_out(data.head, data.readable)
+    notes = [*what_is_left_out(data.head, data.readable), *notes]
     samples, truth = truth_of(data, samples, maps, notes)
     judged = Judgement(
-        samples, scores, maps, truth, calibration, held_scores, seconds, Metrics(), notes, []
-    )
+        samples, scores, maps, truth, calibration, held_scores, seconds, Metrics(), notes, [],
+        known=known, apart=apart,
+    )  # fmt: skip
     judged.metrics = judging.metrics(judged)
     judged.resamples = judging.resample(judged)
+    if known is not None and held_scores is not None:
+        judged.metrics |= known.figures(calibration, held_scores)
     for reason in dict.fromkeys(judged.metrics.omitted.values()):
         names = [k for k, v in judged.metrics.omitted.items() if v == reason]
         notes.append(f"{head.name}: no {', '.join(names)}: {reason}")

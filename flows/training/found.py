@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flows.extraction.pair_list import Version
 from flows.training.data import TrainingData
+from flows.training.known import check_known
 from flows.training.results import TrainOutcome
 from flows.training.trainings import Request, Training
 from storage.registry.registry import Registry
@@ -31,7 +32,9 @@ def look_up(
     outcomes: list[TrainOutcome] = []
     to_do: list[Training] = []
     for one in asked.trainings(at):
-        done = find_trained(one, TrainingData(one).key(), registry)
+        data = TrainingData(one)
+        check_known(data)
+        done = find_trained(one, data.key(), registry)
         if done is None:
             to_do.append(one)
         else:

@@ -82,7 +82,7 @@ class Joint(Work):
                 "ensemble"
             )
         models = tuple(one.model for one in members if one.model)
-        return Learnt(head, apart, {}, seconds, memory.peak_mb, judged, models)
+        return Learnt(head, judged.apart, {}, seconds, memory.peak_mb, judged, models)
 
     def _data_of(self, training: Training) -> TrainingData:
         """Return what a member was trained on; `DataError` where that is other than the others'."""

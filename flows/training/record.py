@@ -45,6 +45,7 @@ SAMPLES = "samples"
 MEMBERS = "members.json"
 #: What an image was to a training.
 TRAIN, HELD_OUT, TEST, LEFT_OUT = "train", "held out", "test", "left out"
+VALIDATION = "validation"
 #: Fields of a head's configuration that have a name of their own, or are told by `layers`.
 _NAMED = ("seed", "epochs", "nodes", "members")
 
@@ -74,6 +75,8 @@ def params_of(
         "calibrate": "fixed" if labelled else "folds" if training.folds else "quick",
         "held_out_share": options.held_out,
         "target_fpr": options.target_fpr,
+        "target_recall": options.target_recall,
+        "costs": options.costs,
         "early_stop_epochs": options.early_stop,
         "device": told_device(device),
         "threads": training.threads,
@@ -129,6 +132,16 @@ def late_params(
     return found
 
 
+def params_of_known(judged: Judgement) -> dict[str, Any]:
+    """Return the parameters that tell of known defects; none where there are none."""
+    if judged.known is None:
+        return {}
+    told = judged.known.record()
+    found = {"validation_images": told["images"], "validation_digest": told["digest"]}
+    chosen = told["chose"].get("score")
+    return {**found, "score_chosen": chosen["rule"]} if chosen else found
+
+
 def final_figures(figures: dict[str, float]) -> dict[str, float]:
     """Return what a fit tells of itself, without what has another name."""
     return {f"fit_{k}": v for k, v in figures.items() if k not in ("epochs", "fit_seconds")}
@@ -178,6 +191,13 @@ def threshold_in_words(found: Calibration) -> str:
     """Return a threshold and where it comes from, in words."""
     if found.rule == "fixed":
         return f"{found.threshold:.6g}, fixed: scores are probabilities"
+    if found.known is not None:
+        low, high = found.spread or (found.attained_fpr,) * 2
+        return (
+            f"{found.threshold:.6g}: {found.known['told']}; new normal images that are like those "
+            f"are false alarms in {found.attained_fpr:.1%} of cases on average, {low:.1%} to "
+            f"{high:.1%} for nine in ten such sets"
+        )
     if found.folds is not None and found.spread is not None:
         low, high = found.spread
         return (
@@ -302,6 +322,8 @@ def samples_of(
             role, why = LEFT_OUT, "no stored features"
         elif s.split == "test":
             role = TEST
+        elif s.split == "val":
+            role = VALIDATION
         elif s.id in learnt or s.id in held:
             role = TRAIN if s.id in learnt else HELD_OUT
         else:

@@ -14,7 +14,7 @@ from heads.contract import FeatureSource, Head
 from heads.judging.joining import Part, Standard, joined_maps, limit_of, settled, standard_of
 from heads.judging.rules import rule_of
 from heads.looking import LOOKED
-from heads.training.out_of_fold import score_source, scored_source
+from heads.training.out_of_fold import scored_source
 
 #: Of several images, each with a size of its own, or of all in one.
 Maps = np.ndarray | Sequence[Any]
@@ -27,32 +27,39 @@ class Scoring:
     ----------
     standard
         See `Calibration`; known once the held-out images were scored.
+    parts
+        What their pooled scores are joined of, ``[M, K]``; None where nothing is pooled.
     """
 
     def __init__(self, head: Head, data: StoredSamples) -> None:
         self.head, self.data, self.rule = head, data, rule_of(head)
         self.tiled = data.spec.tiles is not None
         self.standard: Standard | None = None
+        self.parts: np.ndarray | None = None
 
     def held_out(self, source: FeatureSource) -> tuple[np.ndarray, Maps]:
         """Return scores and maps of held-out normals, by which the others are made comparable.
 
         Pooled scores learn their scales from them.
         """
-        if not self.tiled:
-            scores, heats, parts = scored_source(self.head, source)
-            return scores if parts is None else self.rule.settle(parts), heats
-        found = list(self._joined(source))
-        self.standard = standard_of(found)
-        scores, maps = self._settled(found)
-        each = [part for _, part in map(self.rule.of_map, maps) if part is not None]
-        return self.rule.settle(np.stack(each)) if each else scores, maps
+        if self.tiled:
+            found = list(self._joined(source))
+            self.standard = standard_of(found)
+            scores, maps, self.parts = self._settled(found)
+        else:
+            scores, maps, self.parts = scored_source(self.head, source)
+        return scores if self.parts is None else self.rule.settle(self.parts), maps
 
     def __call__(self, source: FeatureSource) -> tuple[np.ndarray, Maps]:
         """Return scores ``[N]`` and maps, an image after the other."""
-        return (
-            self._settled(self._joined(source)) if self.tiled else score_source(self.head, source)
-        )
+        scores, maps, _ = self.with_parts(source)
+        return scores, maps
+
+    def with_parts(self, source: FeatureSource) -> tuple[np.ndarray, Maps, np.ndarray | None]:
+        """Return what a call does, and what pooled scores are joined of, ``[N, K]``, if any."""
+        if self.tiled:
+            return self._settled(self._joined(source))
+        return scored_source(self.head, source)
 
     @property
     def limit(self) -> float | None:
@@ -60,9 +67,14 @@ class Scoring:
         head = self.head
         return limit_of(head.map_limit, self.standard) if self.tiled else head.score_limit
 
-    def _settled(self, found: Iterable[Sequence[Any]]) -> tuple[np.ndarray, Maps]:
+    def _settled(
+        self, found: Iterable[Sequence[Any]]
+    ) -> tuple[np.ndarray, Maps, np.ndarray | None]:
         heats = [settled(maps, self.standard) for maps in found]
-        return np.array([self.rule.of_map(heat)[0] for heat in heats], np.float32), heats
+        each = [self.rule.of_map(heat) for heat in heats]
+        parts = [own for _, own in each if own is not None]
+        scores = np.array([score for score, _ in each], np.float32)
+        return scores, heats, np.stack(parts) if parts else None
 
     @torch.no_grad()
     def _joined(self, source: Any, batch: int = 8) -> Iterator[Sequence[Any]]:

@@ -23,6 +23,7 @@ from flows.training.artifacts import write_artifacts
 from flows.training.data import TrainingData
 from flows.training.evaluation import Judgement, judge
 from flows.training.found import find_trained
+from flows.training.known import check_known
 from flows.training.record import (
     LINEAGE,
     MEMBERS,
@@ -33,6 +34,7 @@ from flows.training.record import (
     late_params,
     lineage_of,
     params_of,
+    params_of_known,
     promise,
     samples_of,
     threshold_in_words,
@@ -74,6 +76,7 @@ class Work:
         self.training, self.data, self.folder = training, data, folder
         if folds is not None:
             write_text(folder / "folds.json", json.dumps(folds))
+        check_known(data)
         options = training.options
         self.options = TrainOptions(
             device=own_device(options.device),
@@ -123,7 +126,7 @@ class Work:
             figures = head.fit(self.train, self.held_out, self.options, progress)
             seconds = time.perf_counter() - began
         judged = judge(self.data, head, self.held_out, apart)
-        return Learnt(head, apart, figures, seconds, memory.peak_mb, judged)
+        return Learnt(head, judged.apart, figures, seconds, memory.peak_mb, judged)
 
 
 def score_fold(training: Training, number: int) -> None:
@@ -261,6 +264,7 @@ def train_head(
             run.log_json(list(learnt.members), MEMBERS)
             run.log_params({"members": ", ".join(_named(one) for one in learnt.members)})
         run.log_params(late_params(training, learnt.figures, apart, device))
+        run.log_params(params_of_known(judged))
         run.finish(
             metrics={**judged.metrics, **final_figures(learnt.figures)},
             seconds=learnt.seconds,
@@ -273,8 +277,10 @@ def train_head(
             judged.notes,
             threshold=threshold_in_words(judged.calibration),
             on_the_test_images=attained(judged.metrics),
+            chosen_by_known_defects=judged.known.in_words() if judged.known else "",
         )
-        run.log_json(lineage_of(training, data, device), LINEAGE)
+        known = judged.known.record() if judged.known else None
+        run.log_json(lineage_of(training, data, device) | {"validation": known}, LINEAGE)
         run.log_table(samples_of(data, train, held_out, apart, judged.held_scores), SAMPLES)
         write_artifacts(data, run, judged, apart)
         version = register(training, run, learnt.head, judged, key)
@@ -324,6 +330,13 @@ def register(training: Training, run: Run, head: Head, judged: Judgement, key: s
                 remedy="put the file back, or extract with the new one",
             )
     whole = regions_of(plan.spec, training.home).whole
+    about: dict[str, Any] = {
+        "image_set": training.image_set,
+        "snapshot": training.snapshot,
+        "key": key,
+    }
+    if judged.known is not None:
+        about |= {"validation": judged.known.record()}
     with working_folder(training.home.root / "tmp", "model-") as folder:
         save_model(
             folder / "model",
@@ -336,6 +349,6 @@ def register(training: Training, run: Run, head: Head, judged: Judgement, key: s
                 region=None if whole is None else read_mask(whole),
             ),
             example=judged.example,
-            about={"image_set": training.image_set, "snapshot": training.snapshot, "key": key},
+            about=about,
         )
         return run.register(folder / "model")

@@ -23,6 +23,8 @@ from storage.store.feature_store import FeatureStore
 _NO_MATTER = ("workers", "device")
 #: Those of out-of-fold scores: of no matter, and unknown to keys, where there are none.
 _FOLDS = ("calibrate", "folds")
+#: Those that came later: unknown to keys where they are not given.
+_LATER = ("target_recall", "costs")
 #: Share of the samples that is not trained on; AnoDFDNet splits its pairs 8:2.
 HELD_OUT = {IMAGE: 0.1, PAIR: 0.2}
 
@@ -158,7 +160,8 @@ class Training:
     @property
     def options_json(self) -> dict[str, Any]:
         """The training settings that keys are made of; the preset is the plan's."""
-        return self.options.model_dump(mode="json", exclude={"preset", "seeds"})
+        later = {k for k in _LATER if getattr(self.options, k) is None}
+        return self.options.model_dump(mode="json", exclude={"preset", "seeds", *later})
 
     def key(self, seen: str) -> str:
         """Return the idempotency key, of samples whose digest is `seen`."""

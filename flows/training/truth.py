@@ -64,15 +64,28 @@ class Truth:
     maps: OwnMaps
     masks: list[np.ndarray | None]
 
+    def only(self, at: Sequence[int]) -> Truth:
+        """Return what is known of some of the samples."""
+        own = self.maps
+        maps = [own.maps[i] for i in at], [own.sizes[i] for i in at]
+        return Truth(OwnMaps(*maps, own.spec), [self.masks[i] for i in at])
+
     def shown(self) -> list[np.ndarray | None]:
         """Return the masks at the size of the heads' maps, for pictures."""
         return [_shown(m, self.maps.spec) for m in self.masks]
 
 
 def truth_of(
-    data: TrainingData, samples: Sequence[Sample], maps: Maps, notes: list[str]
+    data: TrainingData,
+    samples: Sequence[Sample],
+    maps: Maps,
+    notes: list[str],
+    *,
+    called: str = "test",
 ) -> tuple[list[Sample], Truth]:
-    """Return the test samples and what is known of their pixels, as far as these are looked at.
+    """Return samples and what is known of their pixels, as far as these are looked at.
+
+    `called` is what `notes` call them.
 
     What has its defect outside of the region of interest alone is normal inside. What has it in
     what a crop cuts away stays defective: it was to be found, and no head can; it counts for the
@@ -105,14 +118,14 @@ def truth_of(
     kind = data.kind
     if gone:
         notes.append(
-            f"{len(gone)} test {kind.name}(s) with nothing to be found inside the region of "
+            f"{len(gone)} {called} {kind.name}(s) with nothing to be found inside the region of "
             f"interest count as {kind.verdicts[0]}, such as {gone[0]}"
         )
     if hidden:
         notes.append(
-            f"{len(hidden)} of {sum(bool(s.defective) for s in samples)} {kind.verdicts[1]} test "
-            f"{kind.name}(s) have all that is to be found in what the crop cuts away, such as "
-            f"{hidden[0]}: no head can see it, and they count as {kind.verdicts[1]}; "
+            f"{len(hidden)} of {sum(bool(s.defective) for s in samples)} {kind.verdicts[1]} "
+            f"{called} {kind.name}(s) have all that is to be found in what the crop cuts away, "
+            f"such as {hidden[0]}: no head can see it, and they count as {kind.verdicts[1]}; "
             f"{partly} more have a part of it there"
         )
     return told, Truth(own, masks)

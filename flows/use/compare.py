@@ -11,7 +11,7 @@ import numpy as np
 from flows.use.bundle import model_parts
 from flows.use.models.standing import (
     NO_MATTER,
-    Prices,
+    best_known,
     cost_of,
     kinds_of,
     over_seeds,
@@ -20,6 +20,7 @@ from flows.use.models.standing import (
 )
 from heads.judging.resampling import Resamples, delong
 from headwater.errors import ConfigError, ModelError
+from headwater.prices import Prices
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import digest
 from storage.registry.names import as_used, is_deleted
@@ -71,7 +72,7 @@ def compare_models(
         says = [*weaker(ranked, [row["_draws"] for row in ranked]), *unlike(ranked)]
         if prices:
             ranked.sort(key=lambda r: r["cost"]["an_image"] if r["cost"] else math.inf)
-        ranked[0] |= {"says": says}
+        ranked[0] |= {"says": says + best_known(ranked, [row["_facts"] for row in ranked])}
         known = [row for row in ranked if row["_facts"] is not None]
         ranked[0]["over_seeds"] = over_seeds(known, [row["_facts"] for row in known])
         made += ranked

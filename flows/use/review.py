@@ -12,7 +12,7 @@ from typing import Any
 from flows.extraction.samples import ACCEPTED, REJECTED
 from flows.runtime.home import Home
 from flows.training.artifacts import ODD
-from heads.judging.calibration import standing_out
+from heads.judging.odd import standing_out
 from headwater.errors import DataError, ModelError
 from storage.registry.registry import Registry
 

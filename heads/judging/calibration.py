@@ -25,11 +25,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv
 
+from heads.judging.odd import finite, standing_out
 from heads.judging.regions import volume_threshold
-from headwater.errors import ConfigError, DataError
+from headwater.errors import ConfigError
 
 #: What a model's file does not say.
-_ABSENT = (("standard", None), ("area_threshold", None), ("volume_threshold", None))
+_ABSENT = (
+    ("standard", None),
+    ("area_threshold", None),
+    ("volume_threshold", None),
+    ("known", None),
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Calibration:
     rule
         ``"conformal"``; where n is too small for the target ``"largest"``, the largest score, or,
         of held-out images, ``"tail"`` (see `threshold_for`); ``"fixed"`` for heads whose scores
-        are probabilities: no target, nothing promised.
+        are probabilities: no target, nothing promised; ``"recall"``, ``"costs"``: see `known`.
     pixel_threshold, pixel_target_fpr, pixel_n
         The same for the pixels of the held-out maps; NaN-free: None where there were no maps.
         Pixels of one image are not independent, so the pixel rate is an empirical one, no promise.
@@ -74,13 +80,15 @@ class Calibration:
     standard
         Mean and deviation of the held-out maps of tiles, and of whole images, where images are seen
         as both (`heads.judging.joining`); else None.
+    known
+        How known defects chose the threshold (`heads.judging.known`), in place of the target rate.
     """
 
     threshold: float
     target_fpr: float
     attained_fpr: float
     n: int
-    rule: Literal["conformal", "largest", "tail", "fixed"]
+    rule: Literal["conformal", "largest", "tail", "fixed", "recall", "costs"]
     pixel_threshold: float | None = None
     pixel_target_fpr: float | None = None
     pixel_n: int = 0
@@ -92,6 +100,7 @@ class Calibration:
     odd: int = 0
     spread: tuple[float, float] | None = None
     standard: tuple[tuple[float, float], tuple[float, float]] | None = None
+    known: Mapping[str, Any] | None = None
 
     @property
     def least_fpr(self) -> float:
@@ -125,7 +134,9 @@ class Calibration:
                 f"{self.target_fpr:.2%}: that takes {need}. Until then the threshold is the "
                 "largest score of the normals that do not stand out"
             )
-        if self.odd:
+        if self.known is not None:
+            said.append(self.known["told"])
+        elif self.odd:
             said.append(
                 f"{self.odd} of {self.n} normals score far above the others and are left out of "
                 f"the thresholds: if they are normal after all, {self.attained_fpr:.2%} of normal "
@@ -190,7 +201,7 @@ def threshold_for(
     >>> threshold_for(range(1, 40), 0.05)
     (38.0, 0.05, 'conformal')
     """
-    values = _finite(scores)
+    values = finite(scores)
     n, k = values.size, _rank(values.size, target_fpr)
     if k <= n:
         return float(np.partition(values, k - 1)[k - 1]), (n + 1 - k) / (n + 1), "conformal"
@@ -199,18 +210,6 @@ def threshold_for(
         room = np.maximum(upper - values, np.finfo(np.float32).eps * max(abs(upper), 1e-30))
         return upper - math.exp(-_beyond(-np.log(room), target_fpr)), 1 / (n + 1), "tail"
     return _beyond(values, target_fpr), 1 / (n + 1), "tail"
-
-
-def _finite(scores: ArrayLike) -> NDArray[np.float64]:
-    """Return scores as one row; `DataError` where there is none, or one is not finite."""
-    values = np.asarray(scores, dtype=np.float64).ravel()
-    if not values.size:
-        raise DataError(
-            "no held-out normal scores", expected="at least one", remedy="hold out normal images"
-        )
-    if not np.isfinite(values).all():
-        raise DataError("held-out scores that are not finite", expected="finite scores")
-    return values
 
 
 def _rank(n: int, target_fpr: float) -> int:
@@ -287,50 +286,6 @@ def _of_pixels(maps: Any, pixel_fpr: float, target_fpr: float) -> dict[str, Any]
     return told | {"volume_threshold": volume_threshold(maps, pixel, _rank(len(maps), target_fpr))}
 
 
-#: How rarely the largest of n ordinary scores is to be taken for one that stands out.
-_RARELY = 0.01
-#: At most this share of the normals may stand out, but one always may.
-MOST_ODD = 0.1
-
-
-def standing_out(scores: ArrayLike) -> NDArray[np.bool_]:
-    """Return which of the scores stand out: far above what the others' tail explains.
-
-    The scores above the median are taken to fall off exponentially. Their scale is told by all of
-    them but the largest tenth (one at least), which are looked at as censored, so that they
-    cannot move it (Epstein and Sobel, "Life testing", 1953). What the largest of so many exceeds
-    with probability 0.01 at most stands out: mislabelled, soiled, or rare. No more than that
-    tenth can; what else there is counts like any other.
-
-    Raises
-    ------
-    DataError
-        Scores that are not finite.
-
-    Examples
-    --------
-    >>> bool(standing_out([1, 2, 3, 4, 5, 6, 7, 8, 9]).any())
-    False
-    >>> standing_out([1, 2, 90, 4, 5, 6, 7, 8, 3]).nonzero()[0]
-    array([2])
-    """
-    given = _finite(scores)
-    values, n = np.sort(given), given.size
-    if n < 4:
-        return np.zeros(n, bool)
-    middle, most = float(np.median(values)), max(1, int(MOST_ODD * n))
-    excess = values[(n + 1) // 2 :] - middle
-    known = excess.size - most
-    scale = (excess[:known].sum() + most * excess[known - 1]) / known
-    # An exponential over its scale as so many others tell it: P(> c) = (1 + c / known)^-known.
-    beyond = known * ((excess.size / _RARELY) ** (1 / known) - 1)
-    if scale <= 0:
-        return np.zeros(n, bool)
-    # No more than were left out of the scale, whatever ties there are.
-    limit = max(middle + scale * beyond, values[n - most - 1])
-    return np.asarray(given > limit)
-
-
 def calibrate_out_of_fold(
     scores: ArrayLike,
     maps: Sequence[ArrayLike] | NDArray[np.float32] | None,
@@ -369,7 +324,7 @@ def calibrate_out_of_fold(
     >>> round(found.attained_fpr, 3), round(found.clean_fpr, 3)
     (0.073, 0.05)
     """
-    values = _finite(scores)
+    values = finite(scores)
     n, out = values.size, standing_out(values)
     if accepted is not None:
         out &= ~np.asarray(accepted, bool)

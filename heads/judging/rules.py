@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heads.contract import Head, HeadConfig, Scores, Shapes, Size
+from heads.judging.known import best_rule
 from heads.judging.scores import top_k_mean, upsample
 from heads.looking import largest, mean_over, places
 from headwater.errors import ConfigError
 
 #: What a head may be told, beside ``auto``; `paper` is its paper's own.
 RULES = ("paper", "max", "mean", "top", "scales", "pooled")
+#: What stands for the one of them, but `paper`, that known defects choose.
+BY_DEFECTS = "validation"
 #: What `pooled` joins.
 POOLED = ("max", "top", "scales")
 
@@ -85,7 +88,8 @@ class RuledConfig(HeadConfig):
         ``max``: their largest value; ``mean``: the mean over all positions; ``top``: the mean of
         the largest values, `top_share` of them; ``scales``: each scale's mean, with equal weight;
         ``pooled``: the mean of ``max``, ``top`` and ``scales``, each standardised by the normals'
-        scores that set the threshold.
+        scores that set the threshold; ``validation``: the one of these, but ``paper``, that ranks
+        known defects best above those normals.
     top_share
         Of ``top``, in ``pooled`` too: the share of the positions.
     """
@@ -96,7 +100,7 @@ class RuledConfig(HeadConfig):
     LATER: ClassVar[dict[str, Any]] = {"score": "paper", "top_share": 0.03}
 
     def __post_init__(self) -> None:
-        if self.score not in (known := ("auto", *RULES)):
+        if self.score not in (known := ("auto", *RULES, BY_DEFECTS)):
             raise ConfigError(f"score {self.score!r}", expected="one of " + ", ".join(known))
         if not 0 <= self.top_share <= 1:
             raise ConfigError(f"top_share {self.top_share}", expected="a share, 0 to 1")
@@ -216,6 +220,72 @@ class Rule(Pool):
         return float(score[0]), None if parts is None else parts[0].cpu().numpy()
 
 
+class ChosenRule(Rule):
+    """The rule that known defects choose; until they have, ``pooled``."""
+
+    #: What is kept of every image: what `pooled` joins, and the rest of the candidates.
+    PARTS = (*POOLED, "mean")
+    #: In the order in which they are kept.
+    CANDIDATES = ("pooled", *PARTS)
+
+    chosen: Tensor
+
+    def __init__(self, share: float) -> None:
+        super().__init__("pooled", share)
+        self.register_buffer("chosen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, scales: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return scores by the rule that was chosen, and those of all parts."""
+        scales = [m.double() for m in scales]
+        parts = torch.stack([by_rule(part, scales, self.share) for part in self.PARTS], 1)
+        return self.of_parts(parts, self.CANDIDATES[int(self.chosen)]).float(), parts
+
+    def of_parts(self, parts: Tensor, rule: str) -> Tensor:
+        """Return the scores ``[N]`` float64 of `parts` ``[N, K]`` by one of the candidates."""
+        if rule != "pooled":
+            return parts[:, self.PARTS.index(rule)]
+        return ((parts[:, : len(POOLED)] - self.mean) / self.deviation).mean(1)
+
+    def settle(self, parts: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Learn the scale of what is pooled from normal images; return their scores ``[N]``."""
+        super().settle(parts[:, : len(POOLED)])
+        return self.scores(parts)
+
+    def scores(self, parts: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return scores ``[N]`` by the rule that was chosen, of parts ``[N, K]``."""
+        rule = self.CANDIDATES[int(self.chosen)]
+        return self.of_parts(self._known(parts), rule).float().cpu().numpy()
+
+    def choose(
+        self, normals: NDArray[np.float64], defects: NDArray[np.float64], default: str
+    ) -> tuple[str, dict[str, float]]:
+        """Choose the rule that ranks known defects best above normals; `settle` comes first.
+
+        Parameters
+        ----------
+        normals, defects
+            Parts ``[N, K]`` and ``[M, K]``, the normals' by heads that have not learnt from them.
+        default
+            What is kept where it is as good as any.
+
+        Returns
+        -------
+        tuple
+            The rule, and the image AUROC of each candidate, the default first.
+        """
+        order = sorted(self.CANDIDATES, key=lambda rule: rule != default)
+        of = [
+            {rule: self.of_parts(self._known(parts), rule).float().cpu().numpy() for rule in order}
+            for parts in (normals, defects)
+        ]
+        rule, found = best_rule(*of)
+        self.chosen.fill_(self.CANDIDATES.index(rule))
+        return rule, found
+
+    def _known(self, parts: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(np.asarray(parts, np.float64)).to(self.mean)
+
+
 def rule_of(head: Head) -> Rule:
     """Return a head's rule; the largest value where it has none."""
     return head.rule if isinstance(head, RuledHead) else Rule("max", 0.0)
@@ -228,7 +298,9 @@ class RuledHead(Head):
 
     def __init__(self, config: HeadConfig, shapes: Shapes, map_size: Size) -> None:
         super().__init__(config, shapes, map_size)
-        self.rule = Rule(self.config.score, self.config.top_share)
+        by_defects = self.config.score == BY_DEFECTS
+        share = self.config.top_share
+        self.rule = ChosenRule(share) if by_defects else Rule(self.config.score, share)
 
     @property
     def published(self) -> bool:

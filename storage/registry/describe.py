@@ -25,6 +25,7 @@ MODEL_LIMIT, RUN_LIMIT, SET_LIMIT = 5000, 8000, 20000
 #: The figures that matter, best known first: of image sets, then of pairs.
 FIGURES = {
     "image_auroc": "image AUROC",
+    "val_image_auroc": "val image AUROC",
     "pixel_auroc": "pixel AUROC",
     "aupro": "AUPRO",
     "pixel_aupimo": "AUPIMO",

@@ -8,8 +8,9 @@ Columns (their case does not matter, others are left alone):
   word is the kind of defect. Rows with an empty label are left out. Without the column all are
   normal;
 - ``mask``: path of the mask, or empty;
-- ``split``: ``train`` (``val`` counts as such), ``test``, or empty: then defective images are
-  tested, and of the normal ones a fifth if there are defective ones;
+- ``split``: ``train``, ``val``, ``test``, or empty: then defective images are tested, and of the
+  normal ones a fifth if there are defective ones. Defective ones of ``val`` are known defects, to
+  choose by; normal ones of it are trained on;
 - ``group``: what must not be torn apart by that, nor by a calibration's folds: a part, a batch.
 
 Relative paths are below the list's folder, or ``--root``; no path leads out of it.
@@ -34,7 +35,7 @@ _COLUMNS = {
     "group": ("group",),
 }
 _SPLITS: dict[str, Split | None] = {
-    "train": "train", "training": "train", "val": "train", "valid": "train", "validation": "train",
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test", "": None,
 }  # fmt: skip
 _NO = GOOD | {"0", "0.0", "false", "no", "pass"}
@@ -186,7 +187,10 @@ def _image(
         if why:
             told.problems.append(f"mask {cells['mask']} ({where}): {why}; none is used")
     kind = kind_of(cells["label"], where) if "label" in cells else "good"
-    return Candidate(path, split or _SPLITS[word], kind, masks, cells.get("group", ""))
+    at = split or _SPLITS[word]
+    if at == "val" and kind == "good":
+        at = "train"
+    return Candidate(path, at, kind, masks, cells.get("group", ""))
 
 
 def columns_of(header: list[str], file: Path) -> dict[str, int]:

@@ -114,7 +114,7 @@ class Masks:
     """
 
     def __init__(self, root: Path | str, files: Iterable[str]) -> None:
-        start = len(str(root)) + 1
+        self._root, start = root, len(str(root)) + 1
         self._at: dict[str, list[str]] = {}
         self._in: dict[str, list[str]] = {}
         for path in files:
@@ -156,6 +156,10 @@ class Masks:
         """Return the masks that no image asked for."""
         every = {p for paths in self._at.values() for p in paths}
         return sorted(every - self.used)
+
+    def rest(self) -> Masks:
+        """Return the masks that no image asked for, for other images of the same names."""
+        return Masks(self._root, self.leftover())
 
 
 def _images_in(place: Path) -> list[str]:

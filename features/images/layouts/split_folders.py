@@ -5,6 +5,9 @@
 - MVTec AD 2: ``test_public/KIND`` with ``test_public/ground_truth/KIND``; ``test_private`` and
   ``test_private_mixed`` have no labels;
 - BTAD: ``train/ok``, ``test/ok``, ``test/ko``, ``ground_truth/ko/NAME.png``.
+
+In any of them ``val/KIND`` and ``validation/KIND`` are known defects, to choose by. Their masks are
+``val/ground_truth/KIND/NAME.png``, or those of ``ground_truth/KIND`` that no test image has.
 """
 
 from __future__ import annotations
@@ -13,8 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features.images.folders import Walker
+from features.images.layouts.plain import subfolders
 from features.images.layouts.reading import Masks, Reading, is_good, match
+from features.images.layouts.validation import known_defects, unused
 from features.images.records import Candidate
+
+#: Folders of known defects.
+_KNOWN = ("validation", "val")
 
 
 @dataclass(frozen=True)
@@ -42,26 +50,31 @@ class SplitFolders:
         return trained and (self.test == "test" or (place / self.test).is_dir())
 
     def read(self, reading: Reading) -> list[Candidate]:
-        """List training, validation and test images, those with their masks."""
+        """List training images, known defects and test images, these two with their masks."""
         root, told = reading.place, reading.result
         walker = reading.walker(root, "images")
-        found: list[Candidate] = []
-        for name in ("train", "validation"):
-            found += self._normal(walker, root / name, reading)
-        if late := sum("validation" in c.path[len(str(root)) :] for c in found):
+        tests, masks = self._tests(walker, root / self.test, reading)
+        found = self._normal(walker, root / "train", reading)
+        # Published sets have normal images for training in `validation/good`.
+        for name in _KNOWN:
+            trained = self.good if name == "validation" else ()
+            masks = {kind: marks.rest() for kind, marks in masks.items()}
+            found += known_defects(reading, walker, root / name, trained=trained, shared=masks)
+        unused(reading, masks)
+        late = str(root / "validation") + "/"
+        if count := sum(c.split == "train" and c.path.startswith(late) for c in found):
             told.notes.append(
-                f"validation/: {late} normal images are trained on with those of train/; of all "
+                f"validation/: {count} normal images are trained on with those of train/; of all "
                 "of them a share is held out for the threshold"
             )
         for name in self.unlabelled:
             if (root / name).is_dir():
                 count = sum(1 for _ in walker.files(root / name))
                 told.left_out.add(f"images without a label in {name}/", str(root / name), count)
-        tests = self._tests(walker, root / self.test, reading)
         return found + tests
 
     def _normal(self, walker: Walker, place: Path, reading: Reading) -> list[Candidate]:
-        """List the normal images of ``train`` or ``validation``; count what lies beside them."""
+        """List the normal images of ``train``; count what lies beside them."""
         found: list[Candidate] = []
         for sub in walker.subfolders(place) if place.is_dir() else ():
             files = walker.files(sub)
@@ -72,9 +85,12 @@ class SplitFolders:
                 reading.result.left_out.add(what, str(sub), count)
         return found
 
-    def _tests(self, walker: Walker, place: Path, reading: Reading) -> list[Candidate]:
-        """List the test images, the defective ones with their masks."""
+    def _tests(
+        self, walker: Walker, place: Path, reading: Reading
+    ) -> tuple[list[Candidate], dict[str, Masks]]:
+        """List the test images, the defective ones with their masks; and all masks, by kind."""
         found: list[Candidate] = []
+        rest: dict[str, Masks] = {}
         told, truth = reading.result, reading.place / self.truth
         kinds = walker.subfolders(place) if place.is_dir() else []
         masked = {s.name: s for s in walker.subfolders(truth)} if truth.is_dir() else {}
@@ -88,13 +104,14 @@ class SplitFolders:
                 continue
             images = [Candidate(p, "test", sub.name) for p in walker.files(sub)]
             if marks := masked.pop(sub.name, None):
-                masks = Masks(marks, walker.masks(marks))
-                match(images, sub, masks, told)
-                for path in masks.leftover():
-                    told.problems.append(f"mask {path} belongs to no image: there is no such image")
+                rest[sub.name] = Masks(marks, walker.masks(marks))
+                match(images, sub, rest[sub.name], told)
             found += images
+        known = {s.name for name in _KNOWN for s in subfolders(reading.place / name)}
         for name, sub in masked.items():
-            if count := sum(1 for _ in walker.masks(sub)):
+            if name in known and not is_good(name):
+                rest[name] = Masks(sub, walker.masks(sub))
+            elif count := sum(1 for _ in walker.masks(sub)):
                 why = "masks of normal images" if is_good(name) else f"masks of no image ({name}/)"
                 told.left_out.add(why, str(sub), count)
-        return found
+        return found, rest

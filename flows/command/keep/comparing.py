@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.command.report import IMAGE_COLUMNS, PAIR_COLUMNS
+from flows.command.report import IMAGE_COLUMNS, KNOWN_COLUMN, PAIR_COLUMNS
 from flows.runtime.console import duration, err, out, table
 from flows.use.compare import of_pairs
 from headwater.spec import seed_of_untrained
@@ -20,6 +20,7 @@ EVERY = {
     "image recall": "image_recall",
     "image FPR": "image_false_positive_rate",
     "image F1": "image_f1",
+    "val AUROC": "val_image_auroc",
     "pixel AUROC": "pixel_auroc",
     "AUPRO": "aupro",
     "pixel recall": "pixel_recall",
@@ -82,6 +83,8 @@ def _models(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     columns = PAIR_COLUMNS if of_pairs(rows) else list(IMAGE_COLUMNS)
     if any("pixel_aupimo" in row["metrics"] for row in rows):
         columns = [*columns[:3], ("AUPIMO", "pixel_aupimo"), *columns[3:]]
+    if any(KNOWN_COLUMN[1] in row["metrics"] for row in rows):
+        columns = [*columns, KNOWN_COLUMN]
     first, others = columns[0], columns[1:]
     priced = any(row["cost"] for row in rows)
     names = ["head", "model", *["cost an image", "95 %", "missed", "false alarms"] * priced]

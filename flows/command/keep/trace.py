@@ -20,6 +20,7 @@ _DID = {
     "train": "learnt from it",
     "held out": "held it out",
     "test": "been tested on it",
+    "validation": "had it among its known defects",
     "left out": "left it out",
 }
 
@@ -42,7 +43,8 @@ def lineage(
 
     Images are known by the SHA-256 of their files' bytes, wherever the files are now; --has also
     finds the same pixels in another file. What the model learnt from is "train" (or "held out",
-    where a share chose or set something); "test" images were only judged.
+    where a share chose or set something); "test" images were only judged; "validation" ones are
+    known defects, which may have chosen.
     """
     _, home = given.open(write=False)
     from flows.use.models.lineage import lineage as trace
@@ -80,6 +82,7 @@ def _show(found: Mapping[str, Any]) -> None:
         "seed": found["seed"],
         "code": found["code"],
         "versions": ", ".join(f"{k} {v}" for k, v in found["versions"].items()),
+        "known defects": _known(found["validation"]),
         "machine": ", ".join((found["machine"] or {}).values()),
         "before it": ", ".join(f"{alias} was version {version}" for alias, version in before),
         "reproduces": found["parents"]["reproduces"],
@@ -92,6 +95,18 @@ def _show(found: Mapping[str, Any]) -> None:
     out.print(table(["", ""], rows, "where it comes from", whole=("",)))
     for note in found["notes"]:
         err.print(f"note: {note}", markup=False)
+
+
+def _known(told: Mapping[str, Any] | None) -> str:
+    """Return what known defects chose, in words."""
+    if told is None:
+        return ""
+    chose = told["chose"]
+    said = [f"score: {chose['score']['rule']}"] if "score" in chose else []
+    if "threshold" in chose:
+        said.append(f"the threshold by {chose['threshold']['by']} {chose['threshold']['wanted']}")
+    kinds = ", ".join(f"{n} {kind}" for kind, n in told["kinds"].items())
+    return f"{kinds} (digest {told['digest']}); chose {' and '.join(said) or 'nothing'}"
 
 
 def _show_images(found: Mapping[str, Any]) -> None:

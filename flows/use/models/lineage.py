@@ -12,7 +12,16 @@ from features.images.cache import FileCache
 from flows.extraction.pair_list import load_pairs
 from flows.extraction.samples import Sample
 from flows.runtime.home import Home
-from flows.training.record import HELD_OUT, LEFT_OUT, LINEAGE, MEMBERS, SAMPLES, TEST, TRAIN
+from flows.training.record import (
+    HELD_OUT,
+    LEFT_OUT,
+    LINEAGE,
+    MEMBERS,
+    SAMPLES,
+    TEST,
+    TRAIN,
+    VALIDATION,
+)
 from flows.use.bundle import model_parts
 from flows.use.models.choose import choose_model
 from headwater.errors import DataError, HeadwaterError, ModelError
@@ -47,7 +56,8 @@ def lineage(home: Home, model: str) -> dict[str, Any]:
         JSON-ready: ``model, version, aliases, created, run_id``; ``data`` (set, snapshot, digest of
         images and labels, ``known_by``); ``images``, how many were what to it, and ``samples``, a
         row each; ``extractor``, ``settings`` and ``seed`` as used; ``code`` and ``versions``;
-        ``machine``; ``parents``: the versions that had the aliases before it, the model that it
+        ``machine``; ``validation``: known defects, how many of which kinds, their digest and what
+        they chose; ``parents``: the versions that had the aliases before it, the model that it
         reproduces, of an ensemble its ``members``, as far as known; ``notes``. Of models from
         before, ``samples`` are those of the snapshot, and ``notes`` say so.
 
@@ -107,6 +117,7 @@ def lineage(home: Home, model: str) -> dict[str, Any]:
             k.removeprefix("version."): v for k, v in tags.items() if k.startswith("version.")
         },
         "machine": kept.get("machine"),
+        "validation": kept.get("validation"),
         "parents": {
             "before": json.loads(tags.get("headwater.before", "null")),
             "reproduces": tags.get("reproduces"),
@@ -142,7 +153,8 @@ def _of_snapshot(home: Home, image_set: str, tags: Mapping[str, str]) -> list[di
         return []
     made = []
     for s in found:
-        role = TEST if s.split == "test" else TRAIN if not s.defective else LEFT_OUT
+        role = TRAIN if not s.defective else LEFT_OUT
+        role = {"test": TEST, "val": VALIDATION}.get(s.split, role)
         digests = dict(zip(DIGESTS[1:] if s.is_pair else DIGESTS, s.contents, strict=False))
         key = "key" if s.is_pair else "path"
         made.append({key: s.key, **digests, "split": s.split, "kind": s.kind, "role": role})
@@ -185,11 +197,15 @@ def whether_in(home: Home, found: Mapping[str, Any], file: Path) -> dict[str, An
             rows.append({**one, "matched": "bytes"})
         elif digests & same:
             rows.append({**one, "matched": "pixels"})
+    chose = (found.get("validation") or {}).get("chose")
     return {
         "file": str(file),
         "sha256": facts.sha256,
         "pixels": facts.pixels,
-        "learnt": any(one["role"] in (TRAIN, HELD_OUT) for one in rows),
+        "learnt": any(
+            one["role"] in (TRAIN, HELD_OUT) or (one["role"] == VALIDATION and chose)
+            for one in rows
+        ),
         "rows": rows,
         "unknown": len(own - known.keys() - {facts.sha256}),
     }

@@ -5,57 +5,18 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from heads.judging.kinds import by_kind
 from heads.judging.resampling import Resamples
-from headwater.errors import ConfigError
+from headwater.prices import Prices
 
 #: Parameters of a run that say where and how fast, not what.
 NO_MATTER = ("threads", "device")
 #: Without draws of the test set, a recall lower by so much is not put down to chance.
 LOWER = 0.1
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What mistakes cost, in any unit.
-
-    Parameters
-    ----------
-    miss
-        A defect that passes.
-    false_alarm
-        A normal image that does not.
-    """
-
-    miss: float
-    false_alarm: float
-
-    @classmethod
-    def of(cls, text: str) -> Prices:
-        """Read ``MISS:FALSE_ALARM``.
-
-        Raises
-        ------
-        ConfigError
-            For anything but two numbers of 0 or more, not both 0.
-
-        Examples
-        --------
-        >>> Prices.of("100:2.5")
-        Prices(miss=100.0, false_alarm=2.5)
-        """
-        try:
-            miss, alarm = (float(part) for part in text.split(":"))
-        except ValueError:
-            miss = alarm = -1.0
-        if not (0 <= miss < np.inf and 0 <= alarm < np.inf and miss + alarm > 0):
-            raise ConfigError(f"--costs {text}", expected="MISS:FALSE_ALARM, two prices, as 100:1")
-        return cls(miss, alarm)
 
 
 def cost_of(
@@ -93,7 +54,7 @@ def cost_of(
         rung = good * figures["false_positive_rate"] if good else 0.0
         costs = np.asarray((prices.miss * lost + prices.false_alarm * rung) / len(known))
         interval = tuple(np.quantile(costs, [0.025, 0.975]).tolist())
-    cost = (prices.miss * misses + prices.false_alarm * alarms) / len(known)
+    cost = prices.cost(misses, alarms, len(known))
     return {"misses": misses, "false_alarms": alarms, "an_image": cost, "interval": interval}
 
 
@@ -205,6 +166,36 @@ def _groups(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
             found.setdefault(row[key], []).append(called(row))
     few = {k: [*v[:3], f"{len(v) - 3} more"] if len(v) > 4 else v for k, v in found.items()}
     return {value: ", ".join(names) for value, names in few.items()}
+
+
+def best_known(
+    rows: Sequence[Mapping[str, Any]], facts: Sequence[tuple[Mapping[str, str], Any] | None]
+) -> list[str]:
+    """Return a sentence on which model known defects choose: the test has no say in it.
+
+    Parameters
+    ----------
+    rows
+        Of one test set.
+    facts
+        Parameters as used and tags of each one's run.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row, known in zip(rows, facts, strict=True):
+        if known is not None and "val_image_auroc" in row["metrics"]:
+            groups.setdefault(known[0].get("validation_digest", ""), []).append(row)
+    said = []
+    for same in groups.values():
+        best = max(row["metrics"]["val_image_auroc"] for row in same)
+        first = [called(row) for row in same if row["metrics"]["val_image_auroc"] == best]
+        count = int(same[0]["metrics"]["val_images"])
+        if len(same) > 1:
+            said.append(
+                f"of {len(same)} models {' and '.join(sorted(first))} ranks the {count} known "
+                f"defects best above normals (val image AUROC {best:.3f}); no test image has a say "
+                "in that"
+            )
+    return said
 
 
 def called(row: Mapping[str, Any]) -> str:

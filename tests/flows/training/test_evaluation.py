@@ -47,6 +47,7 @@ def judged(kind, samples, scores, labelled=False):
         kind=kind,
         spec=SPEC,
         test=samples,
+        known=[],
         readable=samples,
         head=SimpleNamespace(name="says", labelled=labelled),
         training=SimpleNamespace(options=SimpleNamespace(target_fpr=0.2)),

@@ -10,9 +10,10 @@ from flows.extraction.plan import plan_job, ready
 from flows.training.train import train_head
 from flows.training.trainings import Request
 from flows.use.compare import compare_models, compare_two, ranked_apart
-from flows.use.models.standing import Prices, over_seeds, unlike, weaker
+from flows.use.models.standing import over_seeds, unlike, weaker
 from heads.judging.resampling import Resamples
 from headwater.errors import ConfigError, ModelError
+from headwater.prices import Prices
 from storage.registry.registry import Registry
 from tests.flows.setkit import SmallSet, save
 

@@ -11,9 +11,9 @@ from heads.judging.calibration import (
     Calibration,
     calibrate,
     calibrate_out_of_fold,
-    standing_out,
     threshold_for,
 )
+from heads.judging.odd import standing_out
 from headwater.errors import ConfigError, DataError
 
 
