@@ -99,7 +99,7 @@ def test_it_scores_and_is_served_as_its_members_standardised_mean(made, tmp_path
     assert parts[2] == pytest.approx(mean_of(parts[:2], parts[:2]), rel=1e-6, abs=1e-6)
     assert sorted(parts[2]) == pytest.approx(whole.calibration.scores)
     assert whole.calibration.folds["count"] == 3
-    assert whole.calibration.area_threshold is not None
+    assert whole.calibration.volume_threshold is not None
     # One backbone pass: the union of what the members read, in three files as any model.
     assert [x.name for x in whole.layers] == ["layer1~avg3s1", "layer1+layer2"]
     folder = Registry(small.home.root).download(f"models:/{outcomes[2].model}/1")
