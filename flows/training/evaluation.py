@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,8 @@ class Judgement:
         Known defects and what they chose, where there are some.
     apart
         The out-of-fold scores, where they set the thresholds, by the rule that was chosen.
+    aupimo
+        By the number of a sample with marked pixels its own AUPIMO.
     """
 
     samples: Sequence[Sample]
@@ -85,6 +87,7 @@ class Judgement:
     resamples: Resamples | None = None
     known: KnownDefects | None = None
     apart: OutOfFold | None = None
+    aupimo: dict[int, float] = field(default_factory=dict)
 
     @property
     def labels(self) -> np.ndarray:
@@ -250,6 +253,8 @@ def image_metrics(judged: Judgement) -> Metrics:
     )
     if (scores := aupimo(judged.truth.maps, judged.truth.masks)) is not None:
         found["pixel_aupimo"] = float(scores.mean())
+        marked = [i for i, mask in enumerate(judged.truth.masks) if mask is not None and mask.any()]
+        judged.aupimo = dict(zip(marked, scores.tolist(), strict=True))
     good = [
         np.ma.compressed(m) for m, bad in zip(judged.maps, judged.labels, strict=True) if not bad
     ]
@@ -283,6 +288,7 @@ def _image_columns(judged: Judgement, i: int) -> dict[str, Any]:
     return {
         "margin": beyond * (1 if judged.samples[i].defective else -1),
         "map_max": float(judged.maps[i].max()),
+        "pixel_aupimo": judged.aupimo.get(i),
         "sha256": judged.samples[i].contents[0],
     }
 

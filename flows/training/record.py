@@ -166,6 +166,9 @@ def kinds_of(judged: Judgement) -> dict[str, float]:
         return {}
     kinds = [s.kind for s in judged.samples]
     found = by_kind(judged.scores, kinds, judged.calibration.threshold)
+    for kind, of in found.items():
+        if own := [v for i, v in judged.aupimo.items() if kinds[i] == kind]:
+            of["pixel_aupimo"] = float(np.mean(own))
     return {f"{KIND}{kind}/{name}": v for kind, of in found.items() for name, v in of.items()}
 
 

@@ -303,7 +303,8 @@ class RegistryReader:
             name = model_name(image_set, head)
             found = self._versions(name) if (name, head) in models else []
             if not models:
-                raise ModelError(**self.no_models(image_set))
+                remedy = f"headwater run {image_set} --images DIR --heads {head}"
+                raise ModelError(**{**self.no_models(image_set), "remedy": remedy})
             if not found:
                 raise ModelError(
                     f"no model of head {head!r} for image set {image_set!r}",

@@ -57,7 +57,9 @@ def show_models(image_set: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -
             what += f", {test['digest'][:8]}"
         out.print(_models(group, f"{image_set}: registered models on {what}, best first"))
         if any(row["kinds"] for row in group):
-            out.print(_kinds(group))
+            out.print(_kinds(group, "image_recall", "image recall"))
+        if any("pixel_aupimo" in of for row in group for of in row["kinds"].values()):
+            out.print(_kinds(group, "pixel_aupimo", "AUPIMO"))
         for spread in group[0]["over_seeds"]:
             out.print(_spread(spread, of_pairs(group)))
         out.print()
@@ -116,18 +118,18 @@ def _cost(cost: Mapping[str, Any] | None) -> list[Any]:
     ]
 
 
-def _kinds(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Return the table of recall by kind of defect, each kind with its number of images."""
+def _kinds(rows: Sequence[Mapping[str, Any]], figure: str, called: str) -> Any:
+    """Return the table of a figure by kind of defect, each kind with its number of images."""
     counts = {kind: int(of["images"]) for row in rows for kind, of in row["kinds"].items()}
     names = ["head", "model", *(shown(f"{kind} ({counts[kind]})") for kind in sorted(counts))]
     cells = [
         [
             *_called(row),
-            *(row["kinds"].get(kind, {}).get("image_recall") for kind in sorted(counts)),
+            *(row["kinds"].get(kind, {}).get(figure) for kind in sorted(counts)),
         ]
         for row in rows
     ]
-    return table(names, cells, "image recall by kind of defect (images)", whole=names[:2])
+    return table(names, cells, f"{called} by kind of defect (images)", whole=names[:2])
 
 
 def _spread(found: Mapping[str, Any], pairs: bool) -> Any:

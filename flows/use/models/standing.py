@@ -72,6 +72,9 @@ def kinds_of(
     for kind, of in found.items():
         right = [row["correct"] for row in table if row["kind"] == kind]
         of["image_recall"] = sum(right) / len(right)
+        own = [row.get("pixel_aupimo") for row in table if row["kind"] == kind]
+        if known := [value for value in own if value is not None]:
+            of["pixel_aupimo"] = statistics.fmean(known)
     return found
 
 

@@ -9,6 +9,8 @@ from PIL import Image
 
 from flows.extraction.samples import Sample
 from flows.training.evaluation import judge, ties
+from flows.training.record import kinds_of
+from flows.use.models.standing import kinds_of as told_kinds
 from heads.contract import Scores
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import ExtractorSpec
@@ -85,7 +87,8 @@ def test_images_are_called_at_the_threshold_and_told_worst_mistake_first(mask, t
         ("fo", "anomalous", True),
     ]
     assert list(got.table[0]) == [
-        "index", "path", "kind", "score", "verdict", "correct", "margin", "map_max", "sha256",
+        "index", "path", "kind", "score", "verdict", "correct", "margin", "map_max",
+        "pixel_aupimo", "sha256",
     ]  # fmt: skip
     assert got.metrics["recall"] == 0.5
     assert got.metrics["image_auroc"] == 0.75
@@ -127,6 +130,34 @@ def test_pairs_are_told_by_their_wrong_pixels_and_the_unlabelled_last(labelled, 
     assert (got.table[1]["called_pixels"], got.table[1]["iou"]) == (32, 1.0)
     assert (got.metrics["precision"], got.metrics["recall"]) == (0.5, 1.0)
     assert got.metrics["image_auroc"] == 1.0
+
+
+def test_each_defect_has_its_aupimo_and_each_kind_their_mean(tmp_path):
+    def image(key, kind, where=None):
+        mask = None
+        if where is not None:
+            mask = tmp_path / f"{key}.png"
+            Image.fromarray(np.uint8(255) * np.tile(where, (400, 1))).save(mask)
+        paths = (tmp_path / key,)
+        return Sample(key, "test", kind, (key * 32,), paths, mask, "a", size=(400, 400))
+
+    left = np.arange(400) < 170
+    samples = [
+        image("ok", "good"),
+        image("a", "dent", left),
+        image("b", "dent", ~left & (np.arange(400) > 230)),  # where the head sees nothing
+        image("c", "scratch", left),
+    ]
+    got = judged(IMAGE, samples, [0.1, 0.9, 0.9, 0.8])
+    told = {row["path"]: row["pixel_aupimo"] for row in got.table}
+    assert told == {"ok": None, "a": 1.0, "b": 0.0, "c": 1.0}
+    figures = kinds_of(got)
+    assert figures["kind/dent/pixel_aupimo"] == 0.5
+    assert figures["kind/scratch/pixel_aupimo"] == 1.0
+    assert got.metrics["pixel_aupimo"] == pytest.approx(2 / 3)
+    # `compare` reads the same from the table.
+    own = told_kinds(got.table)
+    assert [own[kind]["pixel_aupimo"] for kind in ("dent", "scratch")] == [0.5, 1.0]
 
 
 def test_scores_that_tell_nothing_apart_are_told():

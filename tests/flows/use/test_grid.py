@@ -120,7 +120,8 @@ def test_the_exact_protocol_chooses_a_coreset_at_every_point(home):
 
 def test_a_set_without_the_model_is_named(tmp_path, here):
     said = here("grid", "nothing", "--home", tmp_path, status=2)
-    assert "no model of head 'f2r'" in said
+    assert "no models of image set 'nothing'" in said
+    assert "headwater run nothing --images DIR --heads f2r" in said
     assert len(POINTS) == 169
 
 

@@ -29,7 +29,7 @@ def small(tmp_path_factory):
             made.draw(number, part)
     Image.fromarray(np.full((48, 48, 3), [255, 40, 0], np.uint8)).save(made.draw(77))
     made.at = made.run().version
-    with pytest.raises(ModelError, match="no model of 's' has out-of-fold scores"):
+    with pytest.raises(ModelError, match="no models of image set 's'"):
         odd_normals(made.home, "s")
     train_head(training_of(made))
     return made

@@ -74,5 +74,5 @@ def test_the_way_to_a_set(registry, saved, tmp_path):
     train(registry, saved("b"), image_set="caps")
     assert start_page(registry) == f"#/experiments{mode}"
     assert start_page(registry, "bottles") == alone
-    with pytest.raises(DataError, match=r"(?s)'cups'.*bottles, caps"):
+    with pytest.raises(DataError, match=r"(?s)'cups'.*caps, bottles"):
         start_page(registry, "cups")
