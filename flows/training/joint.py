@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from flows.runtime.dask import PeakMemory
 from flows.training.data import TrainingData
@@ -24,23 +23,14 @@ from storage.registry.registry import Registry
 from storage.serving.detector import Detector
 
 
-@dataclass(frozen=True)
-class Member:
-    """One of the heads that an ensemble joins.
-
-    Parameters
-    ----------
-    head
-        Fitted.
-    apart
-        Out-of-fold scores, where they set the thresholds.
-    model
-        Which it is, JSON-ready: ``head``, ``model``, ``version`` and ``run_id``; empty where it is
-        registered nowhere.
-    """
+class Member(NamedTuple):
+    """One of the heads that an ensemble joins: fitted, with what its calibration gave."""
 
     head: Head
+    #: None where held-out images set the thresholds.
     apart: OutOfFold | None
+    #: ``head``, ``model``, ``version`` and ``run_id``, JSON-ready; empty for one that is trained
+    #: again and registered nowhere.
     model: dict[str, Any]
 
 

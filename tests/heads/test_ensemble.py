@@ -201,7 +201,8 @@ def test_it_learns_nothing_and_is_no_head_to_ask_for():
 @pytest.mark.parametrize("masked", [False, True])
 def test_out_of_fold_scores_come_back_from_their_file(tmp_path, masked):
     rng = np.random.default_rng(0)
-    maps = rng.normal(1e6, 1e5, (70, 301, 299)).astype(np.float32)  # float16 ends at 65,504
+    # Far beyond float16, whose end is 65,504, and of a small spread.
+    maps = rng.normal(1e6, 1e3, (70, 301, 299)).astype(np.float32)
     outside = np.zeros(maps.shape, bool)
     outside[3, 5:, 9:] = masked
     heat = np.ma.masked_array(maps, outside) if masked else maps
@@ -210,11 +211,12 @@ def test_out_of_fold_scores_come_back_from_their_file(tmp_path, masked):
     got, told = kept(keep(whole, tmp_path / "f")), rounded(whole)
     assert (tmp_path / "f").stat().st_size < 9e6
     assert (got.folds, got.images, got.seconds, got.step) == (folds, whole.images, 1.5, 2)
-    for one in (got, rounded(told)):
+    for one in (got, told):
         assert np.array_equal(one.scores, whole.scores)
         assert np.array_equal(np.ma.getdata(one.maps), np.ma.getdata(told.maps))
         assert np.array_equal(np.ma.getmaskarray(one.maps), outside[:, ::2, ::2])
-    np.testing.assert_allclose(np.ma.getdata(got.maps), maps[:, ::2, ::2], rtol=5e-4)
+    off = np.ma.getdata(got.maps) - maps[:, ::2, ::2]
+    assert np.abs(off).max() < 5e-4 * (maps.max() - maps.min())
     (tmp_path / "f").write_bytes((tmp_path / "f").read_bytes()[:1000])
     with pytest.raises(DataError, match="out-of-fold"):
         kept(tmp_path / "f")
