@@ -9,15 +9,19 @@ As `benchmarks.scoring`: a head learns from the normals without one fold, which 
 rule. Defects are made in the pictures of that fold, by the seed. A row is a set, backbone, head,
 seed and rule, with the image AUROC of real test images, and that of made defects against the fold.
 
-The table has Spearman's rank correlation of the two: over the rules of a head, and over the heads
-of a set by its default rule; means over seeds first.
+A row more tells what a few real defects would choose (`score: validation`): 100 times five of the
+test's are drawn, choose a rule against the fold, and the rest is ranked by it.
+
+The tables have Spearman's rank correlation of real and made: over the rules of a head, and over the
+heads of a set by its default rule, means over seeds first; and what is lost to the best rule by
+`pooled`, by the one that made defects would choose, and by the one that known defects choose.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +38,15 @@ from features.images.made.defects import made_defects
 from features.images.pixels import sha256_of, write_image
 from heads.catalogue import get_head, make_config
 from heads.contract import NullProgress
+from heads.judging.known import best_rule
 from heads.judging.metrics import auroc
 from heads.judging.rules import RULES, RuledHead
 from heads.training.out_of_fold import score_source
 from heads.training.sources import TensorSource
 from headwater.spec import LayerSpec
+
+#: Real defects that choose a rule, and how often they are drawn.
+KNOWN, DRAWS = 5, 100
 
 
 def features_of_made(
@@ -91,26 +99,59 @@ def measure(
             "real_auroc": round(auroc(found["real"][rule], truth), 4),
             "made_auroc": round(auroc(both, drawn), 4),
         }  # fmt: skip
+    yield {"head": name, "seed": seed, "known": KNOWN, **by_known(found, truth, seed)}
+
+
+def by_known(
+    found: Mapping[str, Mapping[str, np.ndarray]], truth: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """Return the mean image AUROC on the rest by the rule that known defects choose, and others."""
+    rng, defects = np.random.default_rng(seed), np.flatnonzero(truth)
+    rules = ["pooled", *(rule for rule in RULES if rule not in ("paper", "pooled"))]
+    told: dict[str, list[float]] = {"chosen": [], "pooled": [], "best": []}
+    for _ in range(DRAWS):
+        known = rng.choice(defects, KNOWN, replace=False)
+        rest = np.setdiff1d(np.arange(len(truth)), known)
+        normals, own = found["fold"], {rule: found["real"][rule][known] for rule in rules}
+        name, _ = best_rule({rule: normals[rule] for rule in rules}, own)
+        areas = {rule: auroc(found["real"][rule][rest], truth[rest]) for rule in rules}
+        told["chosen"].append(areas[name])
+        told["pooled"].append(areas["pooled"])
+        told["best"].append(max(areas.values()))
+    return {f"{what}_auroc": round(statistics.mean(own), 4) for what, own in told.items()}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the Markdown tables: by rule a head, and over heads."""
-    cells: dict[tuple[str, str, str], dict[str, tuple[float, float]]] = {}
-    for row in rows:
-        key = (row["set"], row["backbone"], row["head"])
-        same = [r for r in rows if (r["set"], r["backbone"], r["head"]) == key]
-        same = [r for r in same if r["rule"] == row["rule"]]
-        means = (statistics.mean(r[f"{what}_auroc"] for r in same) for what in ("real", "made"))
-        cells.setdefault(key, {})[row["rule"]] = tuple(means)  # type: ignore[assignment]
+    """Return the Markdown tables: real / made by rule, and over heads."""
+    keys = sorted({(row["set"], row["backbone"], row["head"]) for row in rows})
     lines = [
-        "| set | head | " + " | ".join(f"`{r}`" for r in RULES) + " | Spearman, rules |",
-        "|---|---|" + "---:|" * (len(RULES) + 1),
+        "| set | head | seeds | "
+        + " | ".join(f"`{r}`" for r in RULES)
+        + " | Spearman, rules | lost: `pooled` | by made | by known |",
+        "|---|---|---:|" + "---:|" * (len(RULES) + 4),
     ]
     over: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for (image_set, net, head), found in sorted(cells.items()):
-        told = " | ".join(f"{found[r][0]:.3f} / {found[r][1]:.3f}" for r in RULES)
-        lines.append(f"| `{image_set}` | `{head}` | {told} | {_spearman([*found.values()])} |")
-        over.setdefault((image_set, net), []).append(found["pooled"])
+    for key in keys:
+        own = [row for row in rows if (row["set"], row["backbone"], row["head"]) == key]
+        found = {
+            rule: tuple(
+                statistics.mean(row[f"{what}_auroc"] for row in own if row.get("rule") == rule)
+                for what in ("real", "made")
+            )
+            for rule in RULES
+        }
+        best = max(real for real, _ in found.values())
+        made = max(made for _, made in found.values())
+        # Of rules that made defects rank alike the mean.
+        by_made = statistics.mean(r for r, m in found.values() if m == made)
+        known = [row["best_auroc"] - row["chosen_auroc"] for row in own if "known" in row]
+        told = " | ".join(f"{real:.3f} / {drawn:.3f}" for real, drawn in found.values())
+        lost = f"{best - found['pooled'][0]:.3f} | {best - by_made:.3f} | "
+        lost += f"{statistics.mean(known):.3f}" if known else "–"
+        seeds = len({row["seed"] for row in own})
+        ranks = _spearman([*found.values()])
+        lines.append(f"| `{key[0]}` | `{key[2]}` | {seeds} | {told} | {ranks} | {lost} |")
+        over.setdefault(key[:2], []).append(found["pooled"])
     lines += ["", "| set | backbone | heads | Spearman, heads by `pooled` |", "|---|---|---:|---:|"]
     for (image_set, net), pairs in sorted(over.items()):
         lines.append(f"| `{image_set}` | {net} | {len(pairs)} | {_spearman(pairs)} |")

@@ -39,9 +39,10 @@ def show_extraction(report: ExtractionReport, as_json: bool = False) -> None:
     for side in report.sides:
         changes = ", ".join(f"{n} {what}" for what, n in side.changes.items() if n)
         read = f"; {report.hashed} files read" if found is None else ""
+        known = f", {side.known_defects} known defects" if side.known_defects else ""
         out.print(
             f"[bold]{side.image_set}[/]: {side.images} images ({side.normal_train} normal for "
-            f"training); {changes or 'nothing changed'}{read}"
+            f"training{known}); {changes or 'nothing changed'}{read}"
         )
         for one in side.extracted:
             views = f", {one.views} views an image" if one.views else ""

@@ -151,7 +151,8 @@ def bring_up_to_date(
     before = [(store, store.snapshot) for store in stores]
     for store, (name, rows) in zip(stores, sides.items(), strict=True):
         normal = sum(r.split == "train" and r.kind == "good" for r in rows)
-        side = SideReport(name, len(rows), normal)
+        known = sum(r.split == "val" for r in rows)
+        side = SideReport(name, len(rows), normal, known_defects=known)
         report.sides.append(side)
         if name != image_set:
             card = home.card(image_set)

@@ -53,6 +53,8 @@ class SideReport:
         Store version at the end.
     extracted
         One entry an extractor.
+    known_defects
+        Of the images, those that may choose.
     set_aside
         ``[path, reason]`` of images of which no features could be computed.
     """
@@ -64,6 +66,7 @@ class SideReport:
     snapshot: str = ""
     extracted: list[Extracted] = field(default_factory=list)
     set_aside: list[tuple[str, str]] = field(default_factory=list)
+    known_defects: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""

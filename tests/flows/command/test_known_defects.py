@@ -30,6 +30,7 @@ def chosen(tiles):
 def test_a_run_that_known_defects_choose_for_says_so_wherever_one_looks(chosen, here):
     tiles, said = chosen
     flat = " ".join(said.split())
+    assert "26 images (12 normal for training, 6 known defects)" in flat
     assert "val AUROC" in flat
     assert "chosen by 6 known defects, to find 80.0% of them: it finds 5" in flat
     assert "6 known defects can promise 85.7% at best" not in flat  # .8 is less than that
