@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from flows.command.main import app
+from flows.command.options import completed
 from flows.runtime.settings import every_setting
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -41,6 +42,7 @@ def commands():
 @pytest.mark.parametrize("words", commands())
 def test_the_commands_of_the_pages_are_understood(words):
     command, context = typer.main.get_command(app), None
+    words = completed(words)
     while hasattr(command, "commands"):
         if not words:
             return  # a group that does something by itself, as `headwater home`

@@ -113,8 +113,10 @@ def test_they_choose_the_threshold_and_the_rule_and_nothing_else_sees_them(extra
     told = lineage(small.home, f"s.patchcore/{outcome.version}")
     assert told["validation"] == kept
     assert told["images"]["validation"] == 5
-    assert whether_in(told, small.images / "val/x/40.png")["learnt"]  # the model was chosen by it
-    assert not whether_in(told, small.images / "test/x/30.png")["learnt"]
+    assert whether_in(small.home, told, small.images / "val/x/40.png")[
+        "learnt"
+    ]  # the model was chosen by it
+    assert not whether_in(small.home, told, small.images / "test/x/30.png")["learnt"]
     again = reproduce(small.home, f"s.patchcore/{outcome.version}", QUIET)
     assert (again.difference, again.verdicts, again.agree) == (0.0, 0, True)
 
@@ -130,7 +132,7 @@ def test_where_nothing_asks_them_they_are_measured_and_choose_nothing(extracted)
     assert detector.calibration.known is None
     assert outcome.metrics["val_images"] == 5
     told = lineage(small.home, f"s.patchcore/{outcome.version}")
-    assert not whether_in(told, small.images / "val/x/40.png")["learnt"]
+    assert not whether_in(small.home, told, small.images / "val/x/40.png")["learnt"]
     # Another wish is another training; none is what it always was.
     keys = [
         TrainingData(training_of(extracted, **wish)).key()
