@@ -28,6 +28,7 @@ from storage.registry.describe import (
 )
 from storage.registry.names import short
 from storage.registry.read import RegistryReader, model_name
+from storage.registry.runs import ask_again
 from storage.registry.views import FIGURES, GRID, QUERY, all_views, grid_views
 
 #: Rows of the tables; older versions are in MLflow's own list.
@@ -62,7 +63,12 @@ def show_set(registry: RegistryReader, image_set: str) -> None:
         }
         for name, value in made.items():
             if tags.get(name) != value and len(value) <= SET_LIMIT:
-                client.set_experiment_tag(place, name, value)
+                _tag(client, place, name, value)
+
+
+def _tag(client: Any, place: str, name: str, value: str) -> None:
+    """Set a tag of an experiment, also where another sets its first value at the same moment."""
+    ask_again(lambda: client.set_experiment_tag(place, name, value))
 
 
 def show_sets(registry: RegistryReader) -> None:
@@ -148,7 +154,7 @@ def describe_command(registry: RegistryReader, image_set: str, run_id: str) -> N
         client = registry.client
         client.set_tag(run_id, NOTE, text[:RUN_LIMIT])
         about = "The commands that trained models: a run each, which lists its trainings."
-        client.set_experiment_tag(client.get_run(run_id).info.experiment_id, NOTE, about)
+        _tag(client, client.get_run(run_id).info.experiment_id, NOTE, about)
 
 
 def describe_grid(registry: RegistryReader, image_set: str, run_id: str, place: str) -> None:
@@ -156,7 +162,7 @@ def describe_grid(registry: RegistryReader, image_set: str, run_id: str, place: 
     with told():
         client = registry.client
         for name, value in grid_views().items():
-            client.set_experiment_tag(place, name, value)
+            _tag(client, place, name, value)
         points = route(f"experiments/{place}/runs", compareRunsMode="CHART", **{QUERY: GRID})
         about = client.get_run(run_id).data.tags
         links = {"the points as contours (MLflow shows 100 until more are loaded)": points}
@@ -172,7 +178,8 @@ def describe_grid(registry: RegistryReader, image_set: str, run_id: str, place: 
             *(picture(run_id, path) for path in shown),
         ]
         client.set_tag(run_id, NOTE, "\n\n".join(text)[:RUN_LIMIT])
-        client.set_experiment_tag(
+        _tag(
+            client,
             place,
             NOTE,
             f"Grids over alpha and beta of models of {plain(image_set)}, an oracle: a run a grid, "

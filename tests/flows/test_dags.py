@@ -101,7 +101,9 @@ def test_versions_are_numbered_in_the_order_of_the_seeds():
     with ThreadPoolExecutor(3) as pool:
 
         def start(seed, before, done):
-            one = SimpleNamespace(seed=seed, folds=5, options=SimpleNamespace(device="cpu"))
+            options = SimpleNamespace(device="cpu")
+            plan = SimpleNamespace(members=())
+            one = SimpleNamespace(seed=seed, own_folds=5, plan=plan, options=options)
             started = pool.submit(train_task.fn, Dask(), "", one, before, done)
             assert folds.acquire(timeout=20)  # those of all may go side by side
             return started
