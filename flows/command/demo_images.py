@@ -19,9 +19,10 @@ TEXTURES = ("brick", "gravel")
 #: The folder of each kind, and what is made in it.
 KINDS = {"scratch": "scratch", "blob": "stain", "patch": "paste"}
 TILE = 128
-#: Against the usual size of made defects: a tile is a part of a picture.
-_SIZE = 1.6
-_VERSION = 4
+#: Against the usual size of made defects, a tile being a part of a picture, and plain to see: what
+#: hides in gravel from who looks at it shows nobody what a heat map is.
+_SIZE, _CONTRAST = 2.4, 2.0
+_VERSION = 5
 
 
 def make_demo_images(folder: Path, seed: int = 0) -> Path:
@@ -63,7 +64,7 @@ def make_demo_images(folder: Path, seed: int = 0) -> Path:
             for number in range(6):
                 x = int(rng.integers(0, photograph.shape[1] - TILE + 1))
                 tile = photograph[bottom : bottom + TILE, x : x + TILE]
-                made = make_defect(tile, kind, rng, other=other, size=_SIZE)
+                made = make_defect(tile, kind, rng, other=other, size=_SIZE, contrast=_CONTRAST)
                 mask = np.where(made.mask, 255, 0).astype(np.uint8)
                 write_image(made.image, folder / f"test/{folder_of}/{name}_{number}.png")
                 write_image(mask, folder / f"ground_truth/{folder_of}/{name}_{number}_mask.png")

@@ -41,8 +41,8 @@ _SIDES = {
 }
 #: Draws until one is seen well enough; then the best of them is taken.
 _TRIES = 12
-#: Mean change of what is covered, in deviations of the picture around it, that is seen.
-_SEEN = 1.0
+#: The usual contrast of a defect: it is seen by who looks closely.
+SEEN = 1.0
 #: Less coverage than this changes nothing.
 _LEAST = 0.06
 
@@ -77,6 +77,7 @@ def make_defect(
     other: NDArray[Any] | None = None,
     roi: NDArray[np.bool_] | None = None,
     size: float = 1.0,
+    contrast: float = SEEN,
 ) -> MadeDefect:
     """Draw a defect into a normal picture.
 
@@ -94,6 +95,9 @@ def make_defect(
         ``[H, W]`` bool: where something may be drawn.
     size
         How large the defect is, against the usual.
+    contrast
+        Mean change of what is covered, in deviations of the picture around it: draws are repeated
+        until one has it, a dozen times; then it is the plainest of them.
 
     Raises
     ------
@@ -137,7 +141,7 @@ def make_defect(
         around = max(float(old.mean(axis=2).std()), tones.grain, tones.spread / 12)
         if best is None or changed / around > best[0]:
             best = changed / around, (here, old, new, cover)
-        if best[0] >= _SEEN:
+        if best[0] >= contrast:
             break
     if best is None:
         raise DataError(
