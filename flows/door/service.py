@@ -53,7 +53,10 @@ class OpenService:
         """Return what was done, newest first: a row an event, with the model's figures."""
         import pandas as pd  # late: takes half a second
 
-        return pd.DataFrame([e | e.pop("metrics") for e in self._service().history()])
+        from flows.use.models.service import history_of  # late: MLflow takes seconds
+
+        events, _ = history_of(self.home, self.image_set)
+        return pd.DataFrame([e | e.pop("metrics") for e in events])
 
     def _service(self) -> InService:
         from flows.use.models.service import service_of  # late: MLflow takes seconds

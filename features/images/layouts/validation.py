@@ -14,6 +14,7 @@ from features.images.folders import Walker
 from features.images.layouts.plain import MASKS, apart, subfolders
 from features.images.layouts.reading import Masks, Reading, is_good, match
 from features.images.records import Candidate
+from headwater.errors import DataError
 
 
 def known_defects(
@@ -65,14 +66,22 @@ def given_defects(reading: Reading, place: Path) -> list[Candidate]:
     Raises
     ------
     DataError
-        Where it lies inside of what was read, or the other way round.
+        Where it lies inside of what was read, or the other way round; where it holds none.
     """
     walker = reading.walker(place, "known defects")
     for read in {w.root for w in reading.walkers[:-1]} | {reading.result.root}:
         apart(read, walker.root)
     if subfolders(walker.root):
-        return known_defects(reading, walker, walker.root)
-    return [_candidate(*one, "defective") for one in walker.images(walker.root)]
+        found = known_defects(reading, walker, walker.root)
+    else:
+        found = [_candidate(*one, "defective") for one in walker.images(walker.root)]
+    if not found:
+        raise DataError(
+            f"{place}: no known defect in it",
+            expected="images in a folder of their kind, DIR/KIND",
+            remedy="leave --validation out to do without",
+        )
+    return found
 
 
 def unused(reading: Reading, marks: Mapping[str, Masks]) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.command.options import JsonOption, SetArgument, command_group, takes
-from flows.runtime.console import out, table
+from flows.command.options import SET_ASIDE, JsonOption, SetArgument, command_group, takes
+from flows.runtime.console import err, out, table
 from flows.runtime.given import Given
 from headwater.text import shown
 
@@ -64,16 +64,17 @@ def rollback(
 @commands.command(rich_help_panel="Look")
 @takes("models")
 def history(image_set: SetArgument, given: Given, json_: JsonOption = False) -> None:
-    """Print what was put in service and taken back: who, when, why, and the model's figures."""
-    _, home = given.open(write=False)
-    from flows.use.models.service import service_of
+    """Print what was put in service and taken back: who, when, why, and the model's figures.
 
-    service = service_of(home, image_set)
-    service.champion()  # says where it is gone
-    events = service.history()
+    Status 3 where what was in service is gone.
+    """
+    _, home = given.open(write=False)
+    from flows.use.models.service import history_of
+
+    events, wrong = history_of(home, image_set)
     if json_:
-        out.print_json(data={"image_set": image_set, "history": events})
-        return
+        out.print_json(data={"image_set": image_set, "history": events, "error": wrong})
+        raise typer.Exit(SET_ASIDE if wrong else 0)
     if not events:
         out.print(
             f"{image_set}: nothing was ever in service; headwater promote {image_set} HEAD",
@@ -83,7 +84,7 @@ def history(image_set: SetArgument, given: Given, json_: JsonOption = False) -> 
     figures = {"image_auroc": "image AUROC", "recall": "image recall"}
     rows = [
         [
-            f"version {e['to']}" + " (now)" * e["now"],
+            f"version {e['to']}" + " (now)" * e["now"] + " (deleted)" * e["deleted"],
             e["what"],
             f"{e['head']} v{e['model_version']}",
             *(e["metrics"].get(name) for name in figures),
@@ -95,6 +96,9 @@ def history(image_set: SetArgument, given: Given, json_: JsonOption = False) -> 
     ]
     columns = ["in service", "", "model", *figures.values(), "when (UTC)", "who", "why"]
     out.print(table(columns, rows, f"{image_set}: in service, newest first"))
+    if wrong:
+        err.print(f"error: {wrong}", markup=False)
+        raise typer.Exit(SET_ASIDE)
 
 
 def _tell(image_set: str, event: Mapping[str, Any], json_: bool) -> None:

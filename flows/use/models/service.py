@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.runtime.home import Home
 from flows.use.models.choose import choose_model
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, ModelError
 from storage.registry.registry import Registry
 from storage.registry.service.in_service import InService
 
@@ -35,6 +35,25 @@ def service_of(home: Home, image_set: str) -> InService:
     return InService(Registry(home.root, home.tracking_url), image_set)
 
 
+def history_of(home: Home, image_set: str) -> tuple[list[dict[str, Any]], str]:
+    """Return `InService.history`, and what is wrong with what is in service now; "" if nothing.
+
+    Raises
+    ------
+    ModelError
+        Where the set has no models and nothing was ever in service.
+    """
+    service, wrong = service_of(home, image_set), ""
+    try:
+        service.champion()
+    except ModelError as error:
+        wrong = str(error)
+    events = service.history()
+    if not events and not service.registry.leaderboard(image_set):
+        raise ModelError(**service.registry.no_models(image_set))
+    return events, wrong
+
+
 def promote(
     home: Home, image_set: str, model: str, *, why: str = "", who: str = ""
 ) -> dict[str, Any]:
@@ -43,7 +62,8 @@ def promote(
     Parameters
     ----------
     model
-        As `head_and_version` takes it; without a version the head's champion, or its newest.
+        As `head_and_version` takes it, or with ``SET.`` before it; without a version the head's
+        champion, or its newest.
 
     Raises
     ------
@@ -51,5 +71,6 @@ def promote(
         Where there is no such model.
     """
     service = service_of(home, image_set)
+    model = model.removeprefix(f"{image_set}.")  # as other commands name it
     row = choose_model(service.registry, image_set, *head_and_version(model))
     return service.promote(row, why, who)

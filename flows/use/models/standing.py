@@ -185,7 +185,10 @@ def best_known(
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row, known in zip(rows, facts, strict=True):
-        if known is not None and "val_image_auroc" in row["metrics"]:
+        # One whose rule these defects chose is measured on what it was chosen by.
+        if known is None or known[0].get("score_chosen"):
+            continue
+        if "val_image_auroc" in row["metrics"]:
             groups.setdefault(known[0].get("validation_digest", ""), []).append(row)
     said = []
     for same in groups.values():

@@ -22,7 +22,7 @@ from headwater.errors import ModelError
 from headwater.files import locked
 from storage.registry.aliases import CHAMPION, SEEN, champion_of, remember
 from storage.registry.client import MlflowException, told
-from storage.registry.describe import headline, plain, version_page
+from storage.registry.describe import FIGURES, headline, plain, version_page
 from storage.registry.facts import user
 from storage.registry.names import row_of
 from storage.registry.registry import Registry
@@ -127,7 +127,7 @@ class InService:
             if before:
                 self._alias(PREVIOUS, before)
             self._alias(CHAMPION, str(new.version))
-            return self._keep(self._event("promote", before, new, why, who))
+            return self._keep(self._event("promote", before, new, why, who), row["metrics"])
 
     def rollback(self, why: str = "", who: str = "", to: str = "") -> dict[str, Any]:
         """Put the version in service again that was there before the champion.
@@ -163,30 +163,29 @@ class InService:
                 )
             goal = to.removeprefix("v") or self._before(versions)
             if goal is None:
+                why = f"no model of {self.image_set} was in service before"
+                if gone := sorted({e["to"] for e in self._events()} - known.keys(), key=int):
+                    why += f" and is still there: {', '.join(gone)} deleted"
                 raise ModelError(
-                    f"no version of {self.image_set} was in service before"
-                    if versions
-                    else f"no model of {self.image_set} is in service",
-                    remedy=f"headwater promote {self.image_set} HEAD puts one in service",
+                    why, remedy=f"headwater promote {self.image_set} HEAD puts one in service"
                 )
             new, before = known[goal], str(now.version) if now is not None else ""
             if goal == before:
                 return self._event("rollback", before, new, why, who) | {"changed": False}
             self._alias(CHAMPION, goal)
             self._alias(PREVIOUS, self._chain(versions).get(goal, ""))
-            return self._keep(self._event("rollback", before, new, why, who))
+            done = self._event("rollback", before, new, why, who)
+            return self._keep(done, self._row(new)["metrics"])
 
     def history(self) -> list[dict[str, Any]]:
         """Return what was done, newest first: events as of `promote`, with the model's figures.
 
-        ``metrics`` are those of the version that was put in service, ``now`` whether it is there.
+        ``metrics`` are those of the version that was put in service, ``now`` whether it is there,
+        ``deleted`` whether it is gone.
         Where the alias was set by other means the first row says so.
         """
         with told():
-            versions = self._versions()
-            if not versions:
-                return []
-            events = self._events()
+            versions, events = self._versions(), self._events()
             now = next((v for v in versions if CHAMPION in v.aliases), None)
             if now is not None and (not events or events[0]["to"] != str(now.version)):
                 own = now.tags if not events or int(now.version) > int(events[0]["to"]) else {}
@@ -196,7 +195,10 @@ class InService:
             known = {str(v.version): v for v in versions}
             for event in events:
                 version = known.get(event["to"])
-                event["metrics"] = self._row(version)["metrics"] if version is not None else {}
+                # Of a version that was deleted: those of then.
+                kept = event.setdefault("metrics", {})
+                event["metrics"] = kept if version is None else self._row(version)["metrics"]
+                event["deleted"] = version is None
                 event["now"] = now is not None and event["to"] == str(now.version)
             if events and now is not None:
                 # A version that was there twice answers now by its last event alone.
@@ -322,10 +324,11 @@ class InService:
             "when": _now(),
         }
 
-    def _keep(self, event: dict[str, Any]) -> dict[str, Any]:
+    def _keep(self, event: dict[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
         # Numbered, as clocks are set back; no two that write at one moment write over each other.
         name = f"{_EVENT}{len(self._events()) + 1:06}.{uuid.uuid4().hex[:6]}"
-        text = json.dumps({**event, "why": event["why"][:2000]})
+        figures = {k: v for k, v in metrics.items() if k in FIGURES}
+        text = json.dumps({**event, "why": event["why"][:2000], "metrics": figures})
         self.registry.client.set_registered_model_tag(self.image_set, name, text)
         return {**event, "changed": True}
 

@@ -141,3 +141,10 @@ def test_a_test_image_that_nearly_shows_a_known_defect_is_named(tmp_path):
     assert [
         tuple(Path(p).parent.parent.name for p in pair) for pair in scan_images(root).copies
     ] == [("test", "val")]
+
+
+def test_a_folder_without_known_defects_is_no_wish(tmp_path):
+    images(tmp_path / "set", "train/good/0.png", "train/good/1.png")
+    (tmp_path / "empty/crack").mkdir(parents=True)
+    with pytest.raises(DataError, match="empty: no known defect in it"):
+        scan_images(tmp_path / "set", options=ScanOptions(validation=tmp_path / "empty"))

@@ -74,6 +74,12 @@ def test_the_one_in_service_answers_until_told_otherwise(work, hw):
     ]  # fmt: skip
     assert "was in service before" in hw("rollback", "tiles", status=2)
     assert "no model of head 'nosuch'" in hw("promote", "tiles", "nosuch", status=2)
+    assert "tiles" in hw("history", "tilse", status=2)
+    assert "version 3, tiles.padim" in hw("promote", "tiles", "tiles.padim/1")
+    hw("delete", "tiles.padim/1", "--yes", "--force")
+    told = hw("history", "tiles", status=3)
+    assert "version 3 (deleted)" in told
+    assert "goes back to version 1" in told
 
 
 def test_a_home_with_a_model_in_service_moves(work):
