@@ -5,29 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from flows.runtime.home import Home
+from flows.use.bundle import model_parts
 from flows.use.models.choose import choose_model
-from headwater.errors import ConfigError, ModelError
+from headwater.errors import ModelError
 from storage.registry.registry import Registry
 from storage.registry.service.in_service import InService
-
-
-def head_and_version(text: str) -> tuple[str, str | None]:
-    """Return head and version of ``HEAD``, ``HEAD@2``, ``HEAD@challenger`` or ``HEAD/2``.
-
-    Raises
-    ------
-    ConfigError
-        For anything else.
-
-    Examples
-    --------
-    >>> head_and_version("padim@2"), head_and_version("padim")
-    (('padim', '2'), ('padim', None))
-    """
-    head, _, version = text.replace("/", "@", 1).partition("@")
-    if not head or "@" in version or "." in head or ("@" in text + version and not version):
-        raise ConfigError(f"model {text!r}", expected="HEAD, HEAD@VERSION or HEAD@ALIAS")
-    return head, version or None
 
 
 def service_of(home: Home, image_set: str) -> InService:
@@ -62,15 +44,17 @@ def promote(
     Parameters
     ----------
     model
-        As `head_and_version` takes it, or with ``SET.`` before it; without a version the head's
-        champion, or its newest.
+        ``HEAD``, ``HEAD@2``, ``HEAD@challenger``, also with ``SET.`` before it; without a version
+        the head's champion, or its newest.
 
     Raises
     ------
+    ConfigError
+        Where that names no model.
     ModelError
         Where there is no such model.
     """
     service = service_of(home, image_set)
-    model = model.removeprefix(f"{image_set}.")  # as other commands name it
-    row = choose_model(service.registry, image_set, *head_and_version(model))
+    whole = model if model.startswith(f"{image_set}.") else f"{image_set}.{model}"
+    row = choose_model(service.registry, *model_parts(whole))
     return service.promote(row, why, who)

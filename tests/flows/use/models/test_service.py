@@ -9,7 +9,6 @@ import headwater
 from flows.runtime.home import Home
 from flows.use.delete import plan_deletion
 from flows.use.models.choose import choose_model
-from flows.use.models.service import head_and_version
 from flows.use.soundness import check
 from headwater.errors import ConfigError, ModelError
 from storage.registry.registry import Registry
@@ -30,14 +29,6 @@ def hw(work, monkeypatch, capsys):
         return run_here(monkeypatch, capsys, *arguments, *place, status=status)
 
     return run
-
-
-def test_models_are_named_as_compare_takes_them():
-    assert head_and_version("padim/2") == ("padim", "2")
-    assert head_and_version("padim@challenger") == ("padim", "challenger")
-    for wrong in ("", "tiles.padim", "padim@", "@2", "padim@2@3"):
-        with pytest.raises(ConfigError, match=r"HEAD@VERSION"):
-            head_and_version(wrong)
 
 
 def test_the_one_in_service_answers_until_told_otherwise(work, hw):
@@ -74,6 +65,7 @@ def test_the_one_in_service_answers_until_told_otherwise(work, hw):
     ]  # fmt: skip
     assert "was in service before" in hw("rollback", "tiles", status=2)
     assert "no model of head 'nosuch'" in hw("promote", "tiles", "nosuch", status=2)
+    assert "SET.HEAD/VERSION" in hw("promote", "tiles", "padim@2@3", status=2)
     assert "tiles" in hw("history", "tilse", status=2)
     assert "version 3, tiles.padim" in hw("promote", "tiles", "tiles.padim/1")
     hw("delete", "tiles.padim/1", "--yes", "--force")
