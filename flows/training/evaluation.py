@@ -189,7 +189,10 @@ def judge(
     for reason in dict.fromkeys(judged.metrics.omitted.values()):
         names = [k for k, v in judged.metrics.omitted.items() if v == reason]
         notes.append(f"{head.name}: no {', '.join(names)}: {reason}")
-    notes += [*ties(head.name, data.kind.name, scores), *calibration.caveats, *data.notes()]
+    # A threshold that known defects chose is this head's own; the other caveats are of the images.
+    own = calibration.known["told"] if calibration.known else None
+    caveats = [f"{head.name}: {text}" if text == own else text for text in calibration.caveats]
+    notes += [*ties(head.name, data.kind.name, scores), *caveats, *data.notes()]
     notes += getattr(head, "remarks", [])
     judged.table = sorted((_row(data, judged, i) for i in range(len(samples))), key=judging.worst)
     for sample in samples[:1]:
