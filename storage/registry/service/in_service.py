@@ -62,7 +62,7 @@ class InService:
         with told():
             if (model := self._model()) is None:
                 return None
-            versions, tags = self._versions(), model.tags
+            versions, tags = self.registry._versions(self.image_set), model.tags
             found = champion_of(self.image_set, versions, tags, self._ways_out(versions, tags))
             return None if found is None else self._row(found)
 
@@ -193,18 +193,14 @@ class InService:
                 made = self._event("set without a record", "", now, kept["why"], kept["who"] or "?")
                 events.insert(0, {**made, "when": kept["when"]})
             known = {str(v.version): v for v in versions}
-            for event in events:
+            for at, event in enumerate(events):
                 version = known.get(event["to"])
                 # Of a version that was deleted: those of then.
                 kept = event.setdefault("metrics", {})
                 event["metrics"] = kept if version is None else self._row(version)["metrics"]
                 event["deleted"] = version is None
-                event["now"] = now is not None and event["to"] == str(now.version)
-            if events and now is not None:
-                # A version that was there twice answers now by its last event alone.
-                seen = [event for event in events if event["now"]]
-                for event in seen[1:]:
-                    event["now"] = False
+                # The first row is of what is in service, where anything is: see above.
+                event["now"] = at == 0 and now is not None
             return events
 
     def forget(self, row: Mapping[str, Any]) -> None:
