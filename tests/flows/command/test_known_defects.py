@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from flows.use.models.standing import best_known
 from tests.flows.commandkit import run_command
 
 RUN = ("--weights", "resnet18.safetensors", "--backbone", "resnet18", "--size", 64)
@@ -22,7 +23,7 @@ def chosen(tiles):
     said = run_command(
         tiles, "run", "tiles", "--images", "images", "--validation", "known", *RUN, *TRAIN,
         "--heads", "patchcore,padim", "--set", "patchcore.score=validation",
-        "--target-recall", 0.8,
+        "--target-recall", 0.8, "--calibrate", "quick",
     )  # fmt: skip
     return tiles, "".join(said)
 
@@ -47,13 +48,23 @@ def test_a_run_that_known_defects_choose_for_says_so_wherever_one_looks(chosen, 
                      "scratch": "validation"} | {"good": roles["good"]}  # fmt: skip
     known = next((tiles / "known/patch").iterdir())
     assert "known defects" in here("lineage", "tiles.padim", *home, "--has", known)
-    # Which head is best by them is said beside the test's own ranks, and no test image has a say.
     rows = json.loads(here("compare", "tiles", *home, "--json"))
-    best = max(rows, key=lambda row: row["metrics"]["val_image_auroc"])
-    (sentence,) = [s for row in rows for s in row["says"] if "6 known defects best" in s]
-    assert f"{best['head']} v1" in sentence
+    assert not [s for row in rows for s in row["says"] if "defects best" in s]  # one is left
     assert all(row["metrics"]["val_images"] == 6 for row in rows)
     assert all(row["test"]["images"] == 8 for row in rows)
+
+
+def test_known_defects_rank_the_models_whose_rule_they_did_not_choose():
+    def row(head, auroc):
+        return {"head": head, "version": 1, "metrics": {"val_image_auroc": auroc, "val_images": 6}}
+
+    rows = [row("patchcore", 1.0), row("padim", 0.9), row("fast_flow", 0.8)]
+    params = [{"validation_digest": "d", "score_chosen": "max"}, *[{"validation_digest": "d"}] * 2]
+    (said,) = best_known(rows, [(p, {}) for p in params])
+    assert "of 2 models padim v1 ranks the 6 known defects best" in said
+    assert "0.900" in said
+    other = [params[0], params[1], {"validation_digest": "e"}]
+    assert best_known(rows, [(p, {}) for p in other]) == []  # by other defects
 
 
 def test_a_model_has_one_threshold(chosen, here):
