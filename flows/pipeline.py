@@ -7,14 +7,14 @@ Prefect is not started: it and its server are most of the time that a run with n
 from __future__ import annotations
 
 import dataclasses
-import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from flows.extraction.extract import bring_up_to_date
 from flows.extraction.plan import JobPlan, plan_job, ready
 from flows.extraction.samples import AT_LEAST
 from flows.runtime.dask import check_device
-from flows.runtime.home import PATIENCE, Home, prefect_is_configured
+from flows.runtime.home import Home, prefect_is_configured
 from flows.runtime.resolve import require_set
 from flows.runtime.settings import Settings
 from flows.runtime.signals import ctrl_c_ends_flow
@@ -23,12 +23,13 @@ from flows.training.record import known_by_of
 from flows.training.results import HeadsFailedError, RunResult
 from flows.training.trainings import Request, Training, stored_version
 from flows.use.forecast import forecast
-from headwater.errors import StoreError
 from storage.registry.registry import Registry
 from storage.store.table import moment_of, nanoseconds
 
 if TYPE_CHECKING:
     from flows.runtime.console import Reporter
+
+T = TypeVar("T")
 
 
 def run_pipeline(
@@ -136,24 +137,23 @@ def _looked_after(asked: Request, reporter: Reporter) -> tuple[RunResult, list[T
 
 def _through_prefect(name: str, asked: Request, reporter: Reporter) -> RunResult:
     """Run a flow of `flows.dags` in this process; heads that fail are in the result."""
-    reporter.update("starting", 0, 1, "Prefect")
-    from flows import dags  # late: Prefect takes seconds, and its server as many
-    from flows.runtime.server import check_server, watch_server  # late: as above
 
-    asked_flow = getattr(dags, name)
-    watch_server()
-    check_server()
+    def start() -> RunResult:
+        from flows import dags  # late: Prefect takes seconds
+
+        done: RunResult = getattr(dags, name)(require_set(asked.settings), asked.to_json())
+        return done
+
     try:
-        with ctrl_c_ends_flow():
-            return asked_flow(require_set(asked.settings), asked.to_json())
+        return on_prefect(start, reporter)
     except HeadsFailedError as error:
         return error.result
-    except RuntimeError as error:
-        if "ephemeral Prefect API server" not in str(error):
-            raise
-        waited = os.environ.get(PATIENCE, "some")
-        raise StoreError(
-            f"Prefect's temporary server did not answer within {waited} s",
-            expected="a machine with a moment to start it; this one is very busy, or out of memory",
-            remedy=f"run again when it is quieter, or set {PATIENCE} to more seconds",
-        ) from error
+
+
+def on_prefect(start: Callable[[], T], reporter: Reporter) -> T:
+    """Return what a function that starts a flow returns, with a Prefect server to run it on."""
+    reporter.update("starting", 0, 1, "Prefect")
+    from flows.runtime.server import prefect_server  # late: Prefect takes seconds
+
+    with prefect_server(), ctrl_c_ends_flow():
+        return start()

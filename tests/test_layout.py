@@ -51,6 +51,9 @@ MAY_IMPORT = {
                    "flows.extraction", "flows.training"),
     "flows.pipeline": ("headwater", "features", "storage", "heads", "flows.runtime",
                        "flows.extraction", "flows.training", "flows.use", "flows.dags"),
+    "flows.retraining": ("headwater", "features", "storage", "heads", "flows.runtime",
+                         "flows.extraction", "flows.training", "flows.use", "flows.dags",
+                         "flows.pipeline"),
     "flows.door": ("headwater", "features", "storage", "heads", "flows"),
     "flows.command": ("headwater", "features", "storage", "heads", "flows"),
 }  # fmt: skip
@@ -68,7 +71,7 @@ OLD_NAMES = {
 #: The front door opens into the whole house, when it is used.
 DOOR = "headwater"
 ONLY_IN = {
-    "prefect": ("flows.dags", "flows.runtime"),
+    "prefect": ("flows.dags", "flows.retraining.dag", "flows.runtime"),
     "mlflow": ("storage.registry", "storage.serving"),
     "zarr": ("storage.store", "storage.upkeep"),
     "icechunk": ("storage.store", "storage.upkeep"),

@@ -8,11 +8,13 @@ from typing import Any
 
 from flows.runtime.console import Reporter, err
 from flows.runtime.given import Given
+from flows.runtime.home import prefect_is_configured
+from flows.runtime.server import start_server
 
 #: A gallery, a statistic and a flow head: what a first look should have, in little time.
 HEADS: dict[str, dict[str, Any]] = {"patchcore": {"ratio": 0.05}, "padim": {}, "fast_flow": {}}
 #: Enough for the flow head on so few pictures.
-EPOCHS = 12
+EPOCHS = 8
 
 
 def run_demo(given: Given) -> int:
@@ -23,6 +25,8 @@ def run_demo(given: Given) -> int:
     real weights are installed.
     """
     settings, home = given.open()
+    if not home.named() and not prefect_is_configured():
+        start_server()  # while pictures are drawn and torch is imported: there will be work for it
     from flows.command.demo_images import TILE, make_demo_images
     from flows.command.report import shorten, show_run
     from flows.pipeline import run_pipeline

@@ -18,6 +18,7 @@ from flows.runtime.console import Reporter, err, out, table
 from flows.runtime.given import Given
 from flows.runtime.signals import was_asked
 from headwater.errors import ConfigError, DataError, StoreError
+from headwater.text import shown
 
 if TYPE_CHECKING:
     from flows.use.backbones import Listed
@@ -246,6 +247,9 @@ def review(
     reject: Annotated[
         list[str] | None, typer.Option(metavar="IMAGE", help="It is none. Repeatable.")
     ] = None,
+    accept_held: Annotated[
+        bool, typer.Option("--accept-held", help="All that wait from a retraining are normal.")
+    ] = False,
     who: Annotated[
         str | None, typer.Option("--by", metavar="NAME", help="Who says so. [default: you]")
     ] = None,
@@ -258,16 +262,23 @@ def review(
 ) -> None:
     """List normal images that do not look normal, by their out-of-fold scores; settle them.
 
-    An accepted one counts for the thresholds however odd it is; of a rejected one nothing learns.
+    What a retraining holds comes first: it trains when it is accepted. An accepted one counts for
+    the thresholds however odd it is; of a rejected one nothing learns.
     Either holds from the next training on. An image is named by the end of its path or by its hash.
     """
-    _, home = given.open(write=bool(accept or reject))
+    _, home = given.open(write=bool(accept or reject or accept_held))
     from flows.use.review import odd_normals, settle, worth_a_look
 
     rows, sheets = odd_normals(home, image_set, head)
+    if accept_held:
+        waiting = [r["sha256"] for r in rows if r.get("said") == "held"]
+        accept = [*(accept or ()), *waiting]
     if accept or reject:
         said = settle(home, image_set, rows, accept=accept or (), reject=reject or (), who=who)
-        rows = [{**row, **said.get(row["sha256"], {})} for row in rows]
+        rows = [
+            {**row, "why": "", **said[row["sha256"]]} if row["sha256"] in said else row
+            for row in rows
+        ]
     if page is not None:
         from flows.use.report.write import write_review
 
@@ -284,7 +295,8 @@ def review(
             r["p_value"],
             "stands out" if r["stands_out"] else "",
             ", ".join(f"{name} {of['p_value']:.3f}" for name, of in r["heads"].items()),
-            " ".join(r.get(k, "") for k in ("said", "who", "when")).strip(),
+            " ".join(r.get(k, "") for k in ("said", "who", "when")).strip()
+            + (f": {shown(r['why'])}" if r.get("why") else ""),
         ]
         for r in worth[:most]
     ]

@@ -349,10 +349,10 @@ class OpenHome:
         return OpenStore(self.home, image_set)
 
     def service(self, image_set: str) -> OpenService:
-        """Return what is in service for a set: `champion`, `promote`, `rollback`, `history`."""
+        """Return a set's service: `champion`, `promote`, `rollback`, `history`, `retrain`."""
         from flows.door.service import OpenService  # late: opening a home reads nothing
 
-        return OpenService(self.home, image_set)
+        return OpenService(self.home, image_set, self._settings, quiet=self._quiet)
 
     # --- within ----------------------------------------------------------------------------------
 

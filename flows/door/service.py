@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from flows.runtime.console import Reporter
 from flows.runtime.home import Home
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from flows.retraining.retrain import Retrained
+    from flows.runtime.settings import Settings
     from storage.registry.service.in_service import InService
 
 
@@ -22,8 +26,16 @@ class OpenService:
     True
     """
 
-    def __init__(self, home: Home, image_set: str) -> None:
+    def __init__(
+        self,
+        home: Home,
+        image_set: str,
+        settings: Callable[..., tuple[Settings, Home]],
+        *,
+        quiet: bool = False,
+    ) -> None:
         self.home, self.image_set = home, image_set
+        self._settings, self._quiet = settings, quiet
 
     def __repr__(self) -> str:
         return f"headwater.open({str(self.home.root)!r}).service({self.image_set!r})"
@@ -57,6 +69,28 @@ class OpenService:
 
         events, _ = history_of(self.home, self.image_set)
         return pd.DataFrame([e | e.pop("metrics") for e in events])
+
+    def retrain(self, *, again: bool = False, **settings: Any) -> Retrained:
+        """Take in new images, train, and put the new model in service if it is no worse.
+
+        Parameters
+        ----------
+        again
+            Judge also what was judged, or was in service, before.
+        **settings
+            As of `OpenHome.run`, and those of the gate, as ``auroc_margin=0.01``. Without heads
+            the champion's is trained, as it was.
+
+        Raises
+        ------
+        HeadwaterError
+            As of `flows.retraining.run.retrain`.
+        """
+        from flows.retraining.run import retrain  # late: torch takes seconds
+
+        made, home = self._settings("retrain", self.image_set, **settings)
+        with Reporter(quiet=self._quiet).live() as reporter:
+            return retrain(made, home, reporter, again=again)
 
     def _service(self) -> InService:
         from flows.use.models.service import service_of  # late: MLflow takes seconds

@@ -42,7 +42,8 @@ class Sample:
     group
         What an image is one of; see `features.images.records.Candidate`.
     review
-        What somebody said of a normal: ``accepted``, ``rejected`` (it is none), or nothing.
+        What was said of a normal: ``accepted``, ``rejected`` (it is none), ``held`` (nobody has
+        said yet), or nothing.
     """
 
     key: str
@@ -105,6 +106,8 @@ AT_LEAST = 4
 UNLABELLED = "unlabelled"
 #: What may be said of a normal: that it is one, however odd, or that it is none.
 ACCEPTED, REJECTED = "accepted", "rejected"
+#: It came with a retraining's new images and waits for somebody to say which.
+HELD = "held"
 
 
 def reviewed(
@@ -120,8 +123,11 @@ def reviewed(
 
 
 def digest_of(samples: Sequence[Sample]) -> str:
-    """Return a digest of which contents there are, split and labelled how."""
-    return digest(sorted(sample.seen() for sample in samples))
+    """Return a digest of which contents there are, split and labelled how.
+
+    What waits for a review is not there yet: what came beside it trains what it would without.
+    """
+    return digest(sorted(sample.seen() for sample in samples if sample.review != HELD))
 
 
 def usable(
@@ -144,7 +150,7 @@ def usable(
     DataError
         Where there are too few.
     """
-    train = [s for s in samples if s.split == "train" and s.review != REJECTED]
+    train = [s for s in samples if s.split == "train" and s.review not in (REJECTED, HELD)]
     if head.labelled:
         found = [s for s in train if s.mask is not None]
         if len(found) < AT_LEAST or not any(s.defective for s in found):

@@ -187,11 +187,14 @@ class Home:
             write_text(path, json.dumps(new, indent=0, sort_keys=True))
 
     def reviews(self, image_set: str) -> dict[str, dict[str, str]]:
-        """Return what was said of normals: ``{image: {"said", "who", "when", "path"}}``."""
+        """Return what was said of normals: ``{image: {"said", "who", "when", "path"}}``.
+
+        Of those that a retraining holds also ``why``, ``score`` and ``p_value``.
+        """
         path = self.root / "reviews" / f"{image_set}.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def add_reviews(self, image_set: str, reviews: Mapping[str, Mapping[str, str]]) -> None:
+    def add_reviews(self, image_set: str, reviews: Mapping[str, Mapping[str, Any]]) -> None:
         """Remember what is said of normals in place of what was said of them before."""
         path = self.root / "reviews" / f"{image_set}.json"
         write_text(path, json.dumps({**self.reviews(image_set), **reviews}, indent=1))
@@ -204,8 +207,8 @@ class Home:
             # The environment is how it reaches the registry in every worker process.
             os.environ["HEADWATER_ARTIFACTS"] = self.artifacts_url
         os.environ.setdefault("PREFECT_HOME", str(self.root / "prefect"))
-        database = expand_user(os.environ["PREFECT_HOME"]) / "prefect.db"
-        if set(str(database)) & set("%?#") and not _PREFECT_DATABASE & set(os.environ):
+        database = own_prefect_database()
+        if database is not None and set(str(database)) & set("%?#"):
             # Prefect's own default is this path, unquoted.
             os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = sqlite_url(
                 database, "sqlite+aiosqlite"
@@ -244,6 +247,13 @@ def _here(card: dict[str, Any], root: Path) -> dict[str, Any]:
     if "weights" in backbone:
         card["backbone"] = {**backbone, "weights": moved(backbone["weights"])}
     return {key: moved(value) for key, value in card.items()}
+
+
+def own_prefect_database() -> Path | None:
+    """Return the file that is the database of Prefect's own server; None where you name another."""
+    if _PREFECT_DATABASE & set(os.environ):
+        return None
+    return expand_user(os.environ.get("PREFECT_HOME", "~/.prefect")) / "prefect.db"
 
 
 def prefect_is_configured() -> bool:

@@ -42,6 +42,7 @@ LAST = "the set's last"
 _JOB = ("run", "extract", "train")
 _IMAGES = ("run", "extract")
 _TRAIN = ("run", "train")
+_RETRAIN = ("retrain",)
 _BACKBONE = (*_JOB, "repair")
 _EVERY = (*_JOB, "store", "models", "demo", "backbones")
 _LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
@@ -171,6 +172,31 @@ class TrainingSettings(_Frozen):
         otherwise="one a core, at most one a GPU")
 
 
+class RetrainSettings(_Frozen):
+    """What `headwater retrain` takes in, and what it puts in service."""
+
+    guard: float = _set(
+        0.01, "New normals with a p-value up to this wait for a review before they may train.",
+        _RETRAIN, ge=0, lt=1)
+    most_flagged: float = _set(
+        0.25, "Share of a batch that may be called anomalous before all of it waits.",
+        gt=0, le=1)
+    most_moved: float = _set(
+        0.25, "How far one batch may move the mean of what is learnt from, in units of its spread, "
+        "before all of it waits.", gt=0)
+    auroc_margin: float = _set(
+        0.02, "Image AUROC that a challenger may lose on the locked test.", _RETRAIN, ge=0, lt=1)
+    fpr_margin: float = _set(
+        0.05, "False-positive rate that it may add on normals of the locked test.", _RETRAIN,
+        ge=0, lt=1)
+    recall_margin: float = _set(
+        0.05, "Share of each kind of defect that it may lose.", _RETRAIN, ge=0, lt=1)
+    max_ms: float | None = _set(
+        None, "Milliseconds an image that it may take on this machine.", _RETRAIN, gt=0)
+    max_mb: float | None = _set(
+        None, "Megabytes of memory that it may take while it answers.", _RETRAIN, gt=0)
+
+
 class DaskSettings(_Frozen):
     """Where extraction and trainings run."""
 
@@ -222,6 +248,7 @@ class Settings(_Frozen):
     backbone: BackboneSettings = Field(default_factory=BackboneSettings)
     extraction: ExtractionSettings = Field(default_factory=ExtractionSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
+    retrain: RetrainSettings = Field(default_factory=RetrainSettings)
     dask: DaskSettings = Field(default_factory=DaskSettings)
     home: Path = _set(
         Path("headwater-home"), "Folder of all state.", _EVERY,

@@ -319,16 +319,18 @@ def _choices(wrong: str, right: list[str]) -> str:
     return (f"{close[0]!r}? " if close else "") + "one of " + ", ".join(right)
 
 
-def by_keyword(group: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
+def by_keyword(job: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a Python call gives, by dotted keys, as `load_settings` takes it.
 
-    `group` is that of the commands that do the same: ``run``, ``extract``, ``train``. A name that
-    is none of theirs (`Setting.keyword`), or says where state lives, is a `ConfigError`.
+    `job` is the group of the commands that do the same: ``run``, ``extract``, ``train``; a
+    ``retrain`` takes what a ``run`` does, too. A name that is none of theirs (`Setting.keyword`),
+    or says where state lives, is a `ConfigError`.
     """
+    groups = {job, "run"} if job == "retrain" else {job}
     known = {
         s.keyword: s.path
         for s in every_setting()
-        if (not s.groups or group in s.groups) and s.path not in _OF_THE_HOME
+        if (not s.groups or groups & set(s.groups)) and s.path not in _OF_THE_HOME
     }
     for name in keywords:
         if name not in known:

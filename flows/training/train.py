@@ -46,7 +46,7 @@ from heads.contract import FeatureSource, Head, Progress, Shape, TrainOptions
 from heads.training.folds import Folds
 from heads.training.out_of_fold import FoldByFold, OutOfFold, leaves_out, sides
 from headwater.errors import ConfigError, WeightsError
-from headwater.files import write_text
+from headwater.files import locked, write_text
 from storage.registry.registry import Registry
 from storage.registry.runs import Run
 from storage.serving.detector import Detector
@@ -225,19 +225,32 @@ def train_head(
     HeadwaterError
         Whatever stops the training; the MLflow run is marked failed.
     """
-    home, plan = training.home, training.plan
+    home = training.home
     home.prepare_environment()
     torch.set_num_threads(training.threads)
     data = TrainingData(training) if again is None else again.data
     registry = Registry(home.root, home.tracking_url)
     # Again, though the driver has looked: a retried task may find its own first try's work.
     key = data.key()
-    if again is None and (done := find_trained(training, key, registry)) is not None:
-        return done
-    if again is None:
-        work = kind(training, data, home.checkpoints / key)
-    else:
+    if again is not None:
         work = kind(training, data, again.folder, again.folds)
+        return _trained(training, work, registry, key, again)
+    home.checkpoints.mkdir(parents=True, exist_ok=True)
+    lock = home.checkpoints / f"{key}.lock"
+    # Whoever is asked for the same at the same time waits, and finds what this one registers.
+    with locked(lock, work=f"training of {training.called}"):
+        if (done := find_trained(training, key, registry)) is None:
+            work = kind(training, data, home.checkpoints / key)
+            done = _trained(training, work, registry, key, None)
+        lock.unlink(missing_ok=True)  # who waits for it finds a finished training all the same
+    return done
+
+
+def _trained(
+    training: Training, work: Work, registry: Registry, key: str, again: Again | None
+) -> TrainOutcome:
+    """Learn, calibrate, evaluate and register; `train_head` has looked whether it is done."""
+    home, plan, data = training.home, training.plan, work.data
     train, held_out, head, device = work.train, work.held_out, work.build(), work.options.device
     head.check(train)
     run = registry.start(

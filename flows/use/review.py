@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.extraction.samples import ACCEPTED, REJECTED
+from flows.extraction.samples import ACCEPTED, HELD, REJECTED
 from flows.runtime.home import Home
 from flows.training.artifacts import ODD
 from heads.judging.odd import standing_out
@@ -35,8 +35,9 @@ def odd_normals(
     tuple
         A row an image, the oddest first: ``path`` (of pairs ``key``), ``sha256``, ``p_value`` (the
         lowest of all heads), ``stands_out`` (to any), ``heads`` (of each: fold, score, p-value) and
-        what was said of it: ``said``, ``who``, ``when``. Those that were settled come last. And
-        local pictures of the oddest with their heat maps.
+        what was said of it: ``said``, ``who``, ``when``, and of those that a retraining holds
+        ``why``. These come first, those that were settled last. And local pictures of the oddest
+        with their heat maps.
 
     Raises
     ------
@@ -67,21 +68,30 @@ def odd_normals(
             one["heads"][name] = about
         sheet = registry.artifact(run_id, f"figures/{ODD}")
         sheets += [] if sheet is None else [str(sheet)]
+    reviews = home.reviews(image_set)
     if not rows:
         raise ModelError(**registry.no_models(image_set))
-    if not found:
+    if not found and not reviews:
         raise ModelError(
             f"no model of {image_set!r} has out-of-fold scores" + (f" ({head})" if head else ""),
             expected="one that was trained with calibrate: folds",
             remedy=f"headwater train {image_set} --calibrate folds",
         )
-    for image, said in home.reviews(image_set).items():
+    for image, said in reviews.items():
         bare = {"path": said["path"], "sha256": image, "p_value": None, "stands_out": False}
         one = found.setdefault(image, {**bare, "heads": {}})
-        one |= {k: said[k] for k in ("said", "who", "when")}
+        one |= {k: said[k] for k in ("said", "who", "when", "why") if k in said}
+        if said["said"] == HELD and one["p_value"] is None:
+            one["p_value"] = said.get("p_value")
     order = sorted(
         found.values(),
-        key=lambda r: ("said" in r, not r["stands_out"], r["p_value"] or 0, r["sha256"]),
+        key=lambda r: (
+            r.get("said") in (ACCEPTED, REJECTED),
+            r.get("said") != HELD,
+            not r["stands_out"],
+            r["p_value"] or 0,
+            r["sha256"],
+        ),
     )
     return order, sheets
 

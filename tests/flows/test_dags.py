@@ -252,6 +252,7 @@ def test_a_training_does_not_notice_that_others_extract(work, first, grown):
     assert "all is well" in headwater(work, "store", "verify", "tiles")
 
 
+@pytest.mark.slow
 def test_heads_together_are_one_model_more_and_nothing_is_trained_anew(work, first):
     heads = ["--heads", "patchcore,cs_flow", "--epochs", "2"]
     said = headwater(work, "plan", "tiles", *RUN, *heads, "--combine")

@@ -46,6 +46,7 @@ def run(site, *arguments, cwd=ROOT, **more):
     )  # fmt: skip
 
 
+@pytest.mark.slow  # the whole contract, in a process of its own
 def test_the_example_keeps_the_contract(site):
     """The page's own command, but for the backbones, each of which takes a second to build."""
     (command,) = re.findall(r"^PYTHONPATH=\S+ pytest tests/heads (.*)$", PAGE, re.MULTILINE)

@@ -93,7 +93,14 @@ class InService:
                 if alias in v.aliases
             }
 
-    def promote(self, row: Mapping[str, Any], why: str = "", who: str = "") -> dict[str, Any]:
+    def promote(
+        self,
+        row: Mapping[str, Any],
+        why: str = "",
+        who: str = "",
+        *,
+        more: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Put a head's version in service; the one that was there becomes ``previous``.
 
         Nothing is done where it is the champion already.
@@ -104,6 +111,8 @@ class InService:
             Of `Registry.get_model`.
         why, who
             Kept in the history; `who` is the user by default.
+        more
+            Kept with it: what a retraining judged (`judged`).
 
         Returns
         -------
@@ -127,7 +136,27 @@ class InService:
             if before:
                 self._alias(PREVIOUS, before)
             self._alias(CHAMPION, str(new.version))
-            return self._keep(self._event("promote", before, new, why, who), row["metrics"])
+            event = self._event("promote", before, new, why, who) | dict(more or {})
+            return self._keep(event, row["metrics"])
+
+    def keep(self, why: str, who: str = "", *, more: Mapping[str, Any] | None = None) -> None:
+        """Keep in the history that the champion stays, and why; nothing where there is none."""
+        check_writable(self.registry)
+        with self._alone(), told():
+            now = next((v for v in self._versions() if CHAMPION in v.aliases), None)
+            if now is not None:
+                event = self._event("keep", str(now.version), now, why, who) | dict(more or {})
+                self._keep(event, self._row(now)["metrics"])
+
+    def judged(self, test: str) -> set[tuple[str, str]]:
+        """Return which ``(model, version)`` were judged on a locked test, or were in service."""
+        with told():
+            found = {_copy_of(v) for v in self._versions()}
+            for event in self._events():
+                found.add((event["model"], str(event["model_version"])))
+                if event.get("test") == test:
+                    found |= {(model, str(version)) for model, version in event["judged"]}
+        return found
 
     def rollback(self, why: str = "", who: str = "", to: str = "") -> dict[str, Any]:
         """Put the version in service again that was there before the champion.

@@ -28,6 +28,7 @@ def chosen(tiles):
     return tiles, "".join(said)
 
 
+@pytest.mark.slow
 def test_a_run_that_known_defects_choose_for_says_so_wherever_one_looks(chosen, here):
     tiles, said = chosen
     flat = " ".join(said.split())
@@ -67,6 +68,7 @@ def test_known_defects_rank_the_models_whose_rule_they_did_not_choose():
     assert best_known(rows, [(p, {}) for p in other]) == []  # by other defects
 
 
+@pytest.mark.slow
 def test_a_model_has_one_threshold(chosen, here):
     tiles, _ = chosen
     both = ("--target-recall", 0.8, "--costs", "5:1", "--home", tiles / "home")
@@ -75,6 +77,7 @@ def test_a_model_has_one_threshold(chosen, here):
     assert 'in quotes, as "100:1"' in here("train", "tiles", "--costs", "many", status=2)
 
 
+@pytest.mark.slow
 def test_made_defects_are_counted_and_written(chosen, here):
     tiles, _ = chosen
     home = ("--home", tiles / "home")

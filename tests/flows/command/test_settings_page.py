@@ -27,10 +27,10 @@ def test_the_page_tells_all_of_every_setting():
     assert [row[0].strip("| `*") for row in rows] == [s.path for s in every_setting()]
     (seed,) = [row for row in rows if "training.seed`" in row[0]]
     assert seed[1:] == ["Of weights, orders, splits.", "integer", "0",
-                        "`--seed` (run, train, plan, doctor)",
+                        "`--seed` (run, train, plan, doctor, retrain)",
                         "`HEADWATER_TRAINING__SEED` |"]  # fmt: skip
     (images,) = [row for row in rows if "`images`" in row[0]]
-    assert "(run, extract, plan, demo)" in images[4]
+    assert "(run, extract, plan, retrain, demo)" in images[4]
     (home,) = [row for row in rows if "`home`" in row[0]]
     assert home[4].endswith("delete, demo, home, store)")
 

@@ -35,6 +35,7 @@ def picture(home):
     return next((home.home.root.parent / "images/tiles/test").rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(tiny_set, tmp_path, resnet_weights, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HEADWATER_WEIGHTS", str(resnet_weights))

@@ -224,14 +224,10 @@ def test_errors_survive_the_way_through_a_pickle():
 
 def test_a_killed_run_leaves_no_server_behind(tmp_path):
     code = (
-        "import threading, time\n"
-        "from flows.runtime.server import watch_server\n"
-        "from prefect.server.api.server import SubprocessASGIServer\n"
-        "watch_server()\n"
-        "server = SubprocessASGIServer()\n"  # as Prefect's clients ask for it
-        "threading.Thread(target=server.start).start()\n"
-        "while not getattr(server, '_watch', None): time.sleep(0.01)\n"
-        "print(server.server_process.pid, server._watch.pid, flush=True)\n"
+        "import time\n"
+        "from flows.runtime.server import start_server\n"
+        "server = start_server()\n"
+        "print(server.process.pid, server._watch.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
     child = subprocess.Popen(
@@ -248,8 +244,9 @@ def test_a_killed_run_leaves_no_server_behind(tmp_path):
 
 @pytest.mark.parametrize(
     ("sent", "status"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
+@pytest.mark.slow
 def test_a_run_whose_whole_group_is_told_to_end_does_so_at_once_and_in_order(
     sent, status, tmp_path, resnet_weights
 ):

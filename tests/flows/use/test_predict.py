@@ -57,7 +57,9 @@ def test_images_and_pairs_give_a_row_and_a_picture_each(home, every):  # noqa: F
         assert named == {(f"{SETS[head]}.{head}", "1")}
         expected = one.detector.predict(one.samples[:2])
         for row, p in zip(rows, expected, strict=True):
-            assert row["regions"] == [region.to_json() for region in p.regions]
+            for told, region in zip(row["regions"], p.regions, strict=True):
+                # One image at a time and two at once differ in the last digits on some processors.
+                assert told == region.to_json() | {"peak": pytest.approx(region.peak, rel=1e-5)}
         scores = one.scores.image[:2].tolist()
         assert [r["score"] for r in rows] == pytest.approx(scores, rel=one.near, abs=0)
         # Both images of a pair that cannot be read are named.

@@ -1,0 +1,1 @@
+"""Retraining that may run with nobody watching: guard, gate, and what came of it."""

@@ -1,0 +1,97 @@
+"""The locked test of an image set: what champion and challengers are both judged on.
+
+It is a list of images by their contents. What comes to the test folders later is in no lock until
+`headwater lock` renews it, so that a model is never judged on easier images than the one before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows.runtime.home import Home
+from headwater.errors import DataError
+from headwater.files import write_text
+from headwater.spec import digest
+from storage.registry.facts import user
+from storage.store.feature_store import FeatureStore
+from storage.store.table import ImageRow, Selection
+
+
+@dataclass(frozen=True)
+class LockedTest:
+    """Which images judge.
+
+    Parameters
+    ----------
+    images
+        SHA-256 of each, and its kind: ``good`` or a kind of defect.
+    who, when
+        Locked it.
+    """
+
+    images: Mapping[str, str]
+    who: str
+    when: str
+
+    @property
+    def digest(self) -> str:
+        """Of the images and their kinds."""
+        return digest(sorted(self.images.items()))
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many there are of each kind."""
+        return dict(sorted(Counter(self.images.values()).items()))
+
+
+def _file(home: Home, image_set: str) -> Path:
+    return home.root / "locked" / f"{image_set}.json"
+
+
+def locked_test(home: Home, image_set: str) -> LockedTest | None:
+    """Return the locked test of a set; None where none was ever locked."""
+    file = _file(home, image_set)
+    return LockedTest(**json.loads(file.read_text())) if file.exists() else None
+
+
+def lock_test(home: Home, image_set: str, rows: Iterable[ImageRow], who: str = "") -> LockedTest:
+    """Lock the test images among a table's rows, in place of what was locked before.
+
+    Raises
+    ------
+    DataError
+        Where there are none.
+    """
+    images = {row.sha256: row.kind for row in rows if row.split == "test"}
+    if not images:
+        raise DataError(
+            f"{image_set} has no test images to lock",
+            expected="test images, by which models can be judged",
+            remedy="put some into test/good and test/KIND, then headwater extract",
+        )
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    made = LockedTest(dict(sorted(images.items())), who or user(), when)
+    kept = {"images": made.images, "who": made.who, "when": made.when}
+    write_text(_file(home, image_set), json.dumps(kept, indent=1))
+    return made
+
+
+def lock(home: Home, image_set: str, who: str = "") -> tuple[LockedTest, LockedTest | None]:
+    """Lock the test images that the set's store has now; return the new lock and the old one.
+
+    Raises
+    ------
+    DataError
+        Where there are none.
+    SnapshotError
+        Where the set has no store.
+    """
+    store = FeatureStore.open(home.store, image_set, create=False)
+    table, before = store.table(), locked_test(home, image_set)
+    rows = table.images(table.rows(Selection(split="test")))
+    return lock_test(home, image_set, rows, who), before

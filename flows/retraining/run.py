@@ -1,0 +1,106 @@
+"""A retraining from its settings to its end; Prefect is started where there is work for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from flows.extraction.extract import bring_up_to_date
+from flows.extraction.plan import plan_job, ready
+from flows.extraction.samples import AT_LEAST
+from flows.pipeline import on_prefect
+from flows.retraining.retrain import (
+    Retrained,
+    alone,
+    as_champion,
+    closing,
+    decide,
+    images_at,
+    watch_over,
+)
+from flows.runtime.dask import check_device
+from flows.runtime.home import Home, prefect_is_configured
+from flows.runtime.resolve import require_set
+from flows.runtime.settings import Settings
+from flows.training.found import look_up
+from flows.training.trainings import Request
+from flows.use.forecast import forecast
+from headwater.errors import ConfigError
+from storage.registry.registry import Registry
+from storage.registry.service.in_service import InService
+
+if TYPE_CHECKING:
+    from flows.runtime.console import Reporter
+
+
+def retrain(
+    settings: Settings, home: Home, reporter: Reporter, *, again: bool = False
+) -> Retrained:
+    """Take in a set's new images, retrain, and put the better model in service.
+
+    One retraining of a set at a time: another one waits until this one has ended.
+
+    Parameters
+    ----------
+    settings
+        As given. Without heads the champion's is trained, as it was.
+    again
+        Judge also what was judged, or was in service, before.
+
+    Raises
+    ------
+    ConfigError
+        For a set of pairs.
+    ModelError
+        Where the champion is gone: which one is to answer is for people to say.
+    HeadwaterError
+        What `flows.pipeline.run_pipeline` raises.
+    """
+    image_set = require_set(settings)
+    with alone(home, image_set):
+        registry = Registry(home.root, home.tracking_url)
+        champion = InService(registry, image_set).champion()
+        settings = ready(as_champion(settings, registry, champion), home)
+        if settings.pairs is not None:
+            raise ConfigError(
+                f"retrain {image_set}: a set of pairs",
+                expected="a set of single images",
+                remedy=f"headwater run {image_set}, then headwater promote {image_set} HEAD",
+            )
+        check_device(settings.training.device, settings.dask.scheduler)
+        plan = plan_job(settings, home)
+        ahead = forecast(settings, home, plan, reporter)
+        reporter.line(ahead.line())
+        ahead.check()
+        asked = Request(settings, home, plan, already_read=ahead.read)
+        if ahead.nothing_to_do and not prefect_is_configured():
+            done = _without_prefect(asked, reporter, again)
+            if done is not None:
+                return done
+
+        def start() -> Any:
+            from flows.retraining.dag import retrain_flow  # late: Prefect takes seconds
+
+            return retrain_flow(image_set, asked.to_json(), again)
+
+        found: Retrained = on_prefect(start, reporter)
+        return found
+
+
+def _without_prefect(asked: Request, reporter: Reporter, again: bool) -> Retrained | None:
+    """Do what the flow does where all is extracted and trained; None where the guard changes that.
+
+    It and its server would be most of the time that a retraining with nothing to do takes.
+    """
+    settings, home = asked.settings, asked.home
+    report = bring_up_to_date(
+        settings, home, reporter, asked.plan, already_read=asked.already_read, at_least=AT_LEAST
+    )
+    asked = dataclasses.replace(asked, plan=asked.plan.seeing(**report.seen))
+    guarded = watch_over(settings, home, images_at(asked, report.version), reporter)
+    registry = Registry(home.root, home.tracking_url)
+    found, to_do = look_up(asked, report.version, registry)
+    if to_do:
+        return None
+    decided = decide(settings, home, found, reporter, again=again)
+    return closing(settings, home, report, guarded, decided, [])
