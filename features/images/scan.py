@@ -56,7 +56,7 @@ class ScanOptions:
 
 
 def list_images(path: Path) -> list[Path]:
-    """Return one image file, or all below a folder in order of path.
+    """Return one image file, or all below a folder in order of path, named as the path is.
 
     Raises `DataError` where there are none.
 
@@ -70,7 +70,7 @@ def list_images(path: Path) -> list[Path]:
         raise DataError(f"{path}: no such file or folder", expected="an image, or a folder of them")
     root = folder(path, "images")
     walker = Walker(root)
-    found = [Path(p) for p in walker.files(root)]
+    found = [path / Path(p).relative_to(root) for p in walker.files(root)]
     if not found:
         left = walker.left_out.line()
         raise DataError(

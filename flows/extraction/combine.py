@@ -47,6 +47,8 @@ def members(
     chosen = [name for name in every if name not in why]
     if len(chosen) < Ensemble.least or (why and tuple(wanted) != (ALL,)):
         reasons = "".join(f"; {name} {said}" for name, said in why.items())
+        if not reasons and len(chosen) == 1:
+            reasons = f": {chosen[0]} alone"
         raise ConfigError(
             f"--combine {','.join(wanted)}{reasons}",
             expected=f"{Ensemble.least} heads or more that read one backbone pass over single "

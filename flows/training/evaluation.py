@@ -169,6 +169,7 @@ def judge(
         calibration = dataclasses.replace(found, standard=scored.standard)
     if known is not None and held_scores is not None:
         calibration = known.choose_threshold(calibration, held_scores, data.training)
+        notes += known.about_rule(head.name)
     samples = data.test
     data.check_files(samples, masks=True)
     began = time.perf_counter()

@@ -33,7 +33,7 @@ def look_up(
     to_do: list[Training] = []
     for one in asked.trainings(at):
         data = TrainingData(one)
-        check_known(data)
+        check_known(one, len(data.known), pairs=data.pairs is not None)
         done = find_trained(one, data.key(), registry)
         if done is None:
             to_do.append(one)

@@ -37,16 +37,24 @@ def asks(training: Training) -> list[str]:
     return found
 
 
-def check_known(data: TrainingData) -> None:
-    """Raise `DataError` where a training is to choose by known defects and there are none."""
-    if not (wanted := asks(data.training)) or data.known:
+def check_known(training: Training, known: int, *, pairs: bool) -> None:
+    """Raise `DataError` where a training is to choose by known defects and there are none.
+
+    Parameters
+    ----------
+    known
+        How many there are.
+    pairs
+        Whether it is a set of pairs, which has none: `ConfigError`.
+    """
+    if not (wanted := asks(training)) or known:
         return
-    if data.pairs is not None:
+    if pairs:
         raise ConfigError(
             " and ".join(wanted), expected="another: pairs have no known defects to choose by"
         )
     raise DataError(
-        f"{data.training.image_set} has no known defects for {' and '.join(wanted)}",
+        f"{training.image_set} has no known defects for {' and '.join(wanted)}",
         expected="defective images in val/KIND beside train/good, or --validation DIR",
         remedy="run with some: they choose, and are never trained on or tested",
     )
@@ -91,6 +99,18 @@ class KnownDefects:
         self.chose["score"] = {"rule": name, "image_auroc": found}
         self.scores = rule.scores(self.parts)
         return rule.scores(normals)
+
+    def about_rule(self, head: str) -> list[str]:
+        """Return a sentence on the rule that they chose, if they chose one."""
+        if (chose := self.chose.get("score")) is None:
+            return []
+        others = sorted(set(chose["image_auroc"].values()), reverse=True)
+        best = chose["image_auroc"][chose["rule"]]
+        next_best = next((value for value in others if value < best), best)
+        return [
+            f"{head}: of its score rules {len(self.samples)} known defects chose {chose['rule']} "
+            f"(image AUROC {best:.3f} against held-out normals, the next {next_best:.3f})"
+        ]
 
     def choose_threshold(
         self, found: Calibration, normals: np.ndarray, training: Training

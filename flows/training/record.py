@@ -24,6 +24,7 @@ from flows.training.trainings import Training
 from heads.catalogue import get_head
 from heads.judging.calibration import Calibration
 from heads.judging.kinds import by_kind
+from heads.judging.metrics import evaluate
 from heads.training.arithmetic import choose_precision, device_of
 from headwater.errors import ModelError
 from headwater.spec import ExtractorSpec
@@ -46,6 +47,8 @@ MEMBERS = "members.json"
 #: What an image was to a training.
 TRAIN, HELD_OUT, TEST, LEFT_OUT = "train", "held out", "test", "left out"
 VALIDATION = "validation"
+#: Figures of pixels that each kind of defect has by itself, beside AUPIMO.
+PIXELS_BY_KIND = ("aupro", "pixel_ap")
 #: Fields of a head's configuration that have a name of their own, or are told by `layers`.
 _NAMED = ("seed", "epochs", "nodes", "members")
 
@@ -169,6 +172,11 @@ def kinds_of(judged: Judgement) -> dict[str, float]:
     for kind, of in found.items():
         if own := [v for i, v in judged.aupimo.items() if kinds[i] == kind]:
             of["pixel_aupimo"] = float(np.mean(own))
+        # Its own marked pixels against all of the normal images': those of other kinds are no part.
+        at = [i for i, k in enumerate(kinds) if k in (kind, "good")]
+        part = judged.truth.only(at)
+        told = evaluate(judged.scores[at], part.maps, judged.labels[at], part.masks)
+        of |= {name: told[name] for name in PIXELS_BY_KIND if name in told}
     return {f"{KIND}{kind}/{name}": v for kind, of in found.items() for name, v in of.items()}
 
 

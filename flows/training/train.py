@@ -76,7 +76,7 @@ class Work:
         self.training, self.data, self.folder = training, data, folder
         if folds is not None:
             write_text(folder / "folds.json", json.dumps(folds))
-        check_known(data)
+        check_known(training, len(data.known), pairs=data.pairs is not None)
         options = training.options
         self.options = TrainOptions(
             device=own_device(options.device),

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from flows.training.record import PIXELS_BY_KIND
 from flows.use.bundle import model_parts
 from flows.use.models.standing import (
     NO_MATTER,
+    aim_of,
     best_known,
     cost_of,
     kinds_of,
@@ -23,7 +25,7 @@ from headwater.errors import ConfigError, ModelError
 from headwater.prices import Prices
 from headwater.samples import IMAGE, PAIR
 from headwater.spec import digest
-from storage.registry.names import as_used, is_deleted
+from storage.registry.names import KIND, as_used, is_deleted
 from storage.registry.registry import Registry
 
 #: What models are ranked by: of images, of pairs.
@@ -48,10 +50,10 @@ def compare_models(
     -------
     list of dict
         Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``calibrate`` (what set the
-        thresholds), ``crop`` (``none``, or what of the image it saw), ``test`` (``images``,
-        ``normal`` and ``digest`` of the tested images' contents and kinds; None where the run's
-        table is gone), ``intervals`` (of each figure the 95 % interval, where the run kept its
-        draws), ``kinds`` (figures by kind of defect), ``run_deleted``, ``cost`` (None without
+        thresholds), ``aim`` (what they aim at), ``crop`` (``none``, or what of the image
+        it saw), ``test`` (``images``, ``normal`` and ``digest`` of the tested images' contents and
+        kinds; None where the run's table is gone), ``intervals`` (of each figure the 95 % interval,
+        where the run kept its draws), ``kinds`` (figures by kind of defect), ``run_deleted``, ``cost`` (None without
         prices), and ``behind``: of all but the best of its test set ``model``, ``difference``,
         ``interval`` and ``p`` of the figure that ranks, and ``level``, whether that may be chance.
         The first of a test set has ``says``, what to mind of its models' ranks, and ``over_seeds``
@@ -158,15 +160,26 @@ def _tested(registry: Registry, row: dict[str, Any], run: Any) -> dict[str, Any]
         "input_size": params.get("input_size", ""),
         "seed": params.get("seed", ""),
         "calibrate": params.get("calibrate", ""),
+        "aim": aim_of(params),
         "crop": _crop(params),
         "test": test,
         "intervals": {} if draws is None else {k: draws.interval(k) for k in draws.figures},
-        "kinds": kinds_of(table),
+        "kinds": _with_pixels(kinds_of(table), {} if run is None else run.data.metrics),
         "run_deleted": is_deleted(run),
         "_facts": None if run is None else (params, run.data.tags),
         "_table": table,
         "_draws": draws,
     }
+
+
+def _with_pixels(
+    kinds: dict[str, dict[str, float]], metrics: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Return figures by kind with those of pixels that the run kept."""
+    for kind, of in kinds.items():
+        named = {name: f"{KIND}{kind}/{name}" for name in PIXELS_BY_KIND}
+        of |= {name: metrics[key] for name, key in named.items() if key in metrics}
+    return kinds
 
 
 def _crop(params: Mapping[str, str]) -> str:

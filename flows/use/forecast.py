@@ -30,11 +30,12 @@ from flows.extraction.pair_list import Version
 from flows.extraction.plan import plan_job, ready
 from flows.extraction.regions import copy_own, regions_given
 from flows.extraction.report import ExtractionReport
-from flows.extraction.samples import Sample, digest_of, reviewed
+from flows.extraction.samples import HELD, REJECTED, Sample, digest_of, reviewed
 from flows.runtime.console import counted, duration, size
 from flows.runtime.dask import check_device, gpus
 from flows.runtime.home import Home
 from flows.runtime.resolve import FOLDERS, READING, require_set
+from flows.training.known import check_known
 from flows.training.trainings import Request
 from heads.catalogue import get_head
 from heads.training.out_of_fold import leaves_out
@@ -240,7 +241,8 @@ def forecast(
     options = settings.extraction
     ahead = extraction_ahead(home, plan, found, options, regions, measure_from)
     samples = reviewed(_samples(found), home.reviews(require_set(settings)))
-    normal = sum(s.split == "train" and not s.defective for s in samples)
+    out = (REJECTED, HELD)
+    normal = sum(s.split == "train" and not s.defective and s.review not in out for s in samples)
     trainings = _trainings(settings, home, plan, samples, found.pairs is not None)
     if unknown := [x.head for x in trainings if not x.model and x.seconds is None]:
         looked.notes.append(
@@ -295,10 +297,11 @@ def _trainings(
 ) -> list[TrainingAhead]:
     at = Version(("", ""), pairs="to come") if pairs else Version(("",))
     registry, seen = Registry(home.root, home.tracking_url), digest_of(samples)
-    return [
-        _training(registry, one, seen, samples)
-        for one in Request(settings, home, plan).trainings(at)
-    ]
+    asked = Request(settings, home, plan).trainings(at)
+    known = sum(s.split == "val" for s in samples)
+    for one in asked:
+        check_known(one, known, pairs=pairs)
+    return [_training(registry, one, seen, samples) for one in asked]
 
 
 def _training(

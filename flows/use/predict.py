@@ -114,9 +114,8 @@ def join_paths(current: Path, history: Path) -> list[tuple[Path, ...]]:
     found = [list_images(place) for place in (current, history)]
     if not current.is_dir():
         return [(current, history)]
-    # Files are listed with their whole path, however the folder was named.
     sides = [
-        {str(file.relative_to(place.resolve()).with_suffix("")): file for file in files}
+        {str(file.relative_to(place).with_suffix("")): file for file in files}
         for place, files in zip((current, history), found, strict=True)
     ]
     both = sorted(sides[0].keys() & sides[1].keys())

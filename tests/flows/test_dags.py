@@ -136,6 +136,7 @@ def test_a_second_run_extracts_and_trains_nothing(work, first):
     assert len(rows_of(work)) == 2
 
 
+@pytest.mark.slow
 def test_predict_scores_as_the_evaluation_did(work, first):
     (row,) = [r for r in rows_of(work) if r["head"] == "patchcore"]
     from storage.registry.registry import Registry
@@ -174,6 +175,7 @@ def test_new_images_cost_only_themselves(work, first):
     assert "broken.png" in report["set_aside"][0][0]
 
 
+@pytest.mark.slow
 def test_another_weight_file_is_another_extractor(work, first):
     torch.manual_seed(1)
     save_file(timm.create_model("resnet18").state_dict(), work / "other.safetensors")

@@ -85,6 +85,7 @@ def test_the_example_is_trained_from_a_store_by_dask_workers(site, tiles):  # no
     assert len(json.loads(scored.stdout)) == 4
 
 
+@pytest.mark.slow
 def test_a_broken_package_keeps_no_other_head_from_working(site, tmp_path):
     (tmp_path / "nearest_mean.py").write_text("import nothing_of_this_name\n")
     path = os.pathsep.join([str(ROOT), str(tmp_path), str(site)])

@@ -60,6 +60,8 @@ def show_models(image_set: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -
             out.print(_kinds(group, "image_recall", "image recall"))
         if any("pixel_aupimo" in of for row in group for of in row["kinds"].values()):
             out.print(_kinds(group, "pixel_aupimo", "AUPIMO"))
+        if any("aupro" in of for row in group for of in row["kinds"].values()):
+            out.print(_kinds(group, "aupro", "AUPRO"))
         for spread in group[0]["over_seeds"]:
             out.print(_spread(spread, of_pairs(group)))
         out.print()

@@ -138,7 +138,8 @@ def unlike(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     Parameters
     ----------
     rows
-        With ``calibrate`` and ``crop`` as their runs have them, empty where they do not say.
+        With ``calibrate``, ``aim`` and ``crop`` as their runs have them, empty where these do not
+        say.
     """
     said = []
     by = _groups(rows, "calibrate")
@@ -147,6 +148,13 @@ def unlike(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         said.append(
             f"thresholds were set {' and '.join(parts)}: recall, false alarms and F1 at them do "
             "not compare as AUROC does"
+        )
+    aims = _groups(rows, "aim")
+    if len(aims) > 1:
+        parts = [f"those of {names} at {aim}" for aim, names in aims.items()]
+        said.append(
+            f"thresholds aim at different things, {' and '.join(parts)}: recall, false alarms and "
+            "F1 at them do not compare as AUROC does"
         )
     seen = _groups(rows, "crop")
     if len(seen) > 1:
@@ -161,11 +169,28 @@ def unlike(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
+def aim_of(params: Mapping[str, str]) -> str:
+    """Return what a model's threshold aims at, from its run's parameters; empty where it is fixed.
+
+    Examples
+    --------
+    >>> aim_of({"target_fpr": "0.05"}), aim_of({"target_fpr": "0.05", "costs": "5:1"})
+    ('a false-positive rate of 0.05', 'the least cost at 5:1')
+    """
+    if params.get("target_recall"):
+        return f"a recall of {params['target_recall']} of known defects"
+    if params.get("costs"):
+        return f"the least cost at {params['costs']}"
+    if params.get("calibrate") == "fixed" or not params.get("target_fpr"):
+        return ""
+    return f"a false-positive rate of {params['target_fpr']}"
+
+
 def _groups(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
     """Return the models that have each value of a key, as far as it is known."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        if row[key]:
+        if row.get(key):
             found.setdefault(row[key], []).append(called(row))
     few = {k: [*v[:3], f"{len(v) - 3} more"] if len(v) > 4 else v for k, v in found.items()}
     return {value: ", ".join(names) for value, names in few.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,10 +180,13 @@ def test_plain_folders(tmp_path):
         scan_folders(tmp_path, tmp_path / "bad")
 
 
-def test_list_images(tiny_set):
+def test_list_images(tiny_set, monkeypatch):
     one = tiny_set / "train/good/000.png"
     assert list_images(one) == [one]
     assert len(list_images(tiny_set / "test")) == 7
+    monkeypatch.chdir(tiny_set)
+    # As a file's own name stays: below the folder as it was given.
+    assert list_images(Path("test/../train"))[0] == Path("test/../train/good/000.png")
     (tiny_set / "none").mkdir()
     with pytest.raises(DataError, match="no images"):
         list_images(tiny_set / "none")

@@ -180,6 +180,7 @@ def test_a_renewed_lock_judges_anew_with_images_no_run_has_seen(lines, here):
     assert locked_test(lines.home, "s").who == "Ada"
 
 
+@pytest.mark.slow
 def test_python_and_the_command_ask_for_the_same(lines, monkeypatch, capsys):
     import headwater
     from tests.flows.commandkit import run_here

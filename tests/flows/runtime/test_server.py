@@ -38,6 +38,8 @@ print([m for m in sys.modules if m.startswith("prefect.server")], "PREFECT_API_U
 
 def test_without_the_password_its_api_says_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("PREFECT_HOME", "PREFECT_SERVER_DATABASE_CONNECTION_URL"):
+        monkeypatch.delenv(name, raising=False)  # tests before may have set them
     child = subprocess.Popen(
         [sys.executable, "-c", FLOW, tmp_path / "home"], env=environment(tmp_path),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

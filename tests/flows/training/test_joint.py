@@ -187,6 +187,7 @@ def test_a_member_that_is_not_there_is_named(made):
         train_head(other, None, work_of(other))
 
 
+@pytest.mark.slow
 def test_quick_calibration_and_tiles_take_the_held_out_images(tmp_path, empty_database):
     small = drawn(tmp_path, tile=32, overlap=8, size=32)
     small.heads = {"patchcore": {"nodes": ["layer1"]}, "fast_flow": {"epochs": 1, "steps": 1}}
@@ -210,6 +211,7 @@ def test_quick_calibration_and_tiles_take_the_held_out_images(tmp_path, empty_da
     np.testing.assert_allclose(got.map, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_not_looked_at_is_none_of_the_ensembles_either(tmp_path, empty_database):
     small = SmallSet(tmp_path)
     small.heads, small.extraction = HEADS, {**small.extraction, "resize": "fit"}

@@ -148,6 +148,7 @@ def own_regions(small, numbers, left, place=lambda image: image.with_name(f"{ima
             save(inside, place(image))
 
 
+@pytest.mark.slow
 def test_every_image_may_have_a_region_beside_it(small):
     filled(small, lambda n: (48, 64))
     draw(small, "test/y", 40, (48, 64))  # its defect is on the left, and the right is looked at

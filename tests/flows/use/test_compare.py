@@ -75,6 +75,9 @@ def test_models_of_one_test_set_stand_together_and_chance_is_told(small):
         assert (row["input_size"], row["seed"] in "01") == ("48x48", True)
         assert row["kinds"]["x"]["image_recall"] == row["metrics"]["recall"]
         assert row["kinds"]["x"]["image_auroc"] == pytest.approx(row["metrics"]["image_auroc"])
+        # The only kind there is: its pixels are the set's.
+        for name in ("aupro", "pixel_ap"):
+            assert row["kinds"]["x"][name] == pytest.approx(row["metrics"][name], abs=1e-12)
         assert not row["run_deleted"]
     json.dumps(rows)  # as the command gives them
 
@@ -174,8 +177,12 @@ def test_models_of_unlike_thresholds_or_crops_are_marked(small):
     assert "of padim v1, padim v2, padim v5 by out-of-fold scores" in quick
     assert "of padim v4 by a few held-out normals (quick)" in quick
     assert "padim v5 its middle, 224x224" in crop
+    rate = {"aim": "a false-positive rate of 0.05"}
+    (aims,) = unlike([alike[0] | rate, alike[1] | {"aim": "the least cost at 5:1"}, alike[2]])
+    assert "those of padim v2 at the least cost at 5:1" in aims
     (first, *_) = compare_models(Registry(small.home.root), "s")
     assert (first["calibrate"], first["crop"]) == ("folds", "none")
+    assert first["aim"] == "a false-positive rate of 0.05"
 
 
 def test_seeds_are_told_by_mean_and_spread():

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from flows.extraction.plan import plan_job, ready
+from flows.runtime.settings import changed
 from flows.use.forecast import Forecast, TrainingAhead, forecast
-from headwater.errors import DiskFullError
+from headwater.errors import DataError, DiskFullError
 from tests.flows.commandkit import HEADS
 from tests.flows.setkit import QUIET
 
@@ -16,6 +17,14 @@ from tests.flows.setkit import QUIET
 def ahead_of(small, **options) -> Forecast:
     settings = ready(small.settings(), small.home)
     return forecast(settings, small.home, plan_job(settings, small.home, 3), QUIET, **options)
+
+
+def test_a_wish_without_known_defects_is_refused_before_anything_is_done(small):
+    settings = small.settings()
+    small.settings = lambda: changed(settings, {"training.target_recall": 0.9})
+    with pytest.raises(DataError, match=r"s has no known defects for target_recall 0\.9"):
+        ahead_of(small)
+    assert not small.home.card("s")
 
 
 def files_of(folder):

@@ -148,7 +148,9 @@ def test_tables_are_for_spreadsheets(tmp_path):
 def test_folders_of_pairs_may_be_named_from_here(home, monkeypatch):
     monkeypatch.chdir(home.root)
     whole = join_paths(home.root / "now", home.root / "before")
-    assert join_paths(Path("now"), Path("now/../before")) == whole
+    found = join_paths(Path("now"), Path("now/../before"))
+    assert [tuple(p.resolve() for p in pair) for pair in found] == whole
+    assert found[0] == (Path("now/0.png"), Path("now/../before/0.png"))  # as they were named
     assert [[p.name for p in pair] for pair in whole] == [[f"{k}.png"] * 2 for k in range(3)]
 
 

@@ -123,6 +123,7 @@ def noise(rows: int, seed: int) -> TensorSource:
     return TensorSource({k: torch.randn(rows, *s, generator=generator) for k, s in PYRAMID.items()})
 
 
+@pytest.mark.slow
 def test_the_default_does_not_collapse_and_the_published_gate_does() -> None:
     """No honest likelihood of unit normal noise beats its entropy: ½ per dimension."""
     train, held_out = noise(64, 0), noise(64, 1)

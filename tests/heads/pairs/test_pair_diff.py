@@ -72,6 +72,7 @@ def rare_changes(rows, seed):
     return PairSource(TensorSource(current, ids[0]), TensorSource(history, ids[1]), pairs, masks)
 
 
+@pytest.mark.slow
 def test_the_small_preset_learns_rare_changes():
     train, held = rare_changes(32, 0), rare_changes(8, 1)
     shapes = {k.removeprefix("current:"): v for k, v in train.shapes.items() if "current" in k}
