@@ -50,14 +50,14 @@ def compare_models(
     -------
     list of dict
         Rows of `Registry.leaderboard` with ``input_size``, ``seed``, ``calibrate`` (what set the
-        thresholds), ``aim`` (what they aim at), ``crop`` (``none``, or what of the image
-        it saw), ``test`` (``images``, ``normal`` and ``digest`` of the tested images' contents and
-        kinds; None where the run's table is gone), ``intervals`` (of each figure the 95 % interval,
-        where the run kept its draws), ``kinds`` (figures by kind of defect), ``run_deleted``, ``cost`` (None without
-        prices), and ``behind``: of all but the best of its test set ``model``, ``difference``,
-        ``interval`` and ``p`` of the figure that ranks, and ``level``, whether that may be chance.
-        The first of a test set has ``says``, what to mind of its models' ranks, and ``over_seeds``
-        (`flows.use.models.standing`). Larger test sets first, then the best first.
+        thresholds), ``aim`` (what they aim at), ``crop`` (``none``, or what of the image it saw),
+        ``test`` (``images``, ``normal`` and ``digest`` of the tested images' contents and kinds;
+        None where the run's table is gone), ``intervals`` (of each figure the 95 % interval, where
+        the run kept its draws), ``kinds`` (figures by kind of defect), ``run_deleted``, ``cost``
+        (None without prices), and ``behind``: of all but the best of its test set ``model``,
+        ``difference``, ``interval`` and ``p`` of the figure that ranks, and ``level``, whether that
+        may be chance. The first of a test set has ``says``, what to mind of its models' ranks, and
+        ``over_seeds`` (`flows.use.models.standing`). Larger test sets first, then the best first.
     """
     rows = [_tested(registry, row, run) for row, run in registry.board(image_set)]
     made: list[dict[str, Any]] = []
