@@ -130,8 +130,8 @@ def _ranking(
     interval = new.difference(old, "image_auroc", 1 - 2 * CHANCE)
     assert interval is not None  # of the same draws
     said = (
-        f"{after:.3f} against {before:.3f}, difference {after - before:+.3f} "
-        f"({interval[0]:+.3f} to {interval[1]:+.3f}), margin {margin:g}"
+        f"{after:.3f} against {before:.3f}, difference {after - before:+.3f}, in 19 of 20 draws "
+        f"of the test above {interval[0]:+.3f}, which must not be below {-margin:g}"
     )
     return Check("image AUROC", bool(interval[0] >= -margin), said)
 
@@ -149,7 +149,9 @@ def _false_alarms(
     if not good:
         return Check("false positives", None, "the locked test has no normals")
     before, after = (sum(a[i].called for i in good) for a in (champion, challenger))
-    said = f"{after} of {len(good)} against {before}, margin {margin:g} of them"
+    said = (
+        f"{after} of {len(good)} normals called anomalous against {before}, {margin:g} more allowed"
+    )
     return Check("false positives", bool(after - before <= margin * len(good)), said)
 
 
@@ -160,15 +162,26 @@ def _recalls(
     for kind in sorted({champion[i].kind for i in images} - {"good"}):
         own = [i for i in images if champion[i].kind == kind]
         before, after = (sum(a[i].called for i in own) for a in (champion, challenger))
-        said = f"{after} of {len(own)} found against {before}, margin {margin:g} of them"
+        said = f"{after} of {len(own)} found against {before}, {margin:g} less allowed"
         passed = bool(before - after <= margin * len(own))
         made.append(Check(f"recall of {kind}", passed, said))
     return made or [Check("recall", None, "the locked test has no defects")]
 
 
+def first_check(answers: Answers) -> Check:
+    """Return what the first model does on the locked test: there is none to compare it with."""
+    bad = [a.called for a in answers.values() if a.kind != "good"]
+    good = [a.called for a in answers.values() if a.kind == "good"]
+    said = (
+        f"nothing is in service yet to compare it with; it finds {sum(bad)} of {len(bad)} defects "
+        f"and calls {sum(good)} of {len(good)} normals anomalous"
+    )
+    return Check("the first model", None, said)
+
+
 def made_check(before: float, after: float, count: int, margin: float) -> Check:
     """Return the check that stands in for recall where no defect is known: made ones."""
-    said = f"{after:.0%} of {count} found against {before:.0%}, margin {margin:g} of them"
+    said = f"{after:.0%} of {count} found against {before:.0%}, {margin:g} less allowed"
     return Check("recall of made defects", before - after <= margin, said)
 
 

@@ -16,6 +16,7 @@ from flows.retraining.gate import (
     Check,
     Judgement,
     checks_of,
+    first_check,
     limit_check,
     made_check,
 )
@@ -92,8 +93,7 @@ class Bench:
         about = (row["model"], str(row["version"]), row["head"])
         checks = list(self._limits(row))
         if champion is None:
-            first = Check("champion", None, "nothing is in service yet: nothing is lost")
-            return Judgement(*about, "", [first, *checks])
+            return Judgement(*about, "", [first_check(self.answers(row)), *checks])
         old, new = self.answers(champion), self.answers(row)
         made = checks_of(old, new, self.margins)
         if not any(a.kind != "good" for a in old.values()):

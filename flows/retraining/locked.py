@@ -6,6 +6,7 @@ It is a list of images by their contents. What comes to the test folders later i
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -54,9 +55,29 @@ def _file(home: Home, image_set: str) -> Path:
 
 
 def locked_test(home: Home, image_set: str) -> LockedTest | None:
-    """Return the locked test of a set; None where none was ever locked."""
+    """Return the locked test of a set; None where none was ever locked.
+
+    Raises
+    ------
+    DataError
+        Where what was kept of it is damaged.
+    """
     file = _file(home, image_set)
-    return LockedTest(**json.loads(file.read_text())) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        kept = json.loads(file.read_text())
+        return LockedTest({str(k): str(v) for k, v in kept["images"].items()}, **_told(kept))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{file}: not what was locked ({type(error).__name__})",
+            expected="the images that champion and challengers are judged on",
+            remedy=f"restore it from a copy of the home, or headwater lock {image_set} locks anew",
+        ) from error
+
+
+def _told(kept: Mapping[str, str]) -> dict[str, str]:
+    return {"who": str(kept["who"]), "when": str(kept["when"])}
 
 
 def lock_test(home: Home, image_set: str, rows: Iterable[ImageRow], who: str = "") -> LockedTest:
@@ -92,6 +113,8 @@ def lock(home: Home, image_set: str, who: str = "") -> tuple[LockedTest, LockedT
         Where the set has no store.
     """
     store = FeatureStore.open(home.store, image_set, create=False)
-    table, before = store.table(), locked_test(home, image_set)
+    table, before = store.table(), None
+    with contextlib.suppress(DataError):  # a damaged one is replaced
+        before = locked_test(home, image_set)
     rows = table.images(table.rows(Selection(split="test")))
     return lock_test(home, image_set, rows, who), before

@@ -8,7 +8,7 @@ MLflow, holds among the reviews, judgements in the history of the model in servi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from flows.runtime.settings import Settings, TrainingSettings, changed
 from flows.training.record import LINEAGE
 from flows.training.results import TrainOutcome
 from flows.training.trainings import Request
+from headwater.errors import StoreError
 from headwater.files import locked
 from storage.registry.registry import Registry
 from storage.registry.service.in_service import InService
@@ -85,11 +86,19 @@ class Retrained:
 
 
 @contextmanager
-def alone(home: Home, image_set: str) -> Iterator[None]:
+def alone(home: Home, image_set: str, reporter: Reporter) -> Iterator[None]:
     """Hold the set's lock of retrainings: others of the set wait, and a killed one frees it."""
     folder = home.root / "locked"
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / f"{image_set}.lock", work=f"retraining of {image_set}"):
+    file, work = folder / f"{image_set}.lock", f"retraining of {image_set}"
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(file, 0.5, work=work))
+        except StoreError:
+            reporter.line(
+                f"{image_set}: another retraining of it is under way; waiting for its end"
+            )
+            held.enter_context(locked(file, work=work))
         yield
 
 

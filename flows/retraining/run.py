@@ -57,7 +57,8 @@ def retrain(
         What `flows.pipeline.run_pipeline` raises.
     """
     image_set = require_set(settings)
-    with alone(home, image_set):
+    ready(settings, home)  # what is a mistake leaves no lock behind
+    with alone(home, image_set, reporter):
         registry = Registry(home.root, home.tracking_url)
         champion = InService(registry, image_set).champion()
         settings = ready(as_champion(settings, registry, champion), home)

@@ -133,6 +133,8 @@ class TemporaryServer:
                 },
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
+                # What ends a group is for us: whoever ends in order needs it until then.
+                start_new_session=True,
             )
         self._watch = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _WATCH, str(self.process.pid)],

@@ -176,8 +176,9 @@ class RetrainSettings(_Frozen):
     """What `headwater retrain` takes in, and what it puts in service."""
 
     guard: float = _set(
-        0.01, "New normals with a p-value up to this wait for a review before they may train.",
-        _RETRAIN, ge=0, lt=1)
+        0.01, "New normals that the model in service calls anomalous wait for a review where their "
+        "p-value is up to this; of few normals, where it is the lowest there can be.", _RETRAIN,
+        ge=0, lt=1)
     most_flagged: float = _set(
         0.25, "Share of a batch that may be called anomalous before all of it waits.",
         gt=0, le=1)

@@ -41,10 +41,10 @@ def retrain(
         raise typer.Exit(done.status)
     guarded = done.guarded
     if guarded.new:
-        held = f", {len(guarded.held)} wait for a review" if guarded.held else ""
+        held = f", {len(guarded.held)} of them held" if guarded.held else ""
         out.print(
-            f"{image_set}: {counted(guarded.new, 'new normal image')}, {guarded.flagged} of them "
-            f"called anomalous by the model in service{held}",
+            f"{image_set}: {counted(guarded.new, 'normal image')} that the model in service has "
+            f"not learnt from; it calls {guarded.flagged} of them anomalous{held}",
             markup=False,
         )
     if guarded.batch:
@@ -56,8 +56,8 @@ def retrain(
         out.print(table(["image", "score", "p", "why it waits"], rows[:20]))
     if guarded.waiting:
         out.print(
-            f"{counted(len(guarded.waiting), 'image')} of {image_set} wait for a review: headwater "
-            f"review {image_set} --accept IMAGE, or --reject IMAGE",
+            f"waiting for a review: {counted(len(guarded.waiting), 'image')} of {image_set}; "
+            f"headwater review {image_set} --accept IMAGE, or --reject IMAGE",
             markup=False,
         )
     for one in done.judged:
@@ -72,7 +72,8 @@ def retrain(
         "promoted": f"{done.champion} is in service now",
         "kept": f"{done.champion} stays in service",
         "held": f"{done.champion} stays in service: {done.why}",
-        "nothing new": f"nothing new; {done.champion or 'nothing'} is in service",
+        "nothing new": f"nothing new to judge (--again judges what was judged before); "
+        f"{done.champion or 'nothing'} is in service",
     }
     out.print(f"{image_set}: {said[done.what]}", markup=False)
     raise typer.Exit(done.status)

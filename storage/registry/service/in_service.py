@@ -151,8 +151,15 @@ class InService:
     def judged(self, test: str) -> set[tuple[str, str]]:
         """Return which ``(model, version)`` were judged on a locked test, or were in service."""
         with told():
-            found = {_copy_of(v) for v in self._versions()}
-            for event in self._events():
+            events, versions = self._events(), self._versions()
+            was = {event["to"] for event in events}
+            # The newest may be of a change that broke off: it never answered.
+            found = {
+                _copy_of(v)
+                for at, v in enumerate(versions)
+                if at or v.aliases or str(v.version) in was
+            }
+            for event in events:
                 found.add((event["model"], str(event["model_version"])))
                 if event.get("test") == test:
                     found |= {(model, str(version)) for model, version in event["judged"]}
