@@ -81,7 +81,11 @@ def history(image_set: SetArgument, given: Given, json_: JsonOption = False) -> 
             markup=False,
         )
         return
-    figures = {"image_auroc": "image AUROC", "recall": "image recall"}
+    figures = {
+        "image_auroc": "image AUROC",
+        "recall": "image recall",
+        "false_positive_rate": "image FPR",
+    }
     rows = [
         [
             f"version {e['to']}" + " (now)" * e["now"] + " (deleted)" * e["deleted"],

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +251,12 @@ def test_folds_are_by_group_where_there_are_groups(extracted):
         assert data.key() != before
     finally:
         (small.home.root / "groups/s.json").unlink()
+
+
+def test_the_same_training_asked_for_twice_at_once_is_one_version(extracted):
+    training = training_of(extracted, calibrate="quick", held_out=0.3)
+    with ThreadPoolExecutor(2) as both:
+        done = list(both.map(train_head, [training] * 2))
+    assert len({outcome.version for outcome in done}) == 1
+    assert sorted(outcome.reused for outcome in done) == [False, True]
+    assert not list(training.home.checkpoints.glob("*.lock"))
