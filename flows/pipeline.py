@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from flows.extraction.extract import bring_up_to_date
 from flows.extraction.plan import JobPlan, plan_job, ready
+from flows.extraction.report import ExtractionReport
 from flows.extraction.samples import AT_LEAST
 from flows.runtime.dask import check_device
 from flows.runtime.home import Home, prefect_is_configured
@@ -48,7 +49,21 @@ def run_pipeline(
     HeadwaterError
         For mistakes in the settings, images or weights. Heads that fail are in the result.
     """
-    settings = ready(settings, home)
+    asked, idle = foreseen(ready(settings, home), home, reporter, rehash=rehash)
+    if idle:
+        result, to_do = _looked_after(asked, reporter)
+        if not to_do:
+            return result
+    return _through_prefect("run_flow", asked, reporter)
+
+
+def foreseen(
+    settings: Settings, home: Home, reporter: Reporter, *, rehash: bool = False
+) -> tuple[Request, bool]:
+    """Return what a flow is asked, told and checked, and whether it can be done without Prefect.
+
+    `settings` are those of `ready`; the rest, and the errors, as of `run_pipeline`.
+    """
     check_device(settings.training.device, settings.dask.scheduler)
     plan = plan_job(settings, home)
     # What it reads the cache knows: the flow reads no file again to learn what it is.
@@ -57,11 +72,7 @@ def run_pipeline(
     _tell(plan, reporter)
     ahead.check()
     asked = Request(settings, home, plan, already_read=ahead.read)
-    if ahead.nothing_to_do and not prefect_is_configured():
-        result, to_do = _looked_after(asked, reporter)
-        if not to_do:
-            return result
-    return _through_prefect("run_flow", asked, reporter)
+    return asked, ahead.nothing_to_do and not prefect_is_configured()
 
 
 def train_pipeline(
@@ -121,6 +132,14 @@ def _looked_after(asked: Request, reporter: Reporter) -> tuple[RunResult, list[T
 
     The table of images may have changed all the same: a file's name, a label.
     """
+    asked, report = extracted(asked, reporter)
+    registry = Registry(asked.home.root, asked.home.tracking_url)
+    found, to_do = look_up(asked, report.version, registry)
+    return RunResult(require_set(asked.settings), report, found), to_do
+
+
+def extracted(asked: Request, reporter: Reporter) -> tuple[Request, ExtractionReport]:
+    """Bring the stores up to date in this process; return the request as the images now have it."""
     report = bring_up_to_date(
         asked.settings,
         asked.home,
@@ -129,10 +148,7 @@ def _looked_after(asked: Request, reporter: Reporter) -> tuple[RunResult, list[T
         already_read=asked.already_read,
         at_least=AT_LEAST,
     )
-    asked = dataclasses.replace(asked, plan=asked.plan.seeing(**report.seen))
-    registry = Registry(asked.home.root, asked.home.tracking_url)
-    found, to_do = look_up(asked, report.version, registry)
-    return RunResult(require_set(asked.settings), report, found), to_do
+    return dataclasses.replace(asked, plan=asked.plan.seeing(**report.seen)), report
 
 
 def _through_prefect(name: str, asked: Request, reporter: Reporter) -> RunResult:

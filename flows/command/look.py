@@ -267,11 +267,12 @@ def review(
     Either holds from the next training on. An image is named by the end of its path or by its hash.
     """
     _, home = given.open(write=bool(accept or reject or accept_held))
+    from flows.extraction.samples import HELD
     from flows.use.review import odd_normals, settle, worth_a_look
 
     rows, sheets = odd_normals(home, image_set, head)
     if accept_held:
-        waiting = [r["sha256"] for r in rows if r.get("said") == "held"]
+        waiting = [r["sha256"] for r in rows if r.get("said") == HELD]
         accept = [*(accept or ()), *waiting]
     if accept or reject:
         said = settle(home, image_set, rows, accept=accept or (), reject=reject or (), who=who)

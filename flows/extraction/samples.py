@@ -108,6 +108,8 @@ UNLABELLED = "unlabelled"
 ACCEPTED, REJECTED = "accepted", "rejected"
 #: It came with a retraining's new images and waits for somebody to say which.
 HELD = "held"
+#: Nothing learns from normals of which this was said.
+UNLEARNT = (REJECTED, HELD)
 
 
 def reviewed(
@@ -150,7 +152,7 @@ def usable(
     DataError
         Where there are too few.
     """
-    train = [s for s in samples if s.split == "train" and s.review not in (REJECTED, HELD)]
+    train = [s for s in samples if s.split == "train" and s.review not in UNLEARNT]
     if head.labelled:
         found = [s for s in train if s.mask is not None]
         if len(found) < AT_LEAST or not any(s.defective for s in found):

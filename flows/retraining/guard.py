@@ -13,12 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.images.pixels import read_image
 from flows.extraction.samples import HELD
 from flows.runtime.home import Home
 from flows.runtime.settings import RetrainSettings
 from flows.training.record import SAMPLES
-from flows.use.predict import region_beside
+from flows.use.predict import ask
 from headwater.errors import DataError, ImageError
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
@@ -119,12 +118,7 @@ def guard(
         }
         said[row.sha256] = about
         try:
-            pixels = read_image(root / row.path)
-            rois = None
-            if detector.own_regions:
-                place = (root / row.path).parent
-                rois = [region_beside(root / row.path, place, None, pixels.shape[:2])]
-            (got,) = detector.predict([pixels], rois=rois)
+            got = ask(detector, root / row.path)
         except ImageError as error:
             held[row.sha256] = {**about, "why": f"cannot be read: {error.culprit}"}
             continue

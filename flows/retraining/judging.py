@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from features.images.pixels import read_image
 from flows.retraining.gate import (
     Answer,
     Answers,
@@ -24,6 +23,7 @@ from flows.retraining.locked import LockedTest
 from flows.runtime.home import Home
 from flows.runtime.settings import RetrainSettings
 from flows.use.models.made import made_recall
+from flows.use.predict import ask, regions_beside
 from headwater.errors import DataError, ModelError
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
@@ -119,7 +119,7 @@ class Bench:
         if lacking:
             detector = Detector.load(row["uri"], self.registry)
             for sha in lacking:
-                (got,) = detector.predict([read_image(self._file(sha))])
+                got = ask(detector, self._file(sha))
                 kind = self.locked.images[sha]
                 found[sha] = Answer(kind, got.score, got.score > got.threshold)
         return found
@@ -129,9 +129,9 @@ class Bench:
         files = [self._file(sha) for sha, kind in self.locked.images.items() if kind == "good"]
         if not files:
             return Check("recall of made defects", None, "the locked test has no normals")
+        loaded = [Detector.load(one["uri"], self.registry) for one in (champion, row)]
         before, after = (
-            made_recall(Detector.load(one["uri"], self.registry), files, MADE).recall
-            for one in (champion, row)
+            made_recall(one, files, MADE, rois=regions_beside(one, files)).recall for one in loaded
         )
         return made_check(before, after, MADE, self.margins.recall_margin)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from headwater.files import write_text
 from headwater.spec import digest
 from storage.registry.facts import user
 from storage.store.feature_store import FeatureStore
-from storage.store.table import ImageRow, Selection
+from storage.store.table import Selection
 
 
 @dataclass(frozen=True)
@@ -80,28 +80,6 @@ def _told(kept: Mapping[str, str]) -> dict[str, str]:
     return {"who": str(kept["who"]), "when": str(kept["when"])}
 
 
-def lock_test(home: Home, image_set: str, rows: Iterable[ImageRow], who: str = "") -> LockedTest:
-    """Lock the test images among a table's rows, in place of what was locked before.
-
-    Raises
-    ------
-    DataError
-        Where there are none.
-    """
-    images = {row.sha256: row.kind for row in rows if row.split == "test"}
-    if not images:
-        raise DataError(
-            f"{image_set} has no test images to lock",
-            expected="test images, by which models can be judged",
-            remedy="put some into test/good and test/KIND, then headwater extract",
-        )
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    made = LockedTest(dict(sorted(images.items())), who or user(), when)
-    kept = {"images": made.images, "who": made.who, "when": made.when}
-    write_text(_file(home, image_set), json.dumps(kept, indent=1))
-    return made
-
-
 def lock(home: Home, image_set: str, who: str = "") -> tuple[LockedTest, LockedTest | None]:
     """Lock the test images that the set's store has now; return the new lock and the old one.
 
@@ -117,4 +95,14 @@ def lock(home: Home, image_set: str, who: str = "") -> tuple[LockedTest, LockedT
     with contextlib.suppress(DataError):  # a damaged one is replaced
         before = locked_test(home, image_set)
     rows = table.images(table.rows(Selection(split="test")))
-    return lock_test(home, image_set, rows, who), before
+    if not rows:
+        raise DataError(
+            f"{image_set} has no test images to lock",
+            expected="test images, by which models can be judged",
+            remedy="put some into test/good and test/KIND, then headwater extract",
+        )
+    images = dict(sorted((row.sha256, row.kind) for row in rows))
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    made = LockedTest(images, who or user(), when)
+    write_text(_file(home, image_set), json.dumps(asdict(made), indent=1))
+    return made, before

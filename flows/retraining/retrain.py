@@ -19,7 +19,7 @@ from flows.extraction.samples import HELD
 from flows.retraining.gate import Judgement
 from flows.retraining.guard import Guarded, guard, unseen
 from flows.retraining.judging import Bench, choose
-from flows.retraining.locked import lock_test, locked_test
+from flows.retraining.locked import lock, locked_test
 from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
 from flows.runtime.settings import Settings, TrainingSettings, changed
@@ -183,8 +183,7 @@ def decide(
     champion = service.champion()
     test = locked_test(home, image_set)
     if test is None:
-        store = FeatureStore.open(home.store, image_set, create=False)
-        test = lock_test(home, image_set, store.table().images())
+        test, _ = lock(home, image_set)
         reporter.line(f"{image_set}: locked its {len(test.images)} test images to judge models on")
     before = set() if again else service.judged(test.digest)
     if champion is not None:
@@ -230,10 +229,8 @@ def closing(
     image_set = require_set(settings)
     what, why, judged = decided
     champion = InService(Registry(home.root, home.tracking_url), image_set).champion()
-    if guarded.batch and what == "nothing new":
-        what, why = "held", guarded.batch
-    elif guarded.held and what == "nothing new":
-        what, why = "held", "all that is new waits for a review"
+    if guarded.held and what == "nothing new":
+        what, why = "held", guarded.batch or "all that is new waits for a review"
     return Retrained(
         image_set,
         what,

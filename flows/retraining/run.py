@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from flows.extraction.extract import bring_up_to_date
-from flows.extraction.plan import plan_job, ready
-from flows.extraction.samples import AT_LEAST
-from flows.pipeline import on_prefect
+from flows.extraction.plan import ready
+from flows.pipeline import extracted, foreseen, on_prefect
 from flows.retraining.retrain import (
     Retrained,
     alone,
@@ -18,13 +15,11 @@ from flows.retraining.retrain import (
     images_at,
     watch_over,
 )
-from flows.runtime.dask import check_device
-from flows.runtime.home import Home, prefect_is_configured
+from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
 from flows.runtime.settings import Settings
 from flows.training.found import look_up
 from flows.training.trainings import Request
-from flows.use.forecast import forecast
 from headwater.errors import ConfigError
 from storage.registry.registry import Registry
 from storage.registry.service.in_service import InService
@@ -68,13 +63,8 @@ def retrain(
                 expected="a set of single images",
                 remedy=f"headwater run {image_set}, then headwater promote {image_set} HEAD",
             )
-        check_device(settings.training.device, settings.dask.scheduler)
-        plan = plan_job(settings, home)
-        ahead = forecast(settings, home, plan, reporter)
-        reporter.line(ahead.line())
-        ahead.check()
-        asked = Request(settings, home, plan, already_read=ahead.read)
-        if ahead.nothing_to_do and not prefect_is_configured():
+        asked, idle = foreseen(settings, home, reporter)
+        if idle:
             done = _without_prefect(asked, reporter, again)
             if done is not None:
                 return done
@@ -94,10 +84,7 @@ def _without_prefect(asked: Request, reporter: Reporter, again: bool) -> Retrain
     It and its server would be most of the time that a retraining with nothing to do takes.
     """
     settings, home = asked.settings, asked.home
-    report = bring_up_to_date(
-        settings, home, reporter, asked.plan, already_read=asked.already_read, at_least=AT_LEAST
-    )
-    asked = dataclasses.replace(asked, plan=asked.plan.seeing(**report.seen))
+    asked, report = extracted(asked, reporter)
     guarded = watch_over(settings, home, images_at(asked, report.version), reporter)
     registry = Registry(home.root, home.tracking_url)
     found, to_do = look_up(asked, report.version, registry)

@@ -163,12 +163,6 @@ def start_server() -> TemporaryServer:
         return _server
 
 
-def stop_server() -> None:
-    """Stop this process's temporary server, where it has one."""
-    if _server is not None:
-        _server.stop()
-
-
 @contextmanager
 def prefect_server() -> Iterator[str]:
     """Have flows that start in the block run on a Prefect server; yield its address.

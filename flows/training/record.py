@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from flows.extraction.samples import HELD, REJECTED, digest_of
+from flows.extraction.samples import UNLEARNT, digest_of
 from flows.runtime.home import Home
 from flows.training.trainings import Training
 from heads.catalogue import get_head
@@ -339,8 +339,8 @@ def samples_of(
             role = TRAIN if s.id in learnt else HELD_OUT
         else:
             role = LEFT_OUT
-            said = s.review in (REJECTED, HELD)
-            why = s.review if said else f"{s.kind}: nothing is learnt from it"
+            unlearnt = s.review in UNLEARNT
+            why = s.review if unlearnt else f"{s.kind}: nothing is learnt from it"
         digests = ("sha256",) if len(s.contents) == 1 else ("current_sha256", "history_sha256")
         rows.append(
             {

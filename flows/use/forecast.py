@@ -30,7 +30,7 @@ from flows.extraction.pair_list import Version
 from flows.extraction.plan import plan_job, ready
 from flows.extraction.regions import copy_own, regions_given
 from flows.extraction.report import ExtractionReport
-from flows.extraction.samples import HELD, REJECTED, Sample, digest_of, reviewed
+from flows.extraction.samples import UNLEARNT, Sample, digest_of, reviewed
 from flows.runtime.console import counted, duration, size
 from flows.runtime.dask import check_device, gpus
 from flows.runtime.home import Home
@@ -241,8 +241,9 @@ def forecast(
     options = settings.extraction
     ahead = extraction_ahead(home, plan, found, options, regions, measure_from)
     samples = reviewed(_samples(found), home.reviews(require_set(settings)))
-    out = (REJECTED, HELD)
-    normal = sum(s.split == "train" and not s.defective and s.review not in out for s in samples)
+    normal = sum(
+        s.split == "train" and not s.defective and s.review not in UNLEARNT for s in samples
+    )
     trainings = _trainings(settings, home, plan, samples, found.pairs is not None)
     if unknown := [x.head for x in trainings if not x.model and x.seconds is None]:
         looked.notes.append(

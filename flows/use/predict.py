@@ -11,7 +11,7 @@ import numpy as np
 
 from features.images.depth import Depth, about_depths
 from features.images.masks import read_mask
-from features.images.pixels import read_decoded
+from features.images.pixels import read_decoded, read_image
 from features.images.places.beside import region_of
 from features.images.places.regions import region_on
 from features.images.scan import list_images
@@ -25,7 +25,7 @@ from headwater.spec import seed_of_untrained
 from headwater.text import shown
 from storage.registry.registry import Registry
 from storage.serving.detector import Detector
-from storage.serving.prediction import ALL_LOOKED_AT, note_on
+from storage.serving.prediction import ALL_LOOKED_AT, Prediction, note_on
 
 if TYPE_CHECKING:
     from flows.runtime.console import Reporter
@@ -322,6 +322,32 @@ def _place_of(image: Path, given: Sequence[Path]) -> Path:
     """Return the folder that was given and holds an image, else that of the file."""
     holding = (path.resolve() for path in given if path.is_dir())
     return next((p for p in holding if image.resolve().is_relative_to(p)), image.parent)
+
+
+def ask(detector: Detector, file: Path) -> Prediction:
+    """Return what a model over single images says of a file, its own region of interest looked at.
+
+    Raises
+    ------
+    ImageError
+        Where the file cannot be read, or its region does not fit it.
+    """
+    pixels = read_image(file)
+    (got,) = detector.predict([pixels], rois=regions_beside(detector, [file]))
+    return got
+
+
+def regions_beside(detector: Detector, files: Sequence[Path]) -> list[np.ndarray | None] | None:
+    """Return the regions of interest beside image files; None where the model knows of none.
+
+    Raises
+    ------
+    ImageError
+        Where a file cannot be read, or its region does not fit it.
+    """
+    if not detector.own_regions:
+        return None
+    return [region_beside(f, f.parent, None, read_image(f).shape[:2]) for f in files]
 
 
 def region_beside(

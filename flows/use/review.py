@@ -135,7 +135,7 @@ def settle(
             fit = [row for row in rows if _is(row, name)]
             if len(fit) != 1:
                 raise DataError(
-                    f"{name}: {len(fit) or 'none'} of the normals of {image_set} is called that",
+                    f"{name}: {len(fit)} of the normals of {image_set}",
                     expected="the end of one path, or the beginning of its hash",
                     remedy=f"headwater review {image_set} --json names them",
                 )

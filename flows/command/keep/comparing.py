@@ -28,6 +28,9 @@ EVERY = {
     "pixel IoU": "pixel_iou",
 }
 
+#: Figures that are told by kind of defect, a table each.
+_BY_KIND = {"image_recall": "image recall", "pixel_aupimo": "AUPIMO", "aupro": "AUPRO"}
+
 
 def told(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of `compare_models` for programs: figures by their names in MLflow."""
@@ -56,12 +59,9 @@ def show_models(image_set: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -
         if len(groups) > 1 and test is not None:
             what += f", {test['digest'][:8]}"
         out.print(_models(group, f"{image_set}: registered models on {what}, best first"))
-        if any(row["kinds"] for row in group):
-            out.print(_kinds(group, "image_recall", "image recall"))
-        if any("pixel_aupimo" in of for row in group for of in row["kinds"].values()):
-            out.print(_kinds(group, "pixel_aupimo", "AUPIMO"))
-        if any("aupro" in of for row in group for of in row["kinds"].values()):
-            out.print(_kinds(group, "aupro", "AUPRO"))
+        for figure, called in _BY_KIND.items():
+            if any(figure in of for row in group for of in row["kinds"].values()):
+                out.print(_kinds(group, figure, called))
         for spread in group[0]["over_seeds"]:
             out.print(_spread(spread, of_pairs(group)))
         out.print()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from flows.command.keep.service import WhoOption
 from flows.command.options import JsonOption, SetArgument, command_group, takes
 from flows.runtime.console import Reporter, counted, err, out, table
 from flows.runtime.given import Given
@@ -84,9 +85,7 @@ def retrain(
 def lock(
     image_set: SetArgument,
     given: Given,
-    who: Annotated[
-        str, typer.Option("--by", metavar="NAME", help=r"Who says so. \[default: you]")
-    ] = "",
+    who: WhoOption = "",
     json_: JsonOption = False,
 ) -> None:
     """Lock the test images that are there now: champion and challengers are judged on them.

@@ -17,7 +17,7 @@ from features.images.places.regions import region_on
 from flows.runtime.home import Home
 from flows.training.record import TRAIN
 from flows.use.models.lineage import find_model, lineage
-from flows.use.predict import region_beside
+from flows.use.predict import regions_beside
 from headwater.errors import DataError
 from headwater.geometry import Frame, place
 from headwater.spec import ExtractorSpec
@@ -238,10 +238,7 @@ def made_recall_of(
             expected="the images where they were when they were last extracted",
             remedy="headwater extract SET --images DIR says where they are now",
         )
-    rois = None
-    if detector.own_regions:
-        sizes = [read_image(file).shape[:2] for file in files]
-        rois = [region_beside(f, f.parent, None, s) for f, s in zip(files, sizes, strict=True)]
+    rois = regions_beside(detector, files)
 
     def each(number: int, made: MadeDefect, got: Any) -> None:
         reporter.update("made defects", number + 1, count, made.kind)

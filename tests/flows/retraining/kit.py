@@ -65,7 +65,7 @@ class Retrained(SmallSet):
         asked, again = cells["asked"].cell_contents, cells["again"].cell_contents
         done = run._without_prefect(asked, QUIET, again)
         if done is None:
-            report = run.bring_up_to_date(asked.settings, asked.home, QUIET, asked.plan)
+            _, report = run.extracted(asked, QUIET)
             _, to_do = look_up(asked, report.version, Registry(self.home.root))
             self.trained += [train_head(one) for one in to_do]
             done = run._without_prefect(asked, QUIET, again)
