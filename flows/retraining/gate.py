@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flows.runtime.settings import RetrainSettings
+from flows.runtime.sections import RetrainSettings
 from heads.judging.metrics import Metrics
 from heads.judging.resampling import resample
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.extraction.samples import HELD
 from flows.runtime.home import Home
-from flows.runtime.settings import RetrainSettings
+from flows.runtime.sections import RetrainSettings
 from flows.training.record import SAMPLES
 from flows.use.predict import ask
 from headwater.errors import DataError, ImageError

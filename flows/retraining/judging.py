@@ -21,7 +21,7 @@ from flows.retraining.gate import (
 )
 from flows.retraining.locked import LockedTest
 from flows.runtime.home import Home
-from flows.runtime.settings import RetrainSettings
+from flows.runtime.sections import RetrainSettings
 from flows.use.models.made import made_recall
 from flows.use.predict import ask, regions_beside
 from headwater.errors import DataError, ModelError

@@ -5,7 +5,7 @@ import pytest
 
 from flows.retraining.gate import Answer, Judgement, checks_of, limit_check, made_check
 from flows.retraining.judging import choose
-from flows.runtime.settings import RetrainSettings
+from flows.runtime.sections import RetrainSettings
 
 MARGINS = RetrainSettings()
 

@@ -1,0 +1,67 @@
+"""What sections of the settings are made of, and the sections about a model in service."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+#: Limits of a number, and how they are written.
+LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+# Groups of commands, as `flows.command.options.takes` names them.
+_RETRAIN = ("retrain",)
+
+
+def setting(default: Any, text: str, groups: tuple[str, ...] = (), **more: Any) -> Any:
+    """Return a field of this default and help.
+
+    `more` are limits and the rest of `flows.runtime.settings.Setting`.
+    """
+    limits = {key: more.pop(key) for key in LIMITS if key in more}
+    extra = {"groups": groups, **more}
+    return Field(default, description=text, json_schema_extra=extra, **limits)
+
+
+class Section(BaseModel):
+    """Some settings that belong together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _no_bool_is_a_number(cls, value: Any, validate: Any, info: Any) -> Any:
+        """Yes would be 1: what YAML makes of a word is no number."""
+        kind = cls.model_fields[info.field_name].annotation
+        kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+        if isinstance(value, bool) and {int, float} & set(kinds):
+            raise ValueError(f"a number, not {'yes' if value else 'no'} (true or false)")
+        return validate(value)
+
+
+# fmt: off
+class RetrainSettings(Section):
+    """What `headwater retrain` takes in, and what it puts in service."""
+
+    guard: float = setting(
+        0.01, "New normals that the model in service calls anomalous wait for a review where their "
+        "p-value is up to this; of few normals, where it is the lowest there can be.", _RETRAIN,
+        ge=0, lt=1)
+    most_flagged: float = setting(
+        0.25, "Share of a batch that may be called anomalous before all of it waits.",
+        gt=0, le=1)
+    most_moved: float = setting(
+        0.25, "How far one batch may move the mean of what is learnt from, in units of its spread, "
+        "before all of it waits.", gt=0)
+    auroc_margin: float = setting(
+        0.02, "Image AUROC that a challenger may lose on the locked test.", _RETRAIN, ge=0, lt=1)
+    fpr_margin: float = setting(
+        0.05, "False-positive rate that it may add on normals of the locked test.", _RETRAIN,
+        ge=0, lt=1)
+    recall_margin: float = setting(
+        0.05, "Share of each kind of defect that it may lose.", _RETRAIN, ge=0, lt=1)
+    max_ms: float | None = setting(
+        None, "Milliseconds an image that it may take on this machine.", _RETRAIN, gt=0)
+    max_mb: float | None = setting(
+        None, "Megabytes of memory that it may take while it answers.", _RETRAIN, gt=0)
+# fmt: on
