@@ -54,6 +54,8 @@ MAY_IMPORT = {
     "flows.retraining": ("headwater", "features", "storage", "heads", "flows.runtime",
                          "flows.extraction", "flows.training", "flows.use", "flows.dags",
                          "flows.pipeline"),
+    "flows.scheduling": ("headwater", "features", "storage", "heads", "flows.runtime",
+                         "flows.retraining", "flows.serving"),
     "flows.door": ("headwater", "features", "storage", "heads", "flows"),
     "flows.command": ("headwater", "features", "storage", "heads", "flows"),
 }  # fmt: skip
@@ -71,7 +73,13 @@ OLD_NAMES = {
 #: The front door opens into the whole house, when it is used.
 DOOR = "headwater"
 ONLY_IN = {
-    "prefect": ("flows.dags", "flows.retraining.dag", "flows.runtime"),
+    "prefect": (
+        "flows.dags",
+        "flows.retraining.dag",
+        "flows.scheduling.dag",
+        "flows.scheduling.plan",
+        "flows.runtime",
+    ),
     "mlflow": ("storage.registry", "storage.serving"),
     "zarr": ("storage.store", "storage.upkeep"),
     "icechunk": ("storage.store", "storage.upkeep"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import types
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from headwater.files import expand_user
 
 #: Limits of a number, and how they are written.
 LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
@@ -64,4 +67,36 @@ class RetrainSettings(Section):
         None, "Milliseconds an image that it may take on this machine.", _RETRAIN, gt=0)
     max_mb: float | None = setting(
         None, "Megabytes of memory that it may take while it answers.", _RETRAIN, gt=0)
+
+
+class ScheduledSet(Section):
+    """When one set is retrained."""
+
+    cron: str | None = setting(None, "When, as cron writes it: minute, hour, day, month, weekday.")
+    timezone: str | None = setting(None, "Of that time, as Europe/Berlin.")
+    inbox: Path | None = setting(None, "Folder whose images are taken into the set's.")
+
+    @field_validator("inbox")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        """A service has no folder that relative paths would be of."""
+        folder = None if value is None else expand_user(value)
+        if folder is not None and not folder.is_absolute():
+            raise ValueError("an absolute path, such as /srv/inbox/bolts")
+        return folder
+
+
+class ScheduleSettings(Section):
+    """Which sets `headwater serve` retrains, and when."""
+
+    sets: dict[str, ScheduledSet] = setting(
+        {}, "Sets that are in the home: {SET: {cron: '0 2 * * *', inbox: /srv/inbox/SET}}; "
+        "timezone: Europe/Berlin where the machine's is another.",
+        words="SET: {cron, timezone, inbox}", otherwise="none")
+    at_once: int = setting(1, "How many retrainings may run at once.", ge=1)
+    settle: float = setting(
+        10.0, "Seconds for which a file of an inbox must not have changed before it is taken.",
+        ge=0)
+    max_mb: float = setting(
+        512.0, "Megabytes above which a file of an inbox is refused unread.", gt=0)
 # fmt: on

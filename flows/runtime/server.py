@@ -41,9 +41,15 @@ class TemporaryServer:
 
     All users of the machine reach its port: a password made for this process, which goes to the
     server by its environment, keeps them out.
+
+    Parameters
+    ----------
+    schedules
+        Whether it also does what a lasting server does beside the API: makes the runs of schedules.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, schedules: bool = False) -> None:
+        self.schedules = schedules
         self.password = f"headwater:{secrets.token_urlsafe(32)}"
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -128,7 +134,7 @@ class TemporaryServer:
                     "PREFECT_SERVER_API_AUTH_STRING": self.password,
                     # As Prefect marks its own temporary server: no pages, nothing beside the API.
                     "PREFECT_UI_ENABLED": "0",
-                    "PREFECT__SERVER_EPHEMERAL": "1",
+                    "PREFECT__SERVER_EPHEMERAL": "" if self.schedules else "1",
                     "PREFECT__SERVER_FINAL": "1",
                 },
                 pass_fds=[fd],
@@ -150,7 +156,7 @@ _lock = Lock()
 _inside = 0  # how many flows of this process run on the temporary server
 
 
-def start_server() -> TemporaryServer:
+def start_server(*, schedules: bool = False) -> TemporaryServer:
     """Start this process's temporary server if it has none, and return at once.
 
     It stays until the process ends; `prefect_server` waits for it and uses it.
@@ -158,16 +164,16 @@ def start_server() -> TemporaryServer:
     global _server
     with _lock:
         if _server is None or _server.process is None:
-            _server = TemporaryServer()
+            _server = TemporaryServer(schedules=schedules)
             _server.start()
         return _server
 
 
 @contextmanager
-def prefect_server() -> Iterator[str]:
+def prefect_server(*, schedules: bool = False) -> Iterator[str]:
     """Have flows that start in the block run on a Prefect server; yield its address.
 
-    It is yours where Prefect knows of one, else the temporary one.
+    It is yours where Prefect knows of one, else the temporary one; see there for `schedules`.
 
     Raises
     ------
@@ -177,7 +183,7 @@ def prefect_server() -> Iterator[str]:
     if (url := check_server()) or _prefect_has_its_own():
         yield url
         return
-    server = start_server()
+    server = start_server(schedules=schedules)
     server.wait()
     with _told(server):
         yield server.url

@@ -82,8 +82,13 @@ def was_asked() -> bool:
     return bool(_state["asked"])
 
 
-def _interrupt(number: int, _frame: Any) -> None:
+def asked_by(number: int) -> None:
+    """Remember the signal that asked for an end, for the status that a command ends with."""
     _state["asked"] = number
+
+
+def _interrupt(number: int, _frame: Any) -> None:
+    asked_by(number)
     raise KeyboardInterrupt
 
 

@@ -98,7 +98,7 @@ def test_systemd_takes_the_units(tmp_path):
         )
         (tmp_path / unit.name).write_text(text)
         units.append(tmp_path / unit.name)
-    assert len(units) == 3
+    assert len(units) == 4
     done = subprocess.run(
         ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
     )
