@@ -53,7 +53,9 @@ class World:
     @classmethod
     def of(cls, folder: Path, seed: int) -> World:
         rng = np.random.default_rng(seed)
-        normals = sorted((folder / "train/good").iterdir()) + sorted((folder / "test/good").iterdir())
+        normals = sorted((folder / "train/good").iterdir()) + sorted(
+            (folder / "test/good").iterdir()
+        )
         kinds = sorted(p.name for p in (folder / "test").iterdir() if p.name != "good")
         shuffled = {k: sorted((folder / "test" / k).iterdir()) for k in kinds}
         for files in (normals, *shuffled.values()):

@@ -7,7 +7,7 @@ Prefect is not started: it and its server are most of the time that a run with n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from flows.extraction.extract import bring_up_to_date
@@ -22,7 +22,7 @@ from flows.runtime.signals import ctrl_c_ends_flow
 from flows.training.found import look_up
 from flows.training.record import known_by_of
 from flows.training.results import HeadsFailedError, RunResult
-from flows.training.trainings import Request, Training, stored_version
+from flows.training.trainings import GrownFrom, Request, Training, stored_version
 from flows.use.forecast import forecast
 from storage.registry.registry import Registry
 from storage.store.table import moment_of, nanoseconds
@@ -58,20 +58,26 @@ def run_pipeline(
 
 
 def foreseen(
-    settings: Settings, home: Home, reporter: Reporter, *, rehash: bool = False
+    settings: Settings,
+    home: Home,
+    reporter: Reporter,
+    *,
+    rehash: bool = False,
+    grown: Mapping[str, GrownFrom] | None = None,
 ) -> tuple[Request, bool]:
     """Return what a flow is asked, told and checked, and whether it can be done without Prefect.
 
-    `settings` are those of `ready`; the rest, and the errors, as of `run_pipeline`.
+    `settings` are those of `ready`, `grown` as of `Request`; the rest, and the errors, as of
+    `run_pipeline`.
     """
     check_device(settings.training.device, settings.dask.scheduler)
     plan = plan_job(settings, home)
     # What it reads the cache knows: the flow reads no file again to learn what it is.
-    ahead = forecast(settings, home, plan, reporter, rehash=rehash)
+    ahead = forecast(settings, home, plan, reporter, rehash=rehash, grown=grown)
     reporter.line(ahead.line())
     _tell(plan, reporter)
     ahead.check()
-    asked = Request(settings, home, plan, already_read=ahead.read)
+    asked = Request(settings, home, plan, already_read=ahead.read, grown=grown or {})
     return asked, ahead.nothing_to_do and not prefect_is_configured()
 
 

@@ -21,6 +21,7 @@ import heads.flow.gca_flow
 import heads.gallery.f2r
 import heads.gallery.padim
 import heads.gallery.patchcore
+import heads.gallery.subspace
 import heads.pairs.pair_diff
 import heads.pairs.pair_flow
 from heads.contract import REGISTERED, Head, HeadConfig

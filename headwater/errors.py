@@ -101,6 +101,10 @@ class TrainingError(HeadwaterError, ArithmeticError):
     """A training that diverged; names the step and the remedy."""
 
 
+class GrowthError(HeadwaterError, RuntimeError):
+    """A head that cannot take images in or out as it is, and has to be trained in full."""
+
+
 class ShapeError(HeadwaterError, ValueError):
     """Feature maps of another shape than the head was built for."""
 

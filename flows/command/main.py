@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from flows.command import ahead, begin, job, look, pairs, store
-from flows.command.keep import bundle, homes, made, retraining, serve, service, trace
+from flows.command.keep import bundle, homes, made, removing, retraining, serve, service, trace
 from flows.command.options import UsageError, check_once, command_group, completed, explain_usage
 from flows.command.pages import report
 from flows.runtime.arguments import hide_in_tracebacks, hide_passwords
@@ -34,6 +34,7 @@ for part in (
     retraining,
     serve,
     service,
+    removing,
     bundle,
     look,
     report,

@@ -92,6 +92,39 @@ class OpenService:
         with Reporter(quiet=self._quiet).live() as reporter:
             return retrain(made, home, reporter, again=again)
 
+    def remove(
+        self, *images: str, why: str = "", by: str | None = None, undo: bool = False
+    ) -> pd.DataFrame:
+        """Take images out of the set, or in again; return which models learnt from them.
+
+        Columns are those of `flows.use.models.lineage.learnt_from`. Nothing learns from them any
+        more, though their files stay; `retrain` makes a model without them.
+
+        Parameters
+        ----------
+        *images
+            The end of a path, a path, or the beginning of a hash.
+        why, by
+            Kept with it; by default the user of this process says so.
+        undo
+            Take them in again.
+
+        Raises
+        ------
+        DataError
+            As of `flows.use.review.remove` and `take_back`.
+        """
+        import pandas as pd  # late: takes half a second
+
+        from flows.use.models.lineage import learnt_from  # late: MLflow takes seconds
+        from flows.use.review import remove, take_back  # late: torch takes seconds
+
+        if undo:
+            rows = take_back(self.home, self.image_set, images)
+        else:
+            rows = remove(self.home, self.image_set, images, why=why, who=by)
+        return pd.DataFrame(learnt_from(self.home, self.image_set, [r["sha256"] for r in rows]))
+
     def _service(self) -> InService:
         from flows.use.models.service import service_of  # late: MLflow takes seconds
 

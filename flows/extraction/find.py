@@ -109,6 +109,10 @@ def find(
         pairs, notes = None, [*scan.notes, *_duplicates(scan)]
         layout, few = scan.layout, scan.why_so_few()
         records = {image_set: scan.records}
+        away = home.removed(image_set)
+        if taken := [r for r in scan.records if r.sha256 in away]:
+            records = {image_set: [r for r in scan.records if r.sha256 not in away]}
+            notes.append(f"{len(taken)} image(s) that were removed (headwater remove) are left out")
     every = [record for found in records.values() for record in found]
     train = [record for record in every if record.split == "train"]
     normal = [r.depth for r in train if r.is_normal] or [r.depth for r in train]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from features.images.crops import source_of
 from features.images.pairs import CHANGED
+from flows.runtime.home import REMOVED
 from heads.contract import Head
 from heads.pairs.source import Pair
 from headwater.errors import DataError
@@ -43,7 +44,7 @@ class Sample:
         What an image is one of; see `features.images.records.Candidate`.
     review
         What was said of a normal: ``accepted``, ``rejected`` (it is none), ``held`` (nobody has
-        said yet), or nothing.
+        said yet), or nothing; of any image that it was ``removed``.
     """
 
     key: str
@@ -109,7 +110,7 @@ ACCEPTED, REJECTED = "accepted", "rejected"
 #: It came with a retraining's new images and waits for somebody to say which.
 HELD = "held"
 #: Nothing learns from normals of which this was said.
-UNLEARNT = (REJECTED, HELD)
+UNLEARNT = (REJECTED, HELD, REMOVED)
 
 
 def reviewed(
@@ -118,18 +119,22 @@ def reviewed(
     """Return the samples with what was said of them (`flows.runtime.home.Home.reviews`)."""
     if not reviews:
         return samples
-    return [
-        replace(s, review=reviews[s.id]["said"]) if s.split == "train" and s.id in reviews else s
-        for s in samples
-    ]
+
+    def said(s: Sample) -> str:
+        found = reviews[s.id]["said"] if s.id in reviews else ""
+        return found if s.split == "train" or found == REMOVED else ""
+
+    return [replace(s, review=what) if (what := said(s)) else s for s in samples]
 
 
 def digest_of(samples: Sequence[Sample]) -> str:
     """Return a digest of which contents there are, split and labelled how.
 
-    What waits for a review is not there yet: what came beside it trains what it would without.
+    What waits for a review is not there yet: what came beside it trains what it would without. What
+    was removed is not there any more, also before the next extraction takes it out of the store.
     """
-    return digest(sorted(sample.seen() for sample in samples if sample.review != HELD))
+    absent = (HELD, REMOVED)
+    return digest(sorted(sample.seen() for sample in samples if sample.review not in absent))
 
 
 def usable(

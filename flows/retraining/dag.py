@@ -13,6 +13,7 @@ from flows.dags import FLOW, extract_task, train_all
 from flows.extraction.pair_list import Version
 from flows.retraining.gate import Judgement
 from flows.retraining.guard import Guarded
+from flows.retraining.increments import by_increments
 from flows.retraining.retrain import Retrained, closing, decide, images_at, watch_over
 from flows.runtime.console import reporter as live_reporter
 from flows.runtime.signals import keep_sigterm
@@ -50,6 +51,7 @@ def retrain_flow(image_set: str, request: dict[str, Any], again: bool) -> Retrai
     report = extract_task(asked)
     asked = dataclasses.replace(asked, plan=asked.plan.seeing(**report.seen))
     guarded = guard_task(asked, report.version)
+    asked, trained = by_increments(asked, report.version)
     result = RunResult(image_set, report)
     try:
         train_all(asked, report.version, result)
@@ -57,4 +59,4 @@ def retrain_flow(image_set: str, request: dict[str, Any], again: bool) -> Retrai
         if not result.outcomes:
             raise
     decided = gate_task(asked, result.outcomes, again)
-    return closing(asked.settings, asked.home, report, guarded, decided, result.failures)
+    return closing(asked, report, guarded, decided, result.failures, trained)

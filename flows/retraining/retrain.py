@@ -63,6 +63,8 @@ class Retrained:
         Heads that could not be trained, and why.
     set_aside
         Files that could not be used, as ``(path, reason)``.
+    trained
+        By head, in words: what it grew from, or why it was trained in full where it might have.
     """
 
     image_set: str
@@ -73,6 +75,7 @@ class Retrained:
     judged: list[Judgement] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     set_aside: list[tuple[str, str]] = field(default_factory=list)
+    trained: dict[str, str] = field(default_factory=dict)
 
     @property
     def status(self) -> int:
@@ -218,15 +221,15 @@ def decide(
 
 
 def closing(
-    settings: Settings,
-    home: Home,
+    asked: Request,
     report: ExtractionReport,
     guarded: Guarded,
     decided: tuple[str, str, list[Judgement]],
     failures: Sequence[tuple[str, BaseException]],
+    trained: Mapping[str, str],
 ) -> Retrained:
-    """Return what a retraining did, as it ends."""
-    image_set = require_set(settings)
+    """Return what a retraining did, as it ends; `trained` as of `Retrained`."""
+    image_set, home = require_set(asked.settings), asked.home
     what, why, judged = decided
     champion = InService(Registry(home.root, home.tracking_url), image_set).champion()
     if guarded.held and what == "nothing new":
@@ -240,4 +243,5 @@ def closing(
         judged,
         [(head, str(error)) for head, error in failures],
         list(report.set_aside),
+        dict(trained) if judged else {},
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.extraction.plan import ready
 from flows.pipeline import extracted, foreseen, on_prefect
+from flows.retraining.increments import by_increments, known_growth
 from flows.retraining.retrain import (
     Retrained,
     alone,
@@ -63,7 +64,8 @@ def retrain(
                 expected="a set of single images",
                 remedy=f"headwater run {image_set}, then headwater promote {image_set} HEAD",
             )
-        asked, idle = foreseen(settings, home, reporter)
+        grown = known_growth(settings.retrain, registry, champion)
+        asked, idle = foreseen(settings, home, reporter, grown=grown)
         if idle:
             done = _without_prefect(asked, reporter, again)
             if done is not None:
@@ -86,9 +88,10 @@ def _without_prefect(asked: Request, reporter: Reporter, again: bool) -> Retrain
     settings, home = asked.settings, asked.home
     asked, report = extracted(asked, reporter)
     guarded = watch_over(settings, home, images_at(asked, report.version), reporter)
+    asked, trained = by_increments(asked, report.version)
     registry = Registry(home.root, home.tracking_url)
     found, to_do = look_up(asked, report.version, registry)
     if to_do:
         return None
     decided = decide(settings, home, found, reporter, again=again)
-    return closing(settings, home, report, guarded, decided, [])
+    return closing(asked, report, guarded, decided, [], trained)

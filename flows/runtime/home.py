@@ -17,6 +17,8 @@ from headwater.files import expand_user, sqlite_url, write_text
 
 #: How many seconds Prefect's temporary server may take to start.
 PATIENCE = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
+#: What is said of an image that was taken out of its set.
+REMOVED = "removed"
 #: Set before any library is imported that would read them. A user's own value wins.
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -195,9 +197,17 @@ class Home:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def add_reviews(self, image_set: str, reviews: Mapping[str, Mapping[str, Any]]) -> None:
-        """Remember what is said of normals in place of what was said of them before."""
+        """Remember what is said of normals in place of what was said of them before.
+
+        Of one of which nothing is said any more, an empty mapping, all is forgotten.
+        """
         path = self.root / "reviews" / f"{image_set}.json"
-        write_text(path, json.dumps({**self.reviews(image_set), **reviews}, indent=1))
+        said = {k: v for k, v in {**self.reviews(image_set), **reviews}.items() if v}
+        write_text(path, json.dumps(said, indent=1))
+
+    def removed(self, image_set: str) -> set[str]:
+        """Return the images that were taken out of a set, by SHA-256."""
+        return {k for k, v in self.reviews(image_set).items() if v["said"] == REMOVED}
 
     def prepare_environment(self) -> None:
         """Set the quiet defaults and Prefect's home. Call before Prefect or MLflow is imported."""

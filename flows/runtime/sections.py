@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -67,6 +67,14 @@ class RetrainSettings(Section):
         None, "Milliseconds an image that it may take on this machine.", _RETRAIN, gt=0)
     max_mb: float | None = setting(
         None, "Megabytes of memory that it may take while it answers.", _RETRAIN, gt=0)
+    increments: Literal["exact", "all", "none"] = setting(
+        "exact", "Which heads grow the model in service by what is new instead of learning from "
+        "all images: those to which it is the same (padim, subspace), all that can, or none.",
+        _RETRAIN)
+    full_every: int = setting(
+        10, "Every so many retrainings are full ones, from all images.", _RETRAIN, ge=1)
+    grown_epochs: float = setting(
+        0.25, "Share of the epochs of a full training that a flow head takes to grow.", gt=0, le=1)
 
 
 class ScheduledSet(Section):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors.torch import save_file
 
 from features.images.pixels import read_image
 from features.images.preprocess import own_picture, picture
@@ -17,6 +18,7 @@ from flows.pictures.panels import faded
 from flows.runtime.home import working_folder
 from flows.training.small_maps import FILE, save, small_maps
 from heads.looking import seen_of
+from heads.training.growing import GrowingHead
 from heads.training.kept import KEPT, keep
 from headwater.geometry import place
 from headwater.samples import IMAGE, PAIR
@@ -24,9 +26,12 @@ from headwater.samples import IMAGE, PAIR
 if TYPE_CHECKING:
     from flows.training.data import TrainingData
     from flows.training.evaluation import Judgement
+    from heads.contract import Head
     from heads.training.out_of_fold import OutOfFold
     from storage.registry.runs import Run
 
+#: What a head takes to grow, beside its state.
+KEEPSAKE = "keepsake.safetensors"
 #: The sheet of the normals with the highest out-of-fold scores.
 ODD = "odd-normals.png"
 #: The sheet of each kind of sample: its file, and how many it shows.
@@ -79,6 +84,15 @@ def write_artifacts(
         if apart is not None:
             run.log_file(keep(apart, folder / KEPT))
         run.log_file(_small(data, judged, apart, folder / FILE))
+
+
+def write_keepsake(data: TrainingData, run: Run, head: Head) -> None:
+    """Log what a head takes to grow, beside the model: to answer it does not need that."""
+    kept = head.keepsake() if isinstance(head, GrowingHead) else {}
+    if kept:
+        with working_folder(data.training.home.root / "tmp", "keepsake-") as folder:
+            save_file({k: v.contiguous() for k, v in kept.items()}, folder / KEEPSAKE)
+            run.log_file(folder / KEEPSAKE)
 
 
 def _small(data: TrainingData, judged: Judgement, apart: OutOfFold | None, path: Path) -> Path:

@@ -15,7 +15,7 @@ from features.images.records import ImageRecord
 from features.images.sources import ImageSource, PairMasks
 from flows.extraction.pair_list import PairList, Version, load_pairs
 from flows.extraction.regions import regions_of
-from flows.extraction.samples import Sample, digest_of, reviewed, usable
+from flows.extraction.samples import REMOVED, Sample, digest_of, reviewed, usable
 from flows.runtime.home import Home
 from flows.training.trainings import Training
 from heads.catalogue import get_head
@@ -188,12 +188,13 @@ class StoredSamples:
     @property
     def test(self) -> list[Sample]:
         """The samples to judge by."""
-        return [s for s in self.readable if s.split == "test"]
+        return [s for s in self.readable if s.split == "test" and s.review != REMOVED]
 
     @property
     def known(self) -> list[Sample]:
         """The known defects, to choose by: neither learnt from nor tested."""
-        return [s for s in self.readable if s.split == "val" and s.defective]
+        known = [s for s in self.readable if s.split == "val" and s.defective]
+        return [s for s in known if s.review != REMOVED]
 
     def source(self, samples: Sequence[Sample], *, labelled: bool = False) -> Any:
         """Return a source of these samples, with their masks where `labelled`.

@@ -12,6 +12,7 @@ from flows.runtime.dask import PeakMemory
 from flows.training.data import TrainingData
 from flows.training.evaluation import judge
 from flows.training.found import find_trained
+from flows.training.growing import Grown
 from flows.training.train import Learnt, Work
 from flows.training.trainings import Training
 from heads.contract import Head, Progress
@@ -148,9 +149,9 @@ class JointAgain(Joint):
 
 
 def work_of(training: Training, *, again: bool = False) -> type[Work]:
-    """Return how a training is done: learnt, or joined of what was."""
+    """Return how a training is done: learnt, grown, or joined of what was."""
     if not training.plan.members:
-        return Work
+        return Work if training.grown_from is None else Grown
     return JointAgain if again else Joint
 
 

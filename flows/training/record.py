@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from flows.extraction.samples import UNLEARNT, digest_of
+from flows.extraction.samples import REMOVED, UNLEARNT, digest_of
 from flows.runtime.home import Home
 from flows.training.trainings import Training
 from heads.catalogue import get_head
@@ -47,6 +47,8 @@ MEMBERS = "members.json"
 #: What an image was to a training.
 TRAIN, HELD_OUT, TEST, LEFT_OUT = "train", "held out", "test", "left out"
 VALIDATION = "validation"
+#: How a head was trained: from all images, or from a model and what is new.
+FULL, GROWN = "full", "grown"
 #: Figures of pixels that each kind of defect has by itself, beside AUPIMO.
 PIXELS_BY_KIND = ("aupro", "pixel_ap")
 #: Fields of a head's configuration that have a name of their own, or are told by `layers`.
@@ -143,6 +145,14 @@ def params_of_known(judged: Judgement) -> dict[str, Any]:
     found = {"validation_images": told["images"], "validation_digest": told["digest"]}
     chosen = told["chose"].get("score")
     return {**found, "score_chosen": chosen["rule"]} if chosen else found
+
+
+def params_of_growth(growth: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the parameters that tell whether a head learnt from all images or was grown."""
+    if growth is None:
+        return {"trained": FULL}
+    told = {"grown_from": growth["from"], "growths_since_full": growth["growths"]}
+    return {"trained": GROWN, **told, "images_new": growth["new"], "images_gone": growth["gone"]}
 
 
 def final_figures(figures: dict[str, float]) -> dict[str, float]:
@@ -331,6 +341,8 @@ def samples_of(
         why = ""
         if s not in have:
             role, why = LEFT_OUT, "no stored features"
+        elif s.review == REMOVED:
+            role, why = LEFT_OUT, REMOVED
         elif s.split == "test":
             role = TEST
         elif s.split == "val":

@@ -19,7 +19,7 @@ from features.images.masks import read_mask
 from flows.extraction.regions import regions_of
 from flows.runtime.dask import PeakMemory, WorkerProgress, own_device
 from flows.runtime.home import working_folder
-from flows.training.artifacts import write_artifacts
+from flows.training.artifacts import write_artifacts, write_keepsake
 from flows.training.data import TrainingData
 from flows.training.evaluation import Judgement, judge
 from flows.training.found import find_trained
@@ -34,6 +34,7 @@ from flows.training.record import (
     late_params,
     lineage_of,
     params_of,
+    params_of_growth,
     params_of_known,
     promise,
     samples_of,
@@ -170,6 +171,8 @@ class Learnt:
         Thresholds, scores and metrics.
     members
         Of an ensemble: the models that it joins, JSON-ready.
+    growth
+        Of a head that was grown: from which model, by how many images, JSON-ready.
     """
 
     head: Head
@@ -179,6 +182,7 @@ class Learnt:
     peak_mb: float
     judged: Judgement
     members: tuple[dict[str, Any], ...] = ()
+    growth: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,7 @@ def _trained(
             run.log_json(list(learnt.members), MEMBERS)
             run.log_params({"members": ", ".join(_named(one) for one in learnt.members)})
         run.log_params(late_params(training, learnt.figures, apart, device))
-        run.log_params(params_of_known(judged))
+        run.log_params(params_of_known(judged) | params_of_growth(learnt.growth))
         run.finish(
             metrics={**judged.metrics, **final_figures(learnt.figures)},
             seconds=learnt.seconds,
@@ -293,9 +297,12 @@ def _trained(
             chosen_by_known_defects=judged.known.in_words() if judged.known else "",
         )
         known = judged.known.record() if judged.known else None
-        run.log_json(lineage_of(training, data, device) | {"validation": known}, LINEAGE)
+        more = {"validation": known, "growth": learnt.growth}
+        run.log_json(lineage_of(training, data, device) | more, LINEAGE)
         run.log_table(samples_of(data, train, held_out, apart, judged.held_scores), SAMPLES)
         write_artifacts(data, run, judged, apart)
+        if apart is not None:  # else it is never grown
+            write_keepsake(data, run, learnt.head)
         version = register(training, run, learnt.head, judged, key)
     # Retention must never remove what a registered model was trained on.
     label = f"model-{plan.head}-v{version}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,42 @@ HELD_OUT = {IMAGE: 0.1, PAIR: 0.2}
 
 
 @dataclass(frozen=True)
+class GrownFrom:
+    """The model that a training grows, instead of learning from all images anew.
+
+    Parameters
+    ----------
+    model, version
+        ``SET.HEAD`` and its number.
+    uri
+        Where MLflow has it.
+    run_id
+        Of its training, which kept what it takes to grow.
+    snapshot
+        That it was trained at.
+    growths
+        How many growths there are since the last full training, this one counted.
+    share
+        Of the epochs of a full training, where the head learns by steps; else 0.
+    """
+
+    model: str
+    version: str
+    uri: str
+    run_id: str
+    snapshot: str
+    growths: int
+    share: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.model} version {self.version}"
+
+    def seen(self, seen: str) -> str:
+        """Return the digest of what a grown head has seen, beside samples of the digest `seen`."""
+        return digest([seen, "grown from", self.run_id, self.share])
+
+
+@dataclass(frozen=True)
 class Request:
     """What a Prefect flow is asked, settled before it begins: plain data, JSON-ready.
 
@@ -45,6 +82,8 @@ class Request:
         Train only on images that had arrived by then, nanoseconds UTC.
     already_read
         Files that were read to settle it, for the extraction's report.
+    grown
+        By head what it grows from; the others are trained in full.
     """
 
     settings: Settings
@@ -53,6 +92,7 @@ class Request:
     at: Version | None = None
     known_by: int | None = None
     already_read: int = 0
+    grown: Mapping[str, GrownFrom] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping; `from_json` reads it back."""
@@ -87,6 +127,7 @@ class Request:
                 options=own(head),
                 known_by=self.known_by,
                 seeded=seeded,
+                grown_from=self.grown.get(head.head),
             )
             for head in self.plan.heads
         ]
@@ -118,6 +159,8 @@ class Training:
         Torch threads.
     seeded
         Whether it is one of several that differ by their seed.
+    grown_from
+        The model that it grows; None where it learns from all images.
     """
 
     plan: HeadPlan
@@ -131,6 +174,7 @@ class Training:
     parent_run: str | None = None
     threads: int = 1
     seeded: bool = False
+    grown_from: GrownFrom | None = None
 
     @property
     def folds(self) -> int:
@@ -144,8 +188,11 @@ class Training:
 
     @property
     def own_folds(self) -> int:
-        """How many of them take a training: none of an ensemble, whose members have theirs."""
-        return 0 if self.plan.members else self.folds
+        """How many of them take a training.
+
+        None of an ensemble, whose members have theirs, or of what grows: it has its model's.
+        """
+        return 0 if self.plan.members or self.grown_from else self.folds
 
     @property
     def members(self) -> list[Training]:
@@ -167,6 +214,8 @@ class Training:
         """Return the idempotency key, of samples whose digest is `seen`."""
         left_out = _NO_MATTER if self.folds else (*_NO_MATTER, *_FOLDS)
         matter = {k: v for k, v in self.options_json.items() if k not in left_out}
+        if self.grown_from is not None:
+            seen = self.grown_from.seen(seen)
         return training_key(self.plan, seen, matter)
 
     @property
@@ -191,6 +240,7 @@ class Training:
             "epochs": self.options.epochs,
             "device": self.options.device,
             "config": {k: v for k, v in plan.config.items() if k != "seed"},
+            **({"grown": True} if self.grown_from else {}),
         }
         return digest(told)
 

@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from flows.extraction.plan import JobPlan
     from flows.runtime.console import Reporter
     from flows.runtime.settings import Settings
-    from flows.training.trainings import Training
+    from flows.training.trainings import GrownFrom, Training
 
 #: A run measures nothing for fewer images: they take seconds.
 WORTH_MEASURING = 200
@@ -212,6 +212,7 @@ def forecast(
     rehash: bool = False,
     beside: Home | None = None,
     measure_from: int = WORTH_MEASURING,
+    grown: Mapping[str, GrownFrom] | None = None,
 ) -> Forecast:
     """Return what a run of `plan` is going to do.
 
@@ -227,6 +228,8 @@ def forecast(
         Instead of `home`: where is noted what files were read.
     measure_from
         As of `extraction_ahead`.
+    grown
+        As of `Request`.
 
     Raises
     ------
@@ -244,7 +247,8 @@ def forecast(
     normal = sum(
         s.split == "train" and not s.defective and s.review not in UNLEARNT for s in samples
     )
-    trainings = _trainings(settings, home, plan, samples, found.pairs is not None)
+    asked = Request(settings, home, plan, grown=grown or {})
+    trainings = _trainings(asked, samples, found.pairs is not None)
     if unknown := [x.head for x in trainings if not x.model and x.seconds is None]:
         looked.notes.append(
             f"how long a fit of {', '.join(unknown)} takes is not known before the first on this "
@@ -279,6 +283,8 @@ def _shadow(home: Home, image_set: str) -> Iterator[Home]:
         if card := home.card(image_set):
             beside.write_card(image_set, card)
             copy_own(home, beside, image_set)
+        if reviews := home.reviews(image_set):
+            beside.add_reviews(image_set, reviews)
         if home.file_cache.exists():
             # A cache that cannot be copied is one that remembers nothing.
             with contextlib.suppress(sqlite3.Error, OSError):
@@ -293,16 +299,14 @@ def _samples(found: Found) -> Sequence[Sample]:
     return [Sample.of(row, found.root, found.groups.get(row.sha256, "")) for row in rows]
 
 
-def _trainings(
-    settings: Settings, home: Home, plan: JobPlan, samples: Sequence[Sample], pairs: bool
-) -> list[TrainingAhead]:
+def _trainings(asked: Request, samples: Sequence[Sample], pairs: bool) -> list[TrainingAhead]:
     at = Version(("", ""), pairs="to come") if pairs else Version(("",))
-    registry, seen = Registry(home.root, home.tracking_url), digest_of(samples)
-    asked = Request(settings, home, plan).trainings(at)
+    home, seen = asked.home, digest_of(samples)
+    registry, trainings = Registry(home.root, home.tracking_url), asked.trainings(at)
     known = sum(s.split == "val" for s in samples)
-    for one in asked:
+    for one in trainings:
         check_known(one, known, pairs=pairs)
-    return [_training(registry, one, seen, samples) for one in asked]
+    return [_training(registry, one, seen, samples) for one in trainings]
 
 
 def _training(

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.extraction.samples import ACCEPTED, HELD, REJECTED
+from flows.extraction.samples import ACCEPTED, HELD, REJECTED, REMOVED
 from flows.runtime.home import Home
 from flows.training.artifacts import ODD
 from heads.judging.odd import standing_out
 from headwater.errors import DataError, ModelError
 from storage.registry.registry import Registry
+from storage.store.feature_store import FeatureStore
 
 #: Normals with a p-value up to this are worth a look.
 WORTH_A_LOOK = 0.05
@@ -86,7 +87,7 @@ def odd_normals(
     order = sorted(
         found.values(),
         key=lambda r: (
-            r.get("said") in (ACCEPTED, REJECTED),
+            r.get("said") in (ACCEPTED, REJECTED, REMOVED),
             r.get("said") != HELD,
             not r["stands_out"],
             r["p_value"] or 0,
@@ -140,6 +141,12 @@ def settle(
                     remedy=f"headwater review {image_set} --json names them",
                 )
             (row,) = fit
+            if row.get("said") == REMOVED:
+                raise DataError(
+                    f"{name}: was removed from {image_set}",
+                    expected="an image of the set",
+                    remedy=f"headwater remove {image_set} IMAGE --undo takes it in again",
+                )
             if said.get(row["sha256"], {}).get("said", word) != word:
                 raise DataError(f"{name}: accepted and rejected", expected="one of them")
             said[row["sha256"]] = {
@@ -147,6 +154,101 @@ def settle(
             }  # fmt: skip
     home.add_reviews(image_set, said)
     return said
+
+
+def remove(
+    home: Home, image_set: str, images: Sequence[str], *, why: str = "", who: str | None = None
+) -> list[dict[str, Any]]:
+    """Take images out of a set: nothing learns from them or is tested by them any more.
+
+    Their files may stay where they are. Their rows leave the store at the next extraction.
+
+    Parameters
+    ----------
+    images
+        The end of a path, a path, or the beginning of a hash of at least 8 digits.
+    why
+        Kept with it.
+    who
+        Says so; by default the user of this process.
+
+    Returns
+    -------
+    list
+        A row an image: ``sha256``, ``path``, ``split``, ``kind``.
+
+    Raises
+    ------
+    DataError
+        For a set of pairs; for a name that no image of the set has, or several have.
+    """
+    if home.card(image_set).get("pairs"):
+        raise DataError(
+            f"remove from {image_set}: a set of pairs",
+            expected="a set of single images",
+            remedy=f"headwater review {image_set} --reject PAIR keeps one from being learnt from",
+        )
+    store, known = FeatureStore.open(home.store, image_set, create=False), home.reviews(image_set)
+    rows = [
+        {"sha256": r.sha256, "path": r.path, "split": r.split, "kind": r.kind}
+        for r in store.table().images()
+        if known.get(r.sha256, {}).get("said") != REMOVED
+    ]
+    chosen = _chosen(home, image_set, rows, images, "that are in it")
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    about = {"said": REMOVED, "who": who or getpass.getuser(), "when": when, "why": why}
+    said: dict[str, dict[str, Any]] = {}
+    for row in chosen:
+        before = {"before": known[row["sha256"]]} if row["sha256"] in known else {}
+        said[row["sha256"]] = {**about, "path": row["path"], **before}
+    home.add_reviews(image_set, said)
+    return chosen
+
+
+def take_back(home: Home, image_set: str, images: Sequence[str]) -> list[dict[str, Any]]:
+    """Take removed images in again, as what they were; what was said of them before holds again.
+
+    A file that is still there is in the store from the next extraction on, and a retraining's guard
+    looks at it as at a new one where the model in service does not know it.
+
+    Raises
+    ------
+    DataError
+        For a name that no removed image has, or several have.
+    """
+    known = home.reviews(image_set)
+    rows = [
+        {"sha256": sha, "path": said["path"]}
+        for sha, said in known.items()
+        if said["said"] == REMOVED
+    ]
+    chosen = _chosen(home, image_set, rows, images, "that were removed from it")
+    back: dict[str, Any] = {r["sha256"]: known[r["sha256"]].get("before", {}) for r in chosen}
+    home.add_reviews(image_set, back)
+    return chosen
+
+
+def _chosen(
+    home: Home,
+    image_set: str,
+    rows: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    which: str,
+) -> list[dict[str, Any]]:
+    """Return the rows that names mean, each once; `DataError` where one does not mean one."""
+    root, found = Path(home.card(image_set).get("root", "")), {}
+    for name in names:
+        path = Path(name)
+        inside = path.is_absolute() and path.is_relative_to(root)
+        fit = [row for row in rows if _is(row, str(path.relative_to(root)) if inside else name)]
+        if len(fit) != 1:
+            raise DataError(
+                f"{name}: {len(fit)} of the images of {image_set} {which}",
+                expected="the end of one path, or the beginning of its hash",
+                remedy=f"headwater lineage {image_set}.HEAD --images lists what a model knows",
+            )
+        found[fit[0]["sha256"]] = fit[0]
+    return list(found.values())
 
 
 def _name(row: Mapping[str, Any]) -> str:

@@ -18,8 +18,9 @@ from heads.judging.scores import log_likelihood
 from heads.looking import only, places
 from heads.parts.elementary import Standardise, channel_statistics
 from heads.parts.seeds import draw_channels
+from heads.training.growing import GrowingHead, Growth, fewer_epochs
 from heads.training.trainer import Schedule, adam, train_module
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, GrowthError
 
 
 def check_channels(channels: int) -> None:
@@ -153,7 +154,7 @@ class DensityConfig(RuledConfig):
         return None if size is None else (int(size), int(size))
 
 
-class DensityHead(RuledHead, FlowHead):
+class DensityHead(RuledHead, FlowHead, GrowingHead):
     """Base of flow heads that learn by the likelihood of normal maps.
 
     A subclass gives `latent_of`, `standards` and `as_published` and, where it differs from Adam at
@@ -162,6 +163,7 @@ class DensityHead(RuledHead, FlowHead):
 
     Config: ClassVar[type[HeadConfig]] = DensityConfig
     config: DensityConfig
+    keeps = False
 
     def settle(self) -> None:
         """Lay the weights out channels-last; called when a subclass is built.
@@ -222,18 +224,42 @@ class DensityHead(RuledHead, FlowHead):
             for i, (part, moments) in enumerate(zip(self.standards(), statistics, strict=True)):
                 mean, std = (self.of_drawn(i, m) for m in moments)
                 part.set(*self.standard(mean, std))
+        return self.learn_more(training, self.config.epochs)
+
+    def learn_more(
+        self, training: Training, epochs: int, since: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
+        """Learn from the weights that are there on; `since` tells a checkpoint what these are."""
         return train_module(
             self,
             self.loss,
             training.train,
             training.held_out,
             optimizer=self.optimizer,
-            epochs=self.config.epochs,
+            epochs=epochs,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             options=training.options,
             progress=training.progress,
             schedule=self.schedule(),
             clip_norm=self.config.clip_norm,
-            identity=self.identity(),
+            identity=self.identity() | (dict(since) if since else {}),
         ).figures()
+
+    def grown(self, growth: Growth) -> dict[str, float]:
+        """Go on from the weights that were learnt, with all images and a share of the epochs.
+
+        Standardising stays as it was: another one would be another head to go on from.
+        """
+        if len(growth.gone):
+            raise GrowthError(
+                f"{self.name}: what it has learnt of an image cannot be taken out of its weights",
+                remedy="train it in full",
+            )
+        options = growth.options
+        epochs = fewer_epochs(options.epochs or self.config.epochs, growth.share)
+        options = dataclasses.replace(options, epochs=None)
+        # Nothing is gone: an empty source of the right shapes.
+        training = Training(growth.train, growth.gone, options, growth.progress)
+        weights = [float(p.detach().double().abs().sum()) for p in self.parameters()]
+        return self.learn_more(training, epochs, {"since": weights})

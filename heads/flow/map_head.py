@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +105,11 @@ class MapFlowHead(DensityHead):
         """Return the learning rate: a linear warm-up, then constant."""
         return Schedule(warmup=self.config.warmup_epochs)
 
-    def learn(self, training: Training) -> dict[str, float]:
+    def learn_more(
+        self, training: Training, epochs: int, since: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
         """Learn the density of normal features; fix the normalisers on held-out normals."""
-        figures = super().learn(training)
+        figures = super().learn_more(training, epochs, since)
         if not self.published:
             return figures
         source = training.held_out if len(training.held_out) else training.train

@@ -116,16 +116,66 @@ def k_center(
     if not 1 <= count <= total:
         raise ConfigError(f"coreset of {count} vectors", expected=f"1 to {total}")
     start = int(torch.randint(total, (1,), generator=torch.Generator().manual_seed(seed)))
+    return _greedy(features, count, [start], 0.0, block, progress)
+
+
+def cover(
+    features: Tensor,
+    chosen: int,
+    radius: float,
+    *,
+    block: int = 2048,
+    progress: Callable[[int, int], None] | None = None,
+) -> Coreset:
+    """Go on choosing by greedy k-center until all vectors are covered.
+
+    Parameters
+    ----------
+    features
+        ``[n, d]`` as of `k_center`, the ones chosen before first.
+    chosen
+        How many these are, at least one.
+    radius
+        No vector may lie farther from its nearest chosen one.
+    block, progress
+        As of `k_center`; what is told is how many are chosen of how many there are.
+
+    Returns
+    -------
+    Coreset
+        Its indices are those of all chosen, the ones of before first; its radius is at least that
+        of the vectors, and not above the one asked for.
+
+    Examples
+    --------
+    >>> points = torch.tensor([[0.0], [5.0], [0.1], [9.0], [9.2]])
+    >>> found = cover(points, 2, 0.2)
+    >>> found.indices.tolist(), round(found.radius, 4)
+    ([0, 1, 4], 0.2)
+    """
+    if not 1 <= chosen <= len(features):
+        raise ConfigError(f"{chosen} vectors chosen before", expected=f"1 to {len(features)}")
+    return _greedy(features, len(features), list(range(chosen)), radius, block, progress)
+
+
+def _greedy(
+    features: Tensor,
+    count: int,
+    chosen: list[int],
+    enough: float,
+    block: int,
+    progress: Callable[[int, int], None] | None,
+) -> Coreset:
     threads = torch.get_num_threads() if features.device.type == "cpu" else 1
     with torch.no_grad(), running(torch.device("cpu"), 1), ThreadPoolExecutor(threads) as pool:
-        return _Greedy(features, count, start, block, pool, threads).run(progress)
+        return _Greedy(features, count, chosen, enough, block, pool, threads).run(progress)
 
 
 class _Greedy:
     """State of one selection; all distances are squared.
 
-    Vectors are shifted so that the start is the origin: then the norms in |a|² + |b|² − 2ab are
-    distances of the data itself and the difference loses no more digits than it must.
+    Vectors are shifted so that the first chosen is the origin: then the norms in |a|² + |b|² − 2ab
+    are distances of the data itself and the difference loses no more digits than it must.
 
     A block's rows are shared out among plain threads, each of which computes alone: choosing within
     a block is a sequence of tiny operations, and threads that meet after each of them lose
@@ -137,25 +187,31 @@ class _Greedy:
         self,
         features: Tensor,
         count: int,
-        start: int,
+        chosen: list[int],
+        enough: float,
         block: int,
         pool: ThreadPoolExecutor,
         threads: int,
     ) -> None:
-        self.features, self.count, self.start = features, count, start
+        self.features, self.count, self.enough = features, count, enough**2
         self.pool, self.threads = pool, threads
         self.block = min(block, len(features))
         device, total, dim = features.device, len(features), features.shape[1]
-        self.origin = features[start].float()
+        self.origin = features[chosen[0]].float()
         self.norms = torch.empty(total, device=device)
         for i in range(0, total, 16384):
             self.norms[i : i + 16384] = self.rows(slice(i, i + 16384)).square().sum(1)
-        self.bounds = self.norms.clone()  # the start is the origin
+        self.bounds = self.norms.clone()  # the first chosen is the origin
         self.seen = torch.ones(total, dtype=torch.int32, device=device)
-        self.centres = torch.zeros(count, dim, device=device)
-        self.centre_norms = torch.zeros(count, device=device)
-        self.chosen = [start]
-        self.bounds[start] = -1.0
+        # Of those that go on, most need few more: room for them is made as they come.
+        room = count if len(chosen) == 1 else min(count, 2 * len(chosen))
+        self.centres = torch.zeros(room, dim, device=device)
+        self.centre_norms = torch.zeros(room, device=device)
+        self.chosen = list(chosen)
+        given = torch.tensor(chosen, device=device)
+        self.centres[: len(chosen)] = self.rows(given)
+        self.centre_norms[: len(chosen)] = self.norms[given]
+        self.bounds[given] = -1.0
 
     def rows(self, index: Tensor | slice) -> Tensor:
         """Return shifted float32 vectors."""
@@ -185,8 +241,8 @@ class _Greedy:
             value, at = (x.item() for x in exact.max(0))
             at = int(at)
             index = int(members[at])
-            if value <= 0 and rival <= 0:
-                radius = 0.0
+            if value <= self.enough and rival <= self.enough:
+                radius = max(value, rival, 0.0)
                 break
             if value < rival or (value == rival and rival_index < index):
                 break  # someone outside may be farther
@@ -197,6 +253,7 @@ class _Greedy:
                 radius = value
                 break
             number = len(self.chosen)
+            self.make_room(number)
             self.centres[number], self.centre_norms[number] = vectors[at], norms[at]
             self.chosen.append(index)
             distance = torch.addmv(norms, twice, vectors[at]).add_(norms[at])
@@ -205,6 +262,16 @@ class _Greedy:
         self.bounds[members] = exact
         self.seen[members] = len(self.chosen)
         return radius
+
+    def make_room(self, number: int) -> None:
+        """See that there is a place for centre `number`."""
+        if number < len(self.centres):
+            return
+        more = min(self.count, 2 * number) - number
+        self.centres = torch.cat(
+            (self.centres, self.centres.new_zeros(more, self.centres.shape[1]))
+        )
+        self.centre_norms = torch.cat((self.centre_norms, self.centre_norms.new_zeros(more)))
 
     def candidates(self) -> tuple[Tensor, float, int]:
         """Return the rows with the largest bounds, ascending, and the best ``(bound, row)`` left.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,20 +16,15 @@ from headwater.errors import NotFittedError
 _CHUNK = 4096
 
 
-def collect_vectors(
-    source: FeatureSource, layer: str, progress: Callable[[int, int], None] | None = None
-) -> Tensor:
-    """Return the vectors of all positions of all plain images, ``[n * H * W, C]``.
+def vectors_in(source: FeatureSource, layer: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the vectors of some plain images at a time, ``[n, C]`` float32, and whose they are.
 
-    Positions that are not looked at and rows that are views are left out. The result is float16
-    where that loses nothing (features stored in float16), else float32; it is the one large thing
-    that is held.
+    Positions that are not looked at and rows that are views are left out. The second is ``[n]``
+    int32, the number of each vector's image among the plain ones.
     """
     channels, height, width = source.shapes[layer]
     plain = [i for i, view in enumerate(source.views) if view == 0]
-    places = height * width
-    out = torch.empty(len(plain) * places, channels, dtype=torch.float16)
-    done = filled = 0
+    done = 0
     for low in range(0, len(source), 16):
         keep = [i - low for i in plain[done:] if i < low + 16]
         if not keep:
@@ -39,15 +34,44 @@ def collect_vectors(
         rows = torch.tensor([low + k for k in keep])
         check_finite({layer: maps, "_rows": rows}, "reading features", source.ids)
         vectors = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+        numbers = torch.arange(done, done + len(keep), dtype=torch.int32)
+        owners = numbers.repeat_interleave(height * width)
         if LOOKED in batch:
-            vectors = vectors[positions(batch[LOOKED][keep], (height, width)).flatten()]
+            seen = positions(batch[LOOKED][keep], (height, width)).flatten()
+            vectors, owners = vectors[seen], owners[seen]
+        done += len(keep)
+        yield vectors, owners
+
+
+def collect_owned(
+    source: FeatureSource, layer: str, progress: Callable[[int, int], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the vectors of all positions of all plain images, ``[n, C]``, and whose they are.
+
+    As of `vectors_in`. The first is float16 where that loses nothing (features stored in float16),
+    else float32; it is the one large thing that is held.
+    """
+    channels, height, width = source.shapes[layer]
+    plain = sum(view == 0 for view in source.views)
+    out = torch.empty(plain * height * width, channels, dtype=torch.float16)
+    whose = torch.empty(len(out), dtype=torch.int32)
+    filled = 0
+    for vectors, owners in vectors_in(source, layer):
         if out.dtype == torch.float16 and not torch.equal(vectors.half().float(), vectors):
             out = out.float()
-        out[filled : filled + len(vectors)] = vectors.to(out.dtype)
-        filled, done = filled + len(vectors), done + len(keep)
-        if progress is not None:
-            progress(done, len(plain))
-    return out[:filled]
+        to = slice(filled, filled + len(vectors))
+        out[to], whose[to] = vectors.to(out.dtype), owners
+        filled += len(vectors)
+        if progress is not None and len(owners):
+            progress(int(owners[-1]) + 1, plain)
+    return out[:filled], whose[:filled]
+
+
+def collect_vectors(
+    source: FeatureSource, layer: str, progress: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """Return the vectors of all positions of all plain images, as of `collect_owned`."""
+    return collect_owned(source, layer, progress)[0]
 
 
 class Growing(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +14,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from heads.contract import (
+    FeatureSource,
     HeadConfig,
+    Progress,
     Reference,
     Scores,
     Shapes,
@@ -24,12 +26,17 @@ from heads.contract import (
     register,
 )
 from heads.gallery.gallery_head import OneMapConfig, OneMapHead, nearest_stages
+from heads.gallery.moments import Moments, packed, unpacked
 from heads.judging.rules import together
 from heads.looking import LOOKED, largest, positions
 from heads.parts.seeds import draw_channels
 from heads.training.arithmetic import device_of, running
-from headwater.errors import ConfigError, DataError
+from heads.training.growing import GrowingHead, Growth
+from headwater.errors import ConfigError, DataError, GrowthError
 from headwater.spec import BackboneInfo, LayerSpec, Needs
+
+#: What it keeps to grow.
+_KEPT = ("count", "mean", "high", "low")
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,13 @@ class PaDiMConfig(OneMapConfig):
 
 
 @register
-class PaDiM(OneMapHead):
+class PaDiM(OneMapHead, GrowingHead):
     """Mahalanobis distance of every position to that position's normal features.
 
     Defard et al., "PaDiM: a Patch Distribution Modeling Framework" (2021).
+
+    To grow it keeps each position's count, mean and sum of products: the factor that it scores by
+    is the inverse of what these give, rounded.
     """
 
     name = "padim"
@@ -79,6 +89,7 @@ class PaDiM(OneMapHead):
     reference = Reference("wide_resnet50_2", 224, {"layer1+layer2+layer3": (1792, 56, 56)})
     presets = {"small": {"channels": 50}}
     by_position = True
+    grows_exactly = True
 
     #: Positions worked on at a time on a processor: what they take stays in its caches.
     block: ClassVar[int] = 64
@@ -95,6 +106,7 @@ class PaDiM(OneMapHead):
         # lower triangular, the inverse of the covariance's Cholesky factor
         self.register_buffer("factor", torch.zeros(places, kept, kept))
         self.register_buffer("fitted", torch.tensor(False))
+        self._kept: dict[str, Tensor] = {}
 
     @classmethod
     def needs(cls, config: HeadConfig, backbone: BackboneInfo, resize: Size) -> Needs:
@@ -121,24 +133,78 @@ class PaDiM(OneMapHead):
         The drawn channels of all images are held in float16 (or float32 where that would lose
         something); covariances are made and factorized a block of positions at a time.
         """
-        device = device_of(training.options.device)
-        with running(device, training.options.threads), torch.no_grad():
-            self.to(device)
-            rows, seen = self._collect(training)
-            count, places, kept = rows.shape
-            threads = torch.get_num_threads() if device.type == "cpu" else 1
-            # the covariance, its factor and the inverse: three float64 matrices a position
-            step = max(1, self.config.memory * 2**20 // (threads * 3 * 8 * kept * kept))
-            if device.type == "cpu":
-                step = min(step, self.block)
-            blocks = [slice(low, min(low + step, places)) for low in range(0, places, step)]
-            # Plain threads, each alone with a block: sharing out small matrices costs more.
-            with running(torch.device("cpu"), 1), ThreadPoolExecutor(threads) as pool:
-                for block in pool.map(lambda b: self._settle(rows, b, seen), blocks):
-                    training.progress.step(block.stop, places, "Gaussians")
-            if seen is not None:
-                self._lend(seen.sum(0))
-        return {"images": float(count)}
+        options = training.options
+        with running(device_of(options.device), options.threads), torch.no_grad():
+            self.to(device_of(options.device))
+            rows, seen = self._collect(training.train, training.progress)
+
+            def work(block: slice) -> slice:
+                return self._settle(self._moments(rows, seen, block), block)
+
+            self._in_blocks(work, training.progress)
+        return {"images": float(len(rows))}
+
+    def keepsake(self) -> dict[str, Tensor]:
+        """Return each position's ``count`` [P], ``mean`` [P, C] and, `packed`, its products."""
+        return self._kept
+
+    def grown(self, growth: Growth) -> dict[str, float]:
+        """Join the moments of new images, take out those of images that are gone."""
+        kept, options = dict(growth.kept), growth.options
+        sizes = {k: tuple(v.shape) for k, v in kept.items()}
+        places, count = self.mean.shape
+        if sizes.get("mean") != (places, count) or sizes.keys() != {*_KEPT}:
+            raise GrowthError(
+                f"{self.name}: what its training kept does not fit it",
+                expected=f"moments of {count} channels at {places} positions",
+                remedy="train it in full",
+            )
+        with running(device_of(options.device), options.threads), torch.no_grad():
+            self.to(device_of(options.device))
+            change = [
+                (sign, *self._collect(source, growth.progress))
+                for sign, source in ((1, growth.new), (-1, growth.gone))
+                if len(source)
+            ]
+
+            def work(block: slice) -> slice:
+                products = unpacked(kept["high"][block], kept["low"][block])
+                found = Moments(kept["count"][block], kept["mean"][block], products)
+                for sign, rows, seen in change:
+                    found = found.joined(self._moments(rows, seen, block).cpu(), sign)
+                return self._settle(found, block)
+
+            try:
+                self._in_blocks(work, growth.progress)
+            except torch.linalg.LinAlgError as error:
+                raise GrowthError(
+                    f"{self.name}: what is left has no covariance", remedy="train it in full"
+                ) from error
+        return {"images": float(self._kept["count"].max())}
+
+    def _in_blocks(self, work: Callable[[slice], slice], progress: Progress) -> None:
+        """Settle all positions, a block at a time; `work` is what is done for one."""
+        device, (places, kept) = self.mean.device, self.mean.shape
+        triangle = kept * (kept + 1) // 2
+        self._kept = {
+            "count": torch.zeros(places, dtype=torch.float64),
+            "mean": torch.zeros(places, kept, dtype=torch.float64),
+            "high": torch.zeros(places, triangle),
+            "low": torch.zeros(places, triangle, dtype=torch.int8),
+        }
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        # the covariance, its factor and the inverse: three float64 matrices a position
+        step = max(1, self.config.memory * 2**20 // (threads * 3 * 8 * kept * kept))
+        if device.type == "cpu":
+            step = min(step, self.block)
+        blocks = [slice(low, min(low + step, places)) for low in range(0, places, step)]
+        # Plain threads, each alone with a block: sharing out small matrices costs more.
+        with running(torch.device("cpu"), 1), ThreadPoolExecutor(threads) as pool:
+            for block in pool.map(work, blocks):
+                progress.step(block.stop, places, "Gaussians")
+        counts = self._kept["count"]
+        if bool((counts != counts.max()).any()):
+            self._lend(counts)
 
     @torch.no_grad()
     def left_out(self, training: Training, folds: Sequence[int]) -> Scores:
@@ -158,7 +224,7 @@ class PaDiM(OneMapHead):
         device = device_of(training.options.device)
         with running(device, training.options.threads):
             self.to(device)
-            rows, _ = self._collect(training)
+            rows, _ = self._collect(training.train, training.progress)
             members = [np.flatnonzero(np.asarray(folds) == fold) for fold in sorted(set(folds))]
             sizes = {len(m): np.stack([x for x in members if len(x) == len(m)]) for m in members}
             far = torch.empty(len(rows), rows.shape[1])
@@ -211,26 +277,34 @@ class PaDiM(OneMapHead):
         return (y.square().sum(3) + more).sqrt().reshape(places, -1)
 
     @torch.no_grad()
-    def _settle(self, rows: Tensor, block: slice, seen: Tensor | None = None) -> slice:
-        """Set mean and factor of a block of positions; return the block.
+    def _moments(self, rows: Tensor, seen: Tensor | None, block: slice) -> Moments:
+        """Return the moments of images ``[N, H * W, C]`` at a block of positions.
 
-        From the images that are looked at there, `seen` ``[N, H * W]``, from all without it.
+        Of the images that are looked at there, `seen` ``[N, H * W]``; of all without it.
         """
         x = rows[:, block].transpose(0, 1).contiguous().to(self.mean.device).double()
-        eye = torch.eye(x.shape[2], dtype=torch.float64, device=x.device)
         if seen is None:
+            count = torch.full(x.shape[:1], float(len(rows)), dtype=x.dtype, device=x.device)
             mean = x.mean(1, keepdim=True)
             x -= mean
-            share = 1 / max(1, x.shape[1] - 1)
-            covariance = torch.baddbmm(eye, x.mT, x, beta=self.config.ridge, alpha=share)
         else:
             own = seen[:, block].T[..., None].to(x)
-            count = own.sum(1, keepdim=True)
-            mean = (x * own).sum(1, keepdim=True) / count.clamp_min(1)
+            count = own.sum((1, 2))
+            mean = (x * own).sum(1, keepdim=True) / count.clamp_min(1)[:, None, None]
             x = (x - mean) * own
-            covariance = self.config.ridge * eye + x.mT @ x / (count - 1).clamp_min(1)
-        lower = torch.linalg.cholesky(covariance)
-        self.mean[block] = mean[:, 0].float()
+        return Moments(count, mean[:, 0], x.mT @ x)
+
+    @torch.no_grad()
+    def _settle(self, found: Moments, block: slice) -> slice:
+        """Set mean and factor of a block of positions, and keep their moments; return the block."""
+        kept = self._kept
+        kept["count"][block], kept["mean"][block] = found.number.cpu(), found.mean.cpu()
+        kept["high"][block], kept["low"][block] = packed(found.products.cpu())
+        own = found.products.to(self.mean.device)
+        eye = torch.eye(own.shape[2], dtype=own.dtype, device=own.device)
+        free = (found.number - 1).clamp_min(1).to(own)[:, None, None]
+        lower = torch.linalg.cholesky(self.config.ridge * eye + own / free)
+        self.mean[block] = found.mean.float()
         self.factor[block] = torch.linalg.solve_triangular(
             lower, eye.expand_as(lower), upper=False
         ).float()
@@ -250,12 +324,11 @@ class PaDiM(OneMapHead):
         for buffer in (self.mean, self.factor):
             buffer.copy_(buffer[source.to(buffer.device)])
 
-    def _collect(self, training: Training) -> tuple[Tensor, Tensor | None]:
+    def _collect(self, train: FeatureSource, progress: Progress) -> tuple[Tensor, Tensor | None]:
         """Return the drawn channels of all plain images, ``[N, H * W, kept]``.
 
         And which of their positions are looked at, ``[N, H * W]`` bool; None where all are.
         """
-        train = training.train
         plain = [i for i, view in enumerate(train.views) if view == 0]
         if not plain:
             raise DataError("padim: no normal images to learn from", remedy="add normal images")
@@ -271,7 +344,7 @@ class PaDiM(OneMapHead):
             if out.dtype == torch.float16 and not torch.equal(vectors.half().float(), vectors):
                 out = out.float()
             out[number] = vectors
-            training.progress.step(number + 1, len(plain), "reading features")
+            progress.step(number + 1, len(plain), "reading features")
         return out, None if bool(seen.all()) else seen
 
     def scored_alone(self, one: Tensor) -> Scores:

@@ -127,6 +127,11 @@ class PairFlow(PairHead, FastFlow):
                 maps[i] = x + only(self.config.noise * std * noise)
         return {"nll": nll_per_dimension(*self.latent_of(maps))}
 
+    @staticmethod
+    def why_not(config: HeadConfig) -> str:
+        """Return why it cannot grow."""
+        return "a head over pairs is trained in full"
+
     def learn(self, training: Training) -> dict[str, float]:
         """Learn the density of normal pairs' differences."""
         train, held_out = (DifferenceSource(pairs, self.config.root) for pairs in training[:2])

@@ -143,6 +143,7 @@ TINY: dict[str, Tiny] = {
         "ratio": 0.2, "limit": 5, "projection": 2, "sigma": 0.0,
     }),
     "padim": Tiny({"channels": 5}, {"m": (7, 4, 3)}, switches={"ridge": 1.0, "sigma": 0.0}),
+    "subspace": Tiny({}, {"m": (7, 4, 3)}, switches={"variance": 0.5, "sigma": 0.5}),
     "f2r": Tiny(
         # gamma 1: at the paper's 0.001 the other losses may cost likelihood
         {

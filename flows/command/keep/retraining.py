@@ -61,6 +61,8 @@ def retrain(
             f"headwater review {image_set} --accept IMAGE, or --reject IMAGE",
             markup=False,
         )
+    for head, how in done.trained.items():
+        out.print(f"{head}: trained {how}", markup=False)
     for one in done.judged:
         verdict = "may go in service" if one.passed else "may not go in service"
         against = f" against {one.champion}" if one.champion else ""

@@ -86,6 +86,7 @@ def _show(found: Mapping[str, Any]) -> None:
         "machine": ", ".join((found["machine"] or {}).values()),
         "before it": ", ".join(f"{alias} was version {version}" for alias, version in before),
         "reproduces": found["parents"]["reproduces"],
+        "grown from": found["parents"].get("grown_from"),
         "joins": ", ".join(
             f"{one['model']} version {one['version']}"
             for one in found["parents"].get("members", ())

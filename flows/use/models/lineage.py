@@ -28,6 +28,7 @@ from headwater.errors import DataError, HeadwaterError, ModelError
 from storage.registry.aliases import ChampionGoneError
 from storage.registry.names import as_used
 from storage.registry.registry import Registry
+from storage.registry.service.in_service import InService
 from storage.store.feature_store import FeatureStore
 
 #: Columns of an image's digests: of an image, of a pair.
@@ -121,6 +122,7 @@ def lineage(home: Home, model: str) -> dict[str, Any]:
         "parents": {
             "before": json.loads(tags.get("headwater.before", "null")),
             "reproduces": tags.get("reproduces"),
+            **({"grown_from": grown["from"]} if (grown := kept.get("growth")) else {}),
             **({"members": joined} if joined else {}),
         },
         "notes": notes,
@@ -159,6 +161,36 @@ def _of_snapshot(home: Home, image_set: str, tags: Mapping[str, str]) -> list[di
         key = "key" if s.is_pair else "path"
         made.append({key: s.key, **digests, "split": s.split, "kind": s.kind, "role": role})
     return made
+
+
+def learnt_from(home: Home, image_set: str, images: Sequence[str]) -> list[dict[str, Any]]:
+    """Return which registered models of a set learnt from some images, by SHA-256.
+
+    A row a model, the newest first: ``model``, ``version``, ``aliases``, ``in_service`` (whether it
+    is), ``images`` (of how many of them), and ``known``: False where its run kept no list, so that
+    nobody can tell.
+    """
+    registry, wanted = Registry(home.root, home.tracking_url), set(images)
+    serves = InService(registry, image_set)
+    try:
+        champion = serves.champion() or {}
+    except ModelError:  # it is gone, and which one is to answer is another matter
+        champion = {}
+    found = []
+    for row in registry.leaderboard(image_set):
+        table = registry.artifact_json(row["run_id"], f"tables/{SAMPLES}.json")
+        learnt = {
+            r.get("sha256") for r in table or [] if r["role"] in (TRAIN, HELD_OUT, VALIDATION)
+        }
+        if table is None or learnt & wanted:
+            same = (row["model"], str(row["version"])) == (
+                champion.get("model"),
+                str(champion.get("version")),
+            )
+            about = {k: row[k] for k in ("model", "version", "aliases")}
+            count = {"images": len(learnt & wanted), "known": table is not None}
+            found.append({**about, "in_service": same, **count})
+    return found
 
 
 def whether_in(home: Home, found: Mapping[str, Any], file: Path) -> dict[str, Any]:

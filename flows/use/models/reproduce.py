@@ -138,11 +138,21 @@ def reproduce(
             remedy=f"headwater train SET --snapshot model-{row['head']}-v{row['version']} trains "
             "on the same images",
         )
+    if grown := kept.get("growth"):
+        raise ModelError(
+            f"{row['model']} version {row['version']} was grown from {grown['from']} by "
+            f"{grown['new']} image(s), {grown['gone']} taken out: it is what all trainings since "
+            "the last full one made of it",
+            expected="a model that was trained in full",
+            remedy=f"headwater train {row['model'].removesuffix('.' + row['head'])} --snapshot "
+            f"model-{row['head']}-v{row['version']} trains on the same images in full",
+        )
     image_set = row["model"].removesuffix(f".{row['head']}")
     root = Path(home.card(image_set).get("root", ""))
     training = training_from(kept, home, root)
     training = dataclasses.replace(
         training,
+        grown_from=None,  # it was to grow and was trained in full instead
         options=training.options.model_copy(
             update={"device": device or _device(kept["machine"]["device"])}
         ),

@@ -15,6 +15,7 @@ from flows.retraining import guard, run
 from flows.retraining.judging import Bench
 from flows.runtime.settings import Settings
 from flows.training.found import look_up
+from flows.training.joint import work_of
 from flows.training.train import train_head
 from storage.registry.registry import Registry
 from storage.registry.service.in_service import InService
@@ -65,9 +66,10 @@ class Retrained(SmallSet):
         asked, again = cells["asked"].cell_contents, cells["again"].cell_contents
         done = run._without_prefect(asked, QUIET, again)
         if done is None:
-            _, report = run.extracted(asked, QUIET)
+            asked, report = run.extracted(asked, QUIET)
+            asked, _ = run.by_increments(asked, report.version)
             _, to_do = look_up(asked, report.version, Registry(self.home.root))
-            self.trained += [train_head(one) for one in to_do]
+            self.trained += [train_head(one, None, work_of(one)) for one in to_do]
             done = run._without_prefect(asked, QUIET, again)
         return done
 
