@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from headwater.addresses import bare, whole
 from headwater.errors import DataError
-from headwater.files import expand_user, sqlite_url, write_text
+from headwater.files import expand_user, locked, sqlite_url, write_text
 
 #: How many seconds Prefect's temporary server may take to start.
 PATIENCE = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
@@ -196,8 +196,21 @@ class Home:
 
     def add_reviews(self, image_set: str, reviews: Mapping[str, Mapping[str, Any]]) -> None:
         """Remember what is said of normals in place of what was said of them before."""
+        self._change_reviews(image_set, reviews, ())
+
+    def drop_reviews(self, image_set: str, images: Collection[str]) -> None:
+        """Forget what was said of normals."""
+        self._change_reviews(image_set, {}, images)
+
+    def _change_reviews(
+        self, image_set: str, new: Mapping[str, Mapping[str, Any]], gone: Collection[str]
+    ) -> None:
         path = self.root / "reviews" / f"{image_set}.json"
-        write_text(path, json.dumps({**self.reviews(image_set), **reviews}, indent=1))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Feedback, a review and a retraining may each say something at the same time.
+        with locked(path.with_suffix(".lock"), 60, work="review"):
+            kept = {k: v for k, v in self.reviews(image_set).items() if k not in gone}
+            write_text(path, json.dumps({**kept, **new}, indent=1))
 
     def prepare_environment(self) -> None:
         """Set the quiet defaults and Prefect's home. Call before Prefect or MLflow is imported."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 # Groups of commands, as `flows.command.options.takes` names them.
 _RETRAIN = ("retrain",)
+_SERVE = ("serve",)
 
 
 def setting(default: Any, text: str, groups: tuple[str, ...] = (), **more: Any) -> Any:
@@ -64,6 +65,22 @@ class RetrainSettings(Section):
         None, "Milliseconds an image that it may take on this machine.", _RETRAIN, gt=0)
     max_mb: float | None = setting(
         None, "Megabytes of memory that it may take while it answers.", _RETRAIN, gt=0)
+
+
+class ServeSettings(Section):
+    """How `headwater serve --http` answers."""
+
+    host: str = setting(
+        "127.0.0.1", "Address to answer on; 127.0.0.1: this machine alone.", _SERVE)
+    port: int = setting(8090, "Port to answer on; 0: a free one.", _SERVE, ge=0, le=65535)
+    max_mb: float = setting(32, "Megabytes that a request may have.", gt=0, le=2000)
+    timeout: float = setting(
+        30, "Seconds after which a request is given up, from its first byte to the answer.", gt=0)
+    waiting: int = setting(
+        64, "Requests of a set that may be in hand; more are turned away with 503.", ge=1)
+    batch: int = setting(8, "Pictures that are answered together, where so many wait.", ge=1)
+    look: float = setting(
+        5, "Seconds between two looks at which version is in service.", gt=0)
 
 
 class KeepSettings(Section):

@@ -57,6 +57,8 @@ class Kept:
         Whose. Nothing is made before something is added.
     rule
         What is kept of pictures and how long of answers.
+    patience
+        Seconds to wait for another process that writes.
 
     Examples
     --------
@@ -65,12 +67,19 @@ class Kept:
     []
     """
 
-    def __init__(self, home: Home, image_set: str, rule: KeepSettings | None = None) -> None:
+    def __init__(
+        self,
+        home: Home,
+        image_set: str,
+        rule: KeepSettings | None = None,
+        *,
+        patience: float = 30.0,
+    ) -> None:
         self.home, self.image_set, self.rule = home, image_set, rule or KeepSettings()
         self.file = home.root / "served" / f"{image_set}.sqlite"
         self.folder = home.root / "served" / image_set
         self._db: sqlite3.Connection | None = None
-        self._lock, self._swept = threading.RLock(), 0.0
+        self._lock, self._swept, self._patience = threading.RLock(), 0.0, patience
 
     def close(self) -> None:
         """Close the database; it opens again by itself."""
@@ -270,7 +279,7 @@ class Kept:
             # SQLite gives its side files the rights of the database.
             made = os.open(self.file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, rights & 0o666)
             os.close(made)
-        db = sqlite3.connect(self.file, timeout=30, check_same_thread=False)
+        db = sqlite3.connect(self.file, timeout=self._patience, check_same_thread=False)
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
