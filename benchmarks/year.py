@@ -52,6 +52,7 @@ class World:
 
     @classmethod
     def of(cls, folder: Path, seed: int) -> World:
+        """Return the images of a set in MVTec layout, in the order that a seed gives them."""
         rng = np.random.default_rng(seed)
         normals = sorted((folder / "train/good").iterdir()) + sorted(
             (folder / "test/good").iterdir()

@@ -327,9 +327,10 @@ def ui(
 ) -> None:
     """Open MLflow's pages on the results (on this machine only; Ctrl-C ends it)."""
     _, home = given.open(write=False)
+    from headwater.listening import LOOPBACK, listen
     from storage.registry.pages import show_sets
     from storage.registry.registry import Registry
-    from storage.registry.ui import HOST, listen, serve, start_page
+    from storage.registry.ui import serve, start_page
 
     registry = Registry(home.root, home.tracking_url)
     page = start_page(registry, which)
@@ -348,13 +349,13 @@ def ui(
             err.print(f"note: descriptions are not renewed: {error}", markup=False)
 
     def ready() -> None:
-        tell(f"http://{HOST}:{port}")
+        tell(f"http://{LOOPBACK}:{port}")
         # Beside, as many sets take their time; what trainings wrote is there already.
         threading.Thread(target=renew, daemon=True).start()
 
     if registry.on_server:
         return tell(registry.uri.rstrip("/"))
-    where = listen(port)
+    where = listen(port, command="headwater ui")
     try:
         serve(registry, where, ready)
     except KeyboardInterrupt:

@@ -28,21 +28,11 @@ app = command_group(
     "Visual inspection from normal images: features once, many heads, traceable models."
 )
 app.info.epilog = "Begin with `headwater demo`, then `headwater run my-set --images folder`."
-for part in (
-    job,
-    ahead,
-    retraining,
-    serve,
-    service,
-    removing,
-    bundle,
-    look,
-    report,
-    trace,
-    made,
-    homes,
+PARTS = (
+    job, ahead, retraining, serve, service, removing, bundle, look, report, trace, made, homes,
     begin,
-):
+)  # fmt: skip
+for part in PARTS:
     app.add_typer(part.commands)
 app.add_typer(homes.home, name="home", rich_help_panel="Look")
 app.add_typer(store.commands, name="store", rich_help_panel="Look")

@@ -13,7 +13,7 @@ from typing import Any
 
 from headwater.addresses import bare, whole
 from headwater.errors import DataError
-from headwater.files import expand_user, sqlite_url, write_text
+from headwater.files import expand_user, locked, sqlite_url, write_text
 
 #: How many seconds Prefect's temporary server may take to start.
 PATIENCE = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
@@ -202,8 +202,11 @@ class Home:
         Of one of which nothing is said any more, an empty mapping, all is forgotten.
         """
         path = self.root / "reviews" / f"{image_set}.json"
-        said = {k: v for k, v in {**self.reviews(image_set), **reviews}.items() if v}
-        write_text(path, json.dumps(said, indent=1))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Feedback, a review and a retraining may each say something at the same time.
+        with locked(path.with_suffix(".lock"), 60, work="review"):
+            said = {k: v for k, v in {**self.reviews(image_set), **reviews}.items() if v}
+            write_text(path, json.dumps(said, indent=1))
 
     def removed(self, image_set: str) -> set[str]:
         """Return the images that were taken out of a set, by SHA-256."""

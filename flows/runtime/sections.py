@@ -14,6 +14,7 @@ from headwater.files import expand_user
 LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 # Groups of commands, as `flows.command.options.takes` names them.
 _RETRAIN = ("retrain",)
+_SERVE = ("serve",)
 
 
 def setting(default: Any, text: str, groups: tuple[str, ...] = (), **more: Any) -> Any:
@@ -107,4 +108,39 @@ class ScheduleSettings(Section):
         ge=0)
     max_mb: float = setting(
         512.0, "Megabytes above which a file of an inbox is refused unread.", gt=0)
+
+
+class ServeSettings(Section):
+    """How `headwater serve --http` answers."""
+
+    host: str = setting(
+        "127.0.0.1", "Address to answer on; 127.0.0.1: this machine alone.", _SERVE)
+    port: int = setting(8090, "Port to answer on; 0: a free one.", _SERVE, ge=0, le=65535)
+    max_mb: float = setting(32, "Megabytes that a request may have.", gt=0, le=2000)
+    timeout: float = setting(
+        30, "Seconds after which a request is given up, from its first byte to the answer.", gt=0)
+    waiting: int = setting(
+        64, "Requests of a set that may be in hand; more are turned away with 503.", ge=1)
+    batch: int = setting(8, "Pictures that are answered together, where so many wait.", ge=1)
+    look: float = setting(
+        5, "Seconds between two looks at which version is in service.", gt=0)
+
+
+class KeepSettings(Section):
+    """What is kept of what the model in service says, and what becomes of what people say."""
+
+    pictures: Literal["none", "flagged", "near", "all"] = setting(
+        "near", "Pictures that are kept: those called anomalous, or also those near the threshold.")
+    near: float = setting(
+        0.25, "How near: share of the way from the threshold to the median normal score.", ge=0)
+    share: float = setting(
+        0.01, "Share of the other pictures that are kept, chosen by their bytes.", ge=0, le=1)
+    max_mb: int = setting(
+        1000, "Megabytes of pictures a set; beyond, the oldest go that nobody has answered.", ge=1)
+    days: int = setting(
+        90, "Days that an answer of the model is kept where nobody has said whether it is right.",
+        ge=1)
+    test_share: float = setting(
+        0.25, "Share of the defects told by feedback, chosen by their bytes, that goes to the test "
+        "images for the next lock; the others choose (val).", ge=0, le=1)
 # fmt: on

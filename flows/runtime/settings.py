@@ -16,7 +16,15 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, Field, PrivateAttr
 from pydantic.fields import FieldInfo
 
-from flows.runtime.sections import LIMITS, RetrainSettings, ScheduleSettings, Section, setting
+from flows.runtime.sections import (
+    LIMITS,
+    KeepSettings,
+    RetrainSettings,
+    ScheduleSettings,
+    Section,
+    ServeSettings,
+    setting,
+)
 from flows.runtime.values import (
     MIN_PIXELS,
     Combined,
@@ -203,6 +211,8 @@ class Settings(Section):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     retrain: RetrainSettings = Field(default_factory=RetrainSettings)
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
+    serve: ServeSettings = Field(default_factory=ServeSettings)
+    keep: KeepSettings = Field(default_factory=KeepSettings)
     dask: DaskSettings = Field(default_factory=DaskSettings)
     home: Path = setting(
         Path("headwater-home"), "Folder of all state.", _EVERY,

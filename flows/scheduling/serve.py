@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from flows.runtime.home import Home
 from flows.runtime.settings import Settings
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LOOK = 5.0
 
 
-def serve(settings: Settings, home: Home, config: Path | None, reporter: Reporter) -> None:
+def serve(settings: Settings, home: Home, config: Path | None, reporter: Reporter) -> NoReturn:
     """Retrain the sets of the settings by themselves, until the process is told to end.
 
     Their runs are Prefect's: on your server where one is configured, else on one of this process.
@@ -71,7 +71,7 @@ def _serve(
     home: Home,
     config: Path | None,
     reporter: Reporter,
-) -> None:
+) -> NoReturn:
     reporter.line("starting Prefect")
     from flows.runtime.server import prefect_server  # late: Prefect takes seconds
 
@@ -200,6 +200,7 @@ def putter(home: Home, image_set: str) -> Put:
     from flows.serving.intake import take_in  # late: reads images
 
     def put(content: bytes, first: str) -> tuple[Path, bool]:
-        return take_in(home, image_set, content, split="train", kind="good", first=first)
+        place = take_in(home, image_set, content, "train", first=first)
+        return place.path, not place.there
 
     return put

@@ -25,13 +25,12 @@ from mlflow.server.constants import (
 )
 from mlflow.telemetry.utils import is_telemetry_disabled
 
-from headwater.errors import ConfigError, DataError
+from headwater.errors import DataError
 from headwater.text import one_of
 from storage.registry.describe import MODE, route
 from storage.registry.read import RegistryReader
 from storage.registry.views import state
 
-HOST = "127.0.0.1"
 #: The browser's memory: what is not there yet is put there before MLflow's own script runs.
 _REMEMBER = """<script>
 for (const [key, value] of Object.entries(%s)) {
@@ -115,28 +114,6 @@ class ModelPages:
         await send({"type": "http.response.body", "body": bytes(body)})
 
 
-def listen(port: int) -> socket.socket:
-    """Return a socket of this machine alone that listens on `port`, or on a free one for 0.
-
-    Raises
-    ------
-    ConfigError
-        Where the port is taken.
-    """
-    made = socket.socket()
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((HOST, port))
-    except OSError as error:
-        made.close()
-        raise ConfigError(
-            f"port {port} of {HOST} cannot be used: {error.strerror}",
-            expected="a port that no other program listens on; perhaps a `headwater ui` is open",
-            remedy=f"headwater ui --port {port + 1}, or end what listens there",
-        ) from error
-    return made
-
-
 class _Server(uvicorn.Server):
     """Uvicorn's server, which tells when it answers."""
 
@@ -182,7 +159,7 @@ def serve(registry: RegistryReader, where: socket.socket, ready: Callable[[], No
     registry
         Whose; of a home or a database.
     where
-        From `listen`.
+        From `headwater.listening.listen`.
     ready
         Called when the pages can be opened.
     """

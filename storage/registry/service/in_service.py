@@ -66,6 +66,15 @@ class InService:
             found = champion_of(self.image_set, versions, tags, self._ways_out(versions, tags))
             return None if found is None else self._row(found)
 
+    def version(self) -> str:
+        """Return the number in service of the champion; empty where none is, or it is gone.
+
+        One query, for whoever looks every few seconds; `champion` says what is wrong.
+        """
+        with told():
+            model = self._model()
+            return "" if model is None else str(model.aliases.get(CHAMPION, ""))
+
     def previous(self) -> dict[str, Any]:
         """Return the model that was in service before, as `champion` does.
 

@@ -3,13 +3,12 @@
 import asyncio
 import json
 import re
-import socket
 
 import pytest
 
-from headwater.errors import ConfigError, DataError
+from headwater.errors import DataError
 from storage.registry.registry import Registry
-from storage.registry.ui import HOST, ModelPages, listen, start_page
+from storage.registry.ui import ModelPages, start_page
 from tests.storage.registry.conftest import train
 
 
@@ -52,16 +51,6 @@ def test_the_start_page_puts_defaults_into_the_browsers_memory():
     assert json.loads(told) == known
     assert body.count("</script>") == 2, "a value cannot end the script"
     assert ask(app, "/other", if_none_match="x")[0] == 304
-
-
-def test_a_port_that_is_taken_is_said():
-    with listen(0) as mine:
-        port = mine.getsockname()[1]
-        mine.listen()
-        with pytest.raises(ConfigError, match=rf"(?s)port {port} .*--port {port + 1}"):
-            listen(port)
-        with socket.create_connection((HOST, port), 5) as other:
-            assert other.getpeername()[0] == "127.0.0.1"
 
 
 def test_the_way_to_a_set(registry, saved, tmp_path):
