@@ -1,4 +1,4 @@
-"""`headwater serve` and `feedback`: sets that retrain, models that answer, what people say of it."""
+"""`headwater serve` and `feedback`: sets that retrain, models that answer, what people say."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ def serve(
         bool, typer.Option("--http", help="Answer about pictures over HTTP, by the champions.")
     ] = False,
 ) -> None:
-    """Retrain the sets of headwater.yaml by themselves, or answer about pictures, until told to end.
+    """Retrain the sets of headwater.yaml by themselves, or, with --http, answer about pictures.
 
-    Without --http the section `schedule` of headwater.yaml names the sets: a time as cron writes it,
-    an inbox folder, or both (docs/scheduler.md). What settles in an inbox is taken into the set's
-    images.
+    Without --http the section `schedule` of headwater.yaml names the sets: a time as cron writes
+    it, an inbox folder, or both (docs/scheduler.md). What settles in an inbox is taken into the
+    set's images.
 
-    With --http the models in service answer (docs/serving.md). POST an image's bytes to /sets/SET/predict. What is said is kept, pictures by the settings of
-    `keep`. A new champion is taken within seconds, without a gap. There are no users and no
-    passwords: it answers on this machine alone, unless --host says otherwise.
+    With --http the models in service answer (docs/serving.md). POST an image's bytes to
+    /sets/SET/predict. What is said is kept, pictures by the settings of `keep`. A new champion is
+    taken within seconds, without a gap. There are no users and no passwords: it answers on this
+    machine alone, unless --host says otherwise.
     """
     if not http:
         _retrain(image_sets or (), given)
