@@ -41,6 +41,8 @@ from heads.contract import Head, NullProgress
 from heads.gallery.neighbours import vectors_in
 from heads.gallery.patchcore import PatchCore
 from heads.judging.metrics import auroc
+from heads.judging.rules import rule_of
+from heads.training.growing import GrowingHead
 from heads.training.out_of_fold import score_source
 from storage.registry.registry import Registry
 from storage.registry.service.in_service import InService
@@ -107,10 +109,11 @@ class Set:
         return Request(settings, self.home, plan_job(settings, self.home)), at
 
 
-def test_auroc(head: Head, data: TrainingData) -> tuple[float, np.ndarray]:
-    """Return the image AUROC over the test images, and their scores."""
-    scores, _ = score_source(head.eval(), data.source(data.test))
-    return auroc(scores, np.array([bool(s.defective) for s in data.test])), scores
+def tested(head: Head, data: TrainingData) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the image AUROC over the test images, their scores, and each map's largest value."""
+    scores, maps = score_source(head.eval(), data.source(data.test))
+    labels = np.array([bool(s.defective) for s in data.test])
+    return auroc(scores, labels), scores, maps.max((1, 2))
 
 
 def radius(head: Head, source: Any) -> float | None:
@@ -131,8 +134,10 @@ def measured(made: Set, one: Training, grown: Training, turns: int, folder: Path
         head = full.build()
 
         def anew(full: Work = full, head: Head = head) -> None:
-            full.folds.all(full.options, NullProgress())
+            apart = full.folds.all(full.options, NullProgress())
             head.fit(full.train, full.held_out, full.options, NullProgress())
+            if apart.parts is not None:  # what a judgement does first
+                rule_of(head).settle(apart.parts)
 
         _, wall, spent = timed(anew)
         work = Grown(grown, TrainingData(grown), folder / f"grown-{turn}")
@@ -143,11 +148,16 @@ def measured(made: Set, one: Training, grown: Training, turns: int, folder: Path
         new = {"full_s": wall, "full_cpu_s": spent, "grown_s": less, "grown_cpu_s": least}
         for name, value in new.items():
             told.setdefault(name, []).append(value)
-    (a, x), (b, y) = (test_auroc(h, full.data) for h in (head, other))
+    (a, x, hot), (b, y, warm) = (tested(h, full.data) for h in (head, other))
     row: dict[str, Any] = {k: round(statistics.median(v), 3) for k, v in told.items()}
     row |= {"all_turns": {k: [round(s, 3) for s in v] for k, v in told.items()}}
     row |= {"full_auroc": round(a, 4), "grown_auroc": round(b, 4)}
-    row |= {"apart_in_spreads": float(np.abs(x - y).max() / x.std())}
+    # Scores are pooled on a scale that normals set: the grown head has the first one's.
+    row |= {"scores_apart": float(np.abs(x - y).max() / x.std())}
+    row |= {"maps_apart": float(np.abs(hot - warm).max() / hot.std())}
+    row |= {"state_mb": sum(v.nbytes for v in other.state_dict().values()) / 1e6}
+    kept = other.keepsake() if isinstance(other, GrowingHead) else {}
+    row |= {"keepsake_mb": sum(v.nbytes for v in kept.values()) / 1e6}
     row |= {"times_cpu": round(row["full_cpu_s"] / row["grown_cpu_s"], 1)}
     row |= {"times_wall": round(row["full_s"] / row["grown_s"], 1)}
     if isinstance(head, PatchCore) and isinstance(other, PatchCore):

@@ -281,7 +281,9 @@ def _trained(
             run.log_json(list(learnt.members), MEMBERS)
             run.log_params({"members": ", ".join(_named(one) for one in learnt.members)})
         run.log_params(late_params(training, learnt.figures, apart, device))
-        run.log_params(params_of_known(judged) | params_of_growth(learnt.growth))
+        run.log_params(params_of_known(judged))
+        if not plan.members:  # these are joined
+            run.log_params(params_of_growth(learnt.growth))
         run.finish(
             metrics={**judged.metrics, **final_figures(learnt.figures)},
             seconds=learnt.seconds,

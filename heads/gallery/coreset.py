@@ -149,7 +149,7 @@ def cover(
     Examples
     --------
     >>> points = torch.tensor([[0.0], [5.0], [0.1], [9.0], [9.2]])
-    >>> found = cover(points, 2, 0.2)
+    >>> found = cover(points, 2, 0.25)
     >>> found.indices.tolist(), round(found.radius, 4)
     ([0, 1, 4], 0.2)
     """
