@@ -295,7 +295,7 @@ def review(
         from flows.use.report.write import write_review
 
         with Reporter(quiet=json_).live() as reporter:
-            page = write_review(home, image_set, reporter, page, head=head).file
+            page = write_review(home, image_set, reporter, page, head=head, served=served).file
     if json_:
         told = {"page": str(page)} if page is not None else {}
         out.print_json(data={"served": served, "normals": rows, "sheets": sheets, **told})

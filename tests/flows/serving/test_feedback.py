@@ -237,6 +237,9 @@ def test_feedback_over_http_and_by_the_command_come_to_review_and_lock(tmp_path,
     # The normal waits, the defect is in the lock when it is renewed, and stays there.
     rows = json.loads(here("review", SET, "--json"))["normals"]
     assert (rows[0]["said"], rows[0]["sha256"]) == (HELD, told[1]["sha256"])
+    here("review", SET, "--page", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"headwater feedback {SET} {told[2]['sha256'][:12]} defect:KIND" in page
     weights = ("--weights", tmp_path / "weights.safetensors", "--precision", "float32")
     here("extract", SET, "--images", images, *weights, "--heads", "patchcore",
          "--set", 'patchcore.nodes=["layer1"]')  # fmt: skip
