@@ -129,6 +129,10 @@ def predict(
             help="A table, a row an image, for spreadsheets; FILE-regions.csv has a row a region.",
         ),
     ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Keep what the model in service says, for `feedback`."),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Score new images, or pairs, with a registered model: verdict, where it is, heat map.
@@ -147,11 +151,19 @@ def predict(
         raise ConfigError("predict", expected="SET and images, or --model FILE and images")
     if bool(images) == bool(pair):
         raise ConfigError("predict", expected="images, or --pair CURRENT HISTORY")
-    _, home = given.open(write=False)
+    if keep and (model or pair or head or version or threshold is not None):
+        raise ConfigError(
+            "predict --keep with a model, a pair or a threshold of its own",
+            expected="what the model in service says of single images",
+        )
+    settings, home = given.open(write=keep)
     from flows.command.report import show_predictions
     from flows.use.answers import write_tables
     from flows.use.predict import predict as score
 
+    if keep:
+        from flows.serving.version import keeper
+    told = keeper(home, image_set or "", settings.keep) if keep else None
     with Reporter(quiet=json_).live() as reporter:
         rows = score(
             home,
@@ -165,6 +177,7 @@ def predict(
             folder=out_dir,
             threshold=threshold,
             roi=roi,
+            told=told,
         )
     tables = [] if csv is None else write_tables(rows, csv)
     if json_:

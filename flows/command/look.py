@@ -17,7 +17,7 @@ from flows.command.pages.report import show_page
 from flows.runtime.console import Reporter, err, out, table
 from flows.runtime.given import Given
 from flows.runtime.signals import was_asked
-from headwater.errors import ConfigError, DataError, StoreError
+from headwater.errors import ConfigError, DataError, ModelError, StoreError
 from headwater.text import shown
 
 if TYPE_CHECKING:
@@ -262,15 +262,26 @@ def review(
 ) -> None:
     """List normal images that do not look normal, by their out-of-fold scores; settle them.
 
-    What a retraining holds comes first: it trains when it is accepted. An accepted one counts for
-    the thresholds however odd it is; of a rejected one nothing learns.
-    Either holds from the next training on. An image is named by the end of its path or by its hash.
+    First come pictures of service that would teach most (`headwater feedback` says what they are),
+    then what a retraining or feedback holds: it trains when it is accepted. An accepted one counts
+    for the thresholds however odd it is; of a rejected one nothing learns. Either holds from the
+    next training on. An image is named by the end of its path or by its hash.
     """
     _, home = given.open(write=bool(accept or reject or accept_held))
+    from flows.command.report import show_served
     from flows.extraction.samples import HELD
+    from flows.serving.kept import Kept
+    from flows.serving.teaching import most_teaching
     from flows.use.review import odd_normals, settle, worth_a_look
 
-    rows, sheets = odd_normals(home, image_set, head)
+    with Kept(home, image_set) as kept:
+        served = most_teaching(kept)
+    try:
+        rows, sheets = odd_normals(home, image_set, head)
+    except ModelError:
+        if not served:
+            raise
+        rows, sheets = [], []  # calibrated quick: there is something to be seen all the same
     if accept_held:
         waiting = [r["sha256"] for r in rows if r.get("said") == HELD]
         accept = [*(accept or ()), *waiting]
@@ -284,11 +295,13 @@ def review(
         from flows.use.report.write import write_review
 
         with Reporter(quiet=json_).live() as reporter:
-            page = write_review(home, image_set, reporter, page, head=head).file
+            page = write_review(home, image_set, reporter, page, head=head, served=served).file
     if json_:
         told = {"page": str(page)} if page is not None else {}
-        out.print_json(data={"normals": rows, "sheets": sheets, **told})
+        out.print_json(data={"served": served, "normals": rows, "sheets": sheets, **told})
         return
+    if served:
+        show_served(image_set, served)
     worth = worth_a_look(rows)
     cells = [
         [

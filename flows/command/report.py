@@ -157,6 +157,15 @@ def show_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
             err.print(f"set aside {shown(culprit)}: {shown(row['error'])}", markup=False)
 
 
+def show_served(image_set: str, served: Sequence[Mapping[str, Any]]) -> None:
+    """Print pictures of service that nobody has spoken of, and how to."""
+    names = ("id", "name", "verdict", "score", "threshold", "p_value", "why", "picture")
+    cells = [[row[n] for n in names] for row in served]
+    columns = ["served", "name", "", "score", "threshold", "p", "why", "picture"]
+    out.print(table(columns, cells, f"{image_set}: served, what is it?"))
+    out.print(f"headwater feedback {image_set} NUMBER ok|defect[:KIND]|unsure\n", markup=False)
+
+
 def told_region(region: Mapping[str, Any]) -> str:
     """Return a region, as of `storage.serving.prediction.Region.to_json`, in words.
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.runtime.console import Reporter
 from flows.runtime.home import Home
+from headwater.files import read_regular
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from flows.retraining.retrain import Retrained
     from flows.runtime.settings import Settings
+    from flows.serving.feedback import Heard
     from storage.registry.service.in_service import InService
 
 
@@ -124,6 +128,59 @@ class OpenService:
         else:
             rows = remove(self.home, self.image_set, images, why=why, who=by)
         return pd.DataFrame(learnt_from(self.home, self.image_set, [r["sha256"] for r in rows]))
+
+    def said(
+        self,
+        *,
+        since: str = "",
+        until: str = "",
+        limit: int | None = None,
+        answered: bool | None = None,
+    ) -> pd.DataFrame:
+        """Return what the models in service said, newest first: a row an answer, with feedback.
+
+        Parameters and errors as of `flows.serving.kept.Kept.rows`, columns as of `Said`.
+        """
+        import pandas as pd  # late: takes half a second
+
+        from flows.serving.kept import Kept  # late: opening a home reads nothing
+
+        with Kept(self.home, self.image_set) as kept:
+            rows = kept.rows(since=since, until=until, limit=limit, answered=answered)
+        return pd.DataFrame([dataclasses.asdict(row) for row in rows])
+
+    def feedback(
+        self, image: str | int | Path, answer: str = "", *, by: str = "", take_back: bool = False
+    ) -> Heard:
+        """Say what a picture is that the model in service judged.
+
+        Parameters
+        ----------
+        image
+            The number of an answer, 8 digits or more of the picture's digest, or its file.
+        answer, by, take_back
+            As of `flows.serving.feedback.Feedback.say`, which says what comes of it.
+
+        Raises
+        ------
+        DataError
+            Where the model was never asked about it, or the answer is none.
+        """
+        from flows.serving.feedback import Feedback  # late: torch takes seconds
+        from flows.serving.kept import Kept  # late: see above
+
+        settings, home = self._settings("models", self.image_set)
+        file = Path(str(image))
+        content = read_regular(file) if file.is_file() else None
+        with Kept(home, self.image_set, settings.keep) as kept:
+            desk = Feedback(home, self.image_set, kept)
+            return desk.say(str(image), answer, by=by, take_back=take_back, content=content)
+
+    def realised(self, since: str = "") -> dict[str, Any]:
+        """Return the rates that the champion keeps, as `flows.serving.realised.realised` does."""
+        from flows.serving.realised import realised  # late: torch takes seconds
+
+        return realised(self.home, self.image_set, since)
 
     def _service(self) -> InService:
         from flows.use.models.service import service_of  # late: MLflow takes seconds

@@ -119,7 +119,7 @@ def place_of(
         raise ImageError("the picture: not an image", expected="an image file") from error
     if kind != "good":
         check_kind(kind)
-    if (kind == "good") == (split == "val") or (kind != "good" and split == "train"):
+    if split == ("val" if kind == "good" else "train"):
         raise DataError(
             f"{kind} for {split}", expected="good for train or test, a defect for val or test"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.images.formats.names import suffix_of
+from flows.runtime.home import Home
+from flows.runtime.sections import KeepSettings
+from flows.serving.kept import Kept
 from flows.serving.said import New
+from flows.use.predict import Told as ToldOf
 from headwater.errors import HeadwaterError, ModelError
+from headwater.files import read_regular
 from storage.registry.registry import Registry
+from storage.registry.service.in_service import InService
 from storage.serving.detector import Detector
 from storage.serving.files import model_folder
 from storage.serving.prediction import Prediction, note_on
@@ -113,6 +121,37 @@ def kept_as(
         content=asked.content,
         suffix=asked.suffix,
     )
+
+
+def keeper(home: Home, image_set: str, rule: KeepSettings) -> ToldOf:
+    """Return what `flows.use.predict.predict` is to tell, so that it is kept as in service.
+
+    Raises
+    ------
+    ModelError
+        Where nothing is in service: what another model says is not kept.
+    """
+    if InService(Registry(home.root, home.tracking_url), image_set).champion() is None:
+        raise ModelError(
+            f"predict --keep: nothing is in service for {image_set}",
+            expected="a champion: what it says is kept",
+            remedy=f"headwater promote {image_set} HEAD, or leave --keep out",
+        )
+    kept = Kept(home, image_set, rule)
+
+    def keep(
+        detector: Detector,
+        row: Mapping[str, Any],
+        files: Sequence[Path],
+        got: Prediction,
+        seconds: float,
+    ) -> None:
+        content = read_regular(files[0])
+        digest = hashlib.sha256(content).hexdigest()
+        asked = Asked(content, digest, str(files[0]), suffix_of(content), np.empty(0))
+        kept.add([kept_as(detector, row, got, asked, seconds)])
+
+    return keep
 
 
 def gap_of(score: float, threshold: float, median: float) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from storage.serving.prediction import ALL_LOOKED_AT, Prediction, note_on
 if TYPE_CHECKING:
     from flows.runtime.console import Reporter
     from flows.runtime.home import Home
+
+#: Hears what a model says of a sample; see `predict`.
+Told: TypeAlias = Callable[[Detector, Mapping[str, Any], Sequence[Path], Prediction, float], None]
 
 
 def open_model(
@@ -140,6 +144,7 @@ def predict(
     folder: Path | None = None,
     threshold: float | None = None,
     roi: Path | None = None,
+    told: Told | None = None,
 ) -> list[dict[str, Any]]:
     """Score images, or pairs of them, one at a time and write a picture of the map for each.
 
@@ -161,6 +166,9 @@ def predict(
     roi
         Of a model whose images have regions of interest of their own: a mask for all images, or a
         folder of them; without it ``NAME_roi.png`` beside each image is taken.
+    told
+        Called with the model, what `choose_model` says of it, the sample's files, what the model
+        says and the seconds that this took.
 
     Returns
     -------
@@ -236,7 +244,10 @@ def predict(
                 place = _place_of(paths[0], images)
                 rois = [region_beside(paths[0], place, roi, pixels[0].shape[:2])]
                 whole += rois[0] is None
+            begin = time.perf_counter()
             (got,) = detector.predict([pixels], threshold=threshold, rois=rois)
+            if told is not None:
+                told(detector, model, paths, got, time.perf_counter() - begin)
         except ImageError as error:  # the model's region of interest does not fit it
             rows.append({**row, "error": error.culprit})
             continue

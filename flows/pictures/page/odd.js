@@ -29,9 +29,22 @@ function oddCard(row, heads) {
   return whole;
 }
 
+/** A picture that the model in service judged, and what to type to say what it is. */
+function servedCard(row) {
+  const made = panels(row, [], null);
+  const whole = el('article', { class: 'sample' },
+    el('header', {}, el('b', {}, row.name), el('span', { class: 'tag' }, 'served'), el('span', { class: 'muted' }, row.said)),
+    el('div', { class: 'views' }, made.plain.map((one) => one.whole)),
+    row.answers.map(copied));
+  later(whole, made.fill);
+  return whole;
+}
+
 function showOdd() {
-  const { rows, heads, normals, worth, sheets } = PAGE.odd;
+  const { rows, heads, normals, worth, sheets, served } = PAGE.odd;
   section('odd',
+    served.length ? el('p', {}, 'Pictures of service of which nobody has said what they are, those first that would teach most.') : null,
+    served.length ? el('div', { class: 'samples', vars: { '--views': '1', '--more': '8rem' } }, served.map(servedCard)) : null,
     el('p', {}, `${plural(worth, 'normal')} of ${normals} worth a look: out-of-fold scores among the highest. `
       + 'An accepted one counts for the thresholds however odd it is; of a rejected one nothing learns. Either holds from the next training on.'),
     rows.length < worth ? el('p', { class: 'muted' }, `The first ${rows.length} are shown.`) : null,

@@ -6,8 +6,10 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.extraction.samples import Sample
 from flows.pictures.page.thumbs import edge_for
 from flows.runtime.home import Home
 from flows.training.small_maps import FILE, SmallMap, load
@@ -97,12 +99,50 @@ def report_data(
 
 
 def review_data(
-    home: Home, image_set: str, reporter: Reporter, *, head: str | None = None
+    home: Home,
+    image_set: str,
+    reporter: Reporter,
+    *,
+    head: str | None = None,
+    served: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Gather the page of the normals that look least normal alone; errors as of `odd_normals`."""
+    """Gather the page of the normals that look least normal alone; errors as of `odd_normals`.
+
+    `served` are rows of `flows.serving.teaching.most_teaching`, which come first.
+    """
     registry = Registry(home.root, home.tracking_url)
-    found = _odd(home, registry, image_set, reporter, head, needed=True)
+    found = _odd(home, registry, image_set, reporter, head, needed=True) or {}
+    found["served"] = _served(image_set, served, reporter)
     return {**_about(image_set, IMAGE, []), "odd": found}
+
+
+def _served(
+    image_set: str, rows: Sequence[Mapping[str, Any]], reporter: Reporter
+) -> list[dict[str, Any]]:
+    """Return cards of pictures that were served, with what to type to say what they are."""
+    samples = [
+        Sample(row["name"], "served", "good", (row["sha256"],), (Path(row["picture"]),))
+        if row["picture"]
+        else None
+        for row in rows
+    ]
+    pictures = drawn(samples, edge_for(len(rows)), None, reporter, "served")
+    command = f"headwater feedback {shlex.quote(image_set)}"
+    return [
+        {
+            "name": shown(row["name"] or row["sha256"][:12]),
+            "said": f"{row['verdict']}: score {row['score']:.4g}, threshold "
+            f"{row['threshold']:.4g}; {row['why']}",
+            **picture,
+            "maps": [],
+            # By hash: no name can be taken for anything else by a shell.
+            "answers": [
+                f"{command} {row['sha256'][:12]} {answer}"
+                for answer in ("ok", "defect:KIND", "unsure")
+            ],
+        }
+        for row, picture in zip(rows, pictures, strict=True)
+    ]
 
 
 def _about(image_set: str, kind: SampleKind, notes: Sequence[str]) -> dict[str, Any]:
@@ -259,6 +299,7 @@ def _odd(
         "heads": names,
         "normals": len(every),
         "worth": len(rows),
+        "served": [],
         # Of models from before, which kept no maps.
         "sheets": [] if any(maps.values()) else sheets,
         "rows": [

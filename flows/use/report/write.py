@@ -78,12 +78,18 @@ def write_report(
 
 
 def write_review(
-    home: Home, image_set: str, reporter: Reporter, file: Path, *, head: str | None = None
+    home: Home,
+    image_set: str,
+    reporter: Reporter,
+    file: Path,
+    *,
+    head: str | None = None,
+    served: Sequence[Mapping[str, Any]] = (),
 ) -> Page:
-    """Write the page of the normals that look least normal; errors as of `odd_normals`."""
+    """Write the page of the normals that look least normal; as of `review_data`."""
     file = expand_user(file)
     _check(file)
-    data = review_data(home, image_set, reporter, head=head)
+    data = review_data(home, image_set, reporter, head=head, served=served)
     _write(file, page(data, f"{image_set}: odd normals"))
     return Page(file)
 

@@ -76,6 +76,7 @@ def serving(home, keep=None, **settings):
     ready = threading.Event()
     app = application({SET: seat}, how, ready=ready.set, tell=lines.append)
     with listen(0, command="a test") as where:
+        where.listen(128)
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [where]}, daemon=True)
         thread.start()

@@ -352,10 +352,18 @@ def test_nothing_went_wrong_and_nothing_was_asked_for(seen):
 
 
 def test_a_page_of_odd_normals_alone(small, written, seen, tmp_path):
-    made = write_review(small.home, "s", QUIET, tmp_path / "odd.html", head="padim")
+    served = {
+        "name": "\x1b[31m</script>", "sha256": "ab" * 32, "picture": str(small.draw(1)),
+        "verdict": "anomalous", "score": 3.0, "threshold": 2.0, "why": "near the threshold",
+    }  # fmt: skip
+    made = write_review(
+        small.home, "s", QUIET, tmp_path / "odd.html", head="padim", served=[served]
+    )
     seen.open(made.file.as_uri())
     seen.until("document.documentElement.dataset.ready === 'yes'", 30)
     assert "Odd normals" in seen.text
     assert "headwater review s --reject" in seen.text
+    assert "headwater feedback s abababababab defect:KIND" in seen.text
+    assert r"\x1b[31m</script>" in seen.text
     assert "✓ accepted by Ada </script>" in seen.text
     assert seen.run("document.querySelectorAll('main > section:not([hidden])').length") == 1
