@@ -135,16 +135,20 @@ def mlflows(home: Home, model: str, image: bytes) -> Iterator[tuple[int, int, Re
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    binary = str(Path(sys.executable).with_name("mlflow"))
-    command = [binary, "models", "serve", "-m", f"models:/{model}", "--env-manager", "local"]
-    tracking = {"MLFLOW_TRACKING_URI": Registry(home.root).ready()}
-    with started([*command, "--port", str(port)], tracking) as server:
+    binary = Path(sys.executable).with_name("mlflow")
+    command = [str(binary), "models", "serve", "-m", f"models:/{model}", "--env-manager", "local"]
+    # It starts a server that it looks for by its name.
+    places = f"{binary.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"MLFLOW_TRACKING_URI": Registry(home.root).ready(), "PATH": places}
+    with started([*command, "--port", str(port)], environment) as server:
         rows = {"columns": ["image"], "data": [[base64.b64encode(image).decode()]]}
         body = json.dumps({"dataframe_split": rows, "params": {"map": "none"}}).encode()
         request = "/invocations", body, {"Content-Type": "application/json"}
-        for _ in range(600):
+        while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
+            if server.poll() is not None:
+                raise SystemExit(f"{' '.join(command)} ended with status {server.returncode}")
             time.sleep(0.5)
         yield server.pid, port, request
 

@@ -274,8 +274,12 @@ def review(
     from flows.serving.teaching import most_teaching
     from flows.use.review import odd_normals, settle, worth_a_look
 
-    with Kept(home, image_set) as kept:
-        served = most_teaching(kept)
+    served = []
+    try:
+        with Kept(home, image_set) as kept:
+            served = most_teaching(kept)
+    except StoreError as error:
+        err.print(f"note: {error}", markup=False)
     try:
         rows, sheets = odd_normals(home, image_set, head)
     except ModelError:

@@ -145,10 +145,17 @@ class Seat:
                 except queue.Empty:
                     break
             ending = one is None
-            if batch:
+            try:
                 self._answer(batch)
+            # No fault may end the thread: whoever waits is told, and the next are answered.
+            except Exception as error:
+                for waiting in batch:
+                    if not waiting.answer.done():
+                        waiting.answer.set_exception(error)
 
     def _answer(self, batch: list[_Waiting]) -> None:
+        if not batch:
+            return
         begin, version = time.monotonic(), self.version
         found: list[Told | Exception] = version.answer([one.asked for one in batch])
         told = [one for one in found if isinstance(one, Told)]

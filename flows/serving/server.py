@@ -74,7 +74,8 @@ def serve_http(
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_GRACE,
-            # A body is read as it comes: nothing of it is held back.
+            # A connection that is kept open is not closed as its owner asks again.
+            timeout_keep_alive=60,
             ws="none",
         )
         uvicorn.Server(config).run(sockets=[where])

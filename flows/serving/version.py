@@ -148,6 +148,7 @@ def keeper(home: Home, image_set: str, rule: KeepSettings) -> ToldOf:
     ) -> None:
         content = read_regular(files[0])
         digest = hashlib.sha256(content).hexdigest()
+        check_number(got, row)
         asked = Asked(content, digest, str(files[0]), suffix_of(content), np.empty(0))
         kept.add([kept_as(detector, row, got, asked, seconds)])
 
@@ -231,9 +232,10 @@ class OpenVersion:
                 expected="a model that was trained with regions beside the images (--roi beside)",
                 remedy="leave it out",
             )
-        return self.detector.predict(
-            [one.pixels for one in asked], rois=rois, batch=max(1, len(asked))
-        )
+        found = self.detector.predict([x.pixels for x in asked], rois=rois, batch=len(asked))
+        for got in found:
+            check_number(got, self.row)
+        return found
 
     def _warm_up(self) -> None:
         """Ask it once, so that the first who asks does not wait, and one that cannot is no model.
@@ -243,19 +245,24 @@ class OpenVersion:
         height, width = self.detector.spec.input_size
         pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
         try:
-            (got,) = self.detector.predict([pixels])
+            check_number(self.detector.predict([pixels])[0], self.row)
         except HeadwaterError as error:
             raise ModelError(
                 f"{self.row['model']} version {self.row['version']} does not answer: "
                 f"{error.culprit}",
+                expected=error.expected,
                 remedy="headwater rollback SET, or headwater promote SET HEAD",
             ) from error
-        if not np.isfinite([got.score, got.threshold]).all():
-            raise ModelError(
-                f"{self.row['model']} version {self.row['version']} answers with no number",
-                expected="finite scores and a finite threshold",
-                remedy="headwater rollback SET, or headwater promote SET HEAD",
-            )
+
+
+def check_number(got: Prediction, row: Mapping[str, Any]) -> None:
+    """Raise `ModelError` where a score is no number: compared with anything it would be normal."""
+    if not np.isfinite([got.score, got.threshold]).all():
+        raise ModelError(
+            f"{row['model']} version {row['version']}: score {got.score}, threshold "
+            f"{got.threshold}",
+            expected="finite numbers",
+        )
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int]]:

@@ -1,9 +1,11 @@
 """The champion over HTTP: what it answers, what it refuses, and that a change drops nothing."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
+import math
 import shutil
 import signal
 import socket
@@ -279,6 +281,33 @@ def test_a_set_of_pairs_and_one_with_nothing_in_service_are_refused(home, tmp_pa
         Seat(home, "boards", ServeSettings(), KeepSettings())
     with pytest.raises(ModelError, match=r"(?s)nothing is in service.*promote none HEAD"):
         Seat(Home.at(tmp_path), "none", ServeSettings(), KeepSettings())
+
+
+def test_a_score_that_is_no_number_is_no_answer(home, pictures, monkeypatch):
+    with serving(home) as asking:
+        right = asking.seat.version.detector.predict
+        wrong = dataclasses.replace(right([np.zeros((32, 32, 3), np.uint8)])[0], score=math.nan)
+        monkeypatch.setattr(
+            asking.seat.version.detector, "predict", lambda x, **_: [wrong] * len(x)
+        )
+        status, _, told = asking.predict(pictures[0])
+        assert (status, "score nan" in told["error"]["culprit"]) == (422, True)
+        monkeypatch.undo()
+        assert asking.said(pictures[0])["id"]
+
+
+def test_what_the_command_cannot_do_is_said(home, monkeypatch, here):
+    monkeypatch.setenv("HEADWATER_HOME", str(home.root))
+    assert "headwater serve --http SET" in here("serve", SET, status=2)
+    assert "one SET or more" in here("serve", "--http", status=2)
+    assert "image set name '../x'" in here("serve", "--http", "../x", status=2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = here("serve", "--http", SET, "--port", port, status=2)
+        assert f"headwater serve --http --port {port + 1}" in said
+    assert "boards is a set of pairs" in here(
+        "serve", "--http", SET, "boards", "--port", 0, status=2
+    )
 
 
 @pytest.mark.slow
