@@ -52,14 +52,16 @@ class OpenService:
         """
         from flows.use.models.service import promote  # late: MLflow takes seconds
 
-        return promote(self.home, self.image_set, model, why=why, who=by)
+        return promote(self.home, self.image_set, model, why=why, who=by, **self._told())
 
     def rollback(self, to: str | int = "", *, why: str = "", by: str = "") -> dict[str, Any]:
         """Put in service again what was there before the champion, or the version `to`.
 
         Returns the event, as `InService.rollback` does, and raises what that does.
         """
-        return self._service().rollback(why, by, str(to))
+        from flows.use.models.service import rollback  # late: MLflow takes seconds
+
+        return rollback(self.home, self.image_set, why=why, who=by, to=str(to), **self._told())
 
     def history(self) -> pd.DataFrame:
         """Return what was done, newest first: a row an event, with the model's figures."""
@@ -91,6 +93,11 @@ class OpenService:
         made, home = self._settings("retrain", self.image_set, **settings)
         with Reporter(quiet=self._quiet).live() as reporter:
             return retrain(made, home, reporter, again=again)
+
+    def _told(self) -> dict[str, Any]:
+        """Return who is told of a change, and where it is said that one was not."""
+        made, _ = self._settings("retrain", self.image_set)
+        return {"hooks": made.hooks, "tell": Reporter(quiet=self._quiet).line}
 
     def _service(self) -> InService:
         from flows.use.models.service import service_of  # late: MLflow takes seconds

@@ -19,8 +19,6 @@ from headwater.errors import DataError
 from headwater.files import write_text
 from headwater.spec import digest
 from storage.registry.facts import user
-from storage.store.feature_store import FeatureStore
-from storage.store.table import Selection
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,10 @@ def lock(home: Home, image_set: str, who: str = "") -> tuple[LockedTest, LockedT
     SnapshotError
         Where the set has no store.
     """
+    # late: who only reads a lock waits for no torch
+    from storage.store.feature_store import FeatureStore
+    from storage.store.table import Selection  # late: see above
+
     store = FeatureStore.open(home.store, image_set, create=False)
     table, before = store.table(), None
     with contextlib.suppress(DataError):  # a damaged one is replaced

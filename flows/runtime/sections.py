@@ -7,6 +7,8 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from flows.runtime.values import WebAddress, Words
+
 #: Limits of a number, and how they are written.
 LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 # Groups of commands, as `flows.command.options.takes` names them.
@@ -64,4 +66,16 @@ class RetrainSettings(Section):
         None, "Milliseconds an image that it may take on this machine.", _RETRAIN, gt=0)
     max_mb: float | None = setting(
         None, "Megabytes of memory that it may take while it answers.", _RETRAIN, gt=0)
+
+
+class HookSettings(Section):
+    """Who is told when the model in service changes, stays, or cannot be retrained."""
+
+    command: Words | None = setting(
+        None, "Command that is started, without a shell, when a model is promoted, kept, held, "
+        "failed or rolled back: JSON comes on its standard input, the event is in HOOK_EVENT.",
+        words="list, or text", otherwise="nobody is told")
+    url: WebAddress | None = setting(
+        None, "Address to which the same JSON is posted.", otherwise="nobody is told")
+    seconds: float = setting(10.0, "How long each of them may take.", gt=0, le=600)
 # fmt: on
