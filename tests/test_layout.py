@@ -54,6 +54,8 @@ MAY_IMPORT = {
     "flows.retraining": ("headwater", "features", "storage", "heads", "flows.runtime",
                          "flows.extraction", "flows.training", "flows.use", "flows.dags",
                          "flows.pipeline"),
+    "flows.serving": ("headwater", "features", "storage", "heads", "flows.runtime",
+                      "flows.extraction", "flows.training", "flows.use", "flows.retraining"),
     "flows.door": ("headwater", "features", "storage", "heads", "flows"),
     "flows.command": ("headwater", "features", "storage", "heads", "flows"),
 }  # fmt: skip

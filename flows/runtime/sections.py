@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -66,6 +66,25 @@ class RetrainSettings(Section):
         None, "Milliseconds an image that it may take on this machine.", _RETRAIN, gt=0)
     max_mb: float | None = setting(
         None, "Megabytes of memory that it may take while it answers.", _RETRAIN, gt=0)
+
+
+class KeepSettings(Section):
+    """What is kept of what the model in service says, and what becomes of what people say."""
+
+    pictures: Literal["none", "flagged", "near", "all"] = setting(
+        "near", "Pictures that are kept: those called anomalous, or also those near the threshold.")
+    near: float = setting(
+        0.25, "How near: share of the way from the threshold to the median normal score.", ge=0)
+    share: float = setting(
+        0.01, "Share of the other pictures that are kept, chosen by their bytes.", ge=0, le=1)
+    max_mb: int = setting(
+        1000, "Megabytes of pictures a set; beyond, the oldest go that nobody has answered.", ge=1)
+    days: int = setting(
+        90, "Days that an answer of the model is kept where nobody has said whether it is right.",
+        ge=1)
+    test_share: float = setting(
+        0.25, "Share of the defects told by feedback, chosen by their bytes, that goes to the test "
+        "images for the next lock; the others choose (val).", ge=0, le=1)
 
 
 class HookSettings(Section):

@@ -16,7 +16,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, Field, PrivateAttr
 from pydantic.fields import FieldInfo
 
-from flows.runtime.sections import LIMITS, HookSettings, RetrainSettings, Section, setting
+from flows.runtime.sections import (
+    LIMITS,
+    HookSettings,
+    KeepSettings,
+    RetrainSettings,
+    Section,
+    setting,
+)
 from flows.runtime.values import (
     MIN_PIXELS,
     Combined,
@@ -202,6 +209,7 @@ class Settings(Section):
     extraction: ExtractionSettings = Field(default_factory=ExtractionSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     retrain: RetrainSettings = Field(default_factory=RetrainSettings)
+    keep: KeepSettings = Field(default_factory=KeepSettings)
     hooks: HookSettings = Field(default_factory=HookSettings)
     dask: DaskSettings = Field(default_factory=DaskSettings)
     home: Path = setting(
