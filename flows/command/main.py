@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from flows.command import ahead, begin, job, look, pairs, store
-from flows.command.keep import bundle, homes, made, retraining, service, trace
+from flows.command.keep import bundle, homes, made, retraining, service, trace, watching
 from flows.command.options import UsageError, check_once, command_group, completed, explain_usage
 from flows.command.pages import report
 from flows.runtime.arguments import hide_in_tracebacks, hide_passwords
@@ -28,7 +28,20 @@ app = command_group(
     "Visual inspection from normal images: features once, many heads, traceable models."
 )
 app.info.epilog = "Begin with `headwater demo`, then `headwater run my-set --images folder`."
-for part in (job, ahead, retraining, service, bundle, look, report, trace, made, homes, begin):
+for part in (
+    job,
+    ahead,
+    retraining,
+    service,
+    watching,
+    bundle,
+    look,
+    report,
+    trace,
+    made,
+    homes,
+    begin,
+):
     app.add_typer(part.commands)
 app.add_typer(homes.home, name="home", rich_help_panel="Look")
 app.add_typer(store.commands, name="store", rich_help_panel="Look")
