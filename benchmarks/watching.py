@@ -5,25 +5,27 @@
     python -m benchmarks.watching --table scores.npz
 
 The set is trained once (``--home`` keeps it); its normal test images, which nothing has learnt
-from, are scored as they are and changed as a camera changes: brighter, darker, blurred. These
-scores are then dealt out to days of 20, 50 and 200 images, many times over:
+from, are scored as they are and changed as a camera changes: brighter, darker, blurred. One half of
+them is the reference, the other half is dealt out to days of 20, 50 and 200 images, many times over
+and for many halves:
 
 - ``drawn``: each image by chance;
 - ``as they come``: runs of 20 neighbours by name, as frames of a line come;
 - ``with defects``: drawn, and 3 of 100 are defects.
 
 On the days that are as they should be every alarm is false; on the changed ones the share of days
-that ring says how soon a shift is seen. Each test is given the p-value at which it rings, and the
-one that `flows.watching.drift` has is among them.
+that ring says how soon a shift is seen. ``our_day`` is a day that `flows.watching.drift` says has
+drifted, ``ours`` one that is the last of so many in a row as the status rings at. ``out of fold``
+takes the scores that set the threshold as the reference instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +33,17 @@ from PIL import Image, ImageEnhance, ImageFilter
 from scipy import stats
 
 from benchmarks.machine import machine, tell
+from flows.watching.drift import IN_A_ROW, RARELY, drift
 
 Scores = NDArray[np.float64]
+Ints = NDArray[np.int64]
+#: What rings, in the order of `asked`: our own, and the p-values of others below `ALPHA`.
+TESTS = ("our_day", "kolmogorov", "cramer", "whitney", "binomial")
+ALPHA = RARELY
+#: Page's sum over days of the deviate of Mann and Whitney, less what is let pass, and its limit.
+SLACK, LIMIT = 1.5, 6.0
+#: Halves that days are dealt from.
+SPLITS = 20
 #: A camera's changes.
 SHIFTS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "brighter by 2 %": lambda one: ImageEnhance.Brightness(one).enhance(1.02),
@@ -43,7 +54,7 @@ SHIFTS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "blur of 1.5 px": lambda one: one.filter(ImageFilter.GaussianBlur(1.5)),
 }
 SIZES = (20, 50, 200)
-DRAWS = 2000
+DRAWS = 1000
 RUN = 20
 DEFECTS = 0.03
 
@@ -80,37 +91,91 @@ def _scores(detector, pixels) -> Scores:  # type: ignore[no-untyped-def]
     return np.asarray([one.score for image in pixels for one in detector.predict([image])])
 
 
-def days(
+def halves(count: int, how: str, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Return which images are the reference and which are served; runs of neighbours stay whole."""
+    runs = np.arange(count) // (RUN if how == "as they come" else 1)
+    chosen = rng.permutation(runs.max() + 1)[: (runs.max() + 1) // 2]
+    known = np.isin(runs, chosen)
+    return np.flatnonzero(known), np.flatnonzero(~known)
+
+
+def day_of(
     scores: Scores, size: int, how: str, defects: Scores, rng: np.random.Generator
-) -> Iterator[Scores]:
-    """Yield days of so many scores, dealt out as the module says."""
-    for _ in range(DRAWS):
-        if how == "as they come":
-            begins = rng.integers(0, len(scores), -(-size // RUN))
-            at = (begins[:, None] + np.arange(RUN)).ravel()[:size] % len(scores)
-            yield scores[at]
-            continue
-        day = rng.choice(scores, size)
-        if how == "with defects":
-            spoilt = rng.random(size) < DEFECTS
-            day[spoilt] = rng.choice(defects, int(spoilt.sum()))
-        yield day
+) -> Scores:
+    """Return a day of so many scores, dealt out as the module says."""
+    if how == "as they come":
+        begins = rng.integers(0, len(scores), -(-size // RUN))
+        return scores[(begins[:, None] + np.arange(RUN)).ravel()[:size] % len(scores)]
+    day = rng.choice(scores, size)
+    if how == "with defects":
+        spoilt = rng.random(size) < DEFECTS
+        day[spoilt] = rng.choice(defects, int(spoilt.sum()))
+    return day
 
 
-def candidates(day: Scores, reference: Scores, promise: Scores) -> dict[str, float]:
-    """Return the p-value of each test of a day against a reference."""
+def asked(day: Scores, reference: Scores, promise: Scores) -> tuple[list[bool], float]:
+    """Return which of `TESTS` ring for a day, and the deviate of Mann and Whitney for the sum."""
     threshold, rate = promise
     flagged = int((day > threshold).sum())
-    return {
-        "Kolmogorov-Smirnov": stats.ks_2samp(day, reference).pvalue,
-        "Cramer-von Mises": stats.cramervonmises_2samp(day, reference).pvalue,
-        "Mann-Whitney": stats.mannwhitneyu(day, reference).pvalue,
-        "binomial": stats.binomtest(flagged, len(day), rate, alternative="greater").pvalue,
-    }
+    own = drift(day, reference)
+    assert own is not None
+    n, m = len(day), len(reference)
+    whitney = stats.mannwhitneyu(day, reference)
+    z = (whitney.statistic - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12)
+    rings = [
+        own.drifted,
+        own.p_value < ALPHA,
+        stats.cramervonmises_2samp(day, reference, method="asymptotic").pvalue < ALPHA,
+        whitney.pvalue < ALPHA,
+        stats.binomtest(flagged, n, rate, alternative="greater").pvalue < ALPHA,
+    ]
+    return [bool(one) for one in rings], float(z)
 
 
-def table(found: dict[str, Scores]) -> None:
-    """Print the tables."""
+def measured(
+    found: Mapping[str, Scores], head: str, what: str, size: int, how: str, draws: int
+) -> dict[str, Any]:
+    """Return the share of days that ring, by test; of the sum over days, how many days apart."""
+    rng = np.random.default_rng(0)
+    rings, sums, alarms, since, gaps = np.zeros(len(TESTS)), 0.0, 0, 0, list[int]()
+    row, ours = 0, 0
+    for number in range(draws):
+        if number % (draws // SPLITS) == 0:
+            known, served = halves(len(found[f"{head}/normal"]), how, rng)
+            if what == "out of fold":
+                reference, shown = found[f"{head}/reference"], found[f"{head}/normal"][served]
+            else:
+                reference, shown = found[f"{head}/normal"][known], found[f"{head}/{what}"][served]
+            sums, since, row = 0.0, 0, 0
+        day = day_of(shown, size, how, found[f"{head}/defects"], rng)
+        rang, z = asked(day, reference, found[f"{head}/promise"])
+        rings += rang
+        row = row + 1 if rang[0] else 0
+        ours += row >= IN_A_ROW
+        sums, since = max(0.0, sums + abs(z) - SLACK), since + 1
+        if sums > LIMIT:
+            alarms += 1
+            gaps.append(since)
+            sums, since = 0.0, 0
+    shares = dict(zip(TESTS, (rings / draws).round(4).tolist(), strict=True))
+    apart = round(float(np.mean(gaps)), 1) if gaps else None
+    return {"head": head, "scores": what, "a_day": size, "dealt": how, "days": draws,
+            "ours": round(ours / draws, 4), **shares,
+            "cusum": round(alarms / draws, 4), "cusum_days": apart}  # fmt: skip
+
+
+def table(found: Mapping[str, Scores]) -> None:
+    """Print a line a measurement: first days as they should be, then changed ones."""
+    tell(machine(), None)
+    heads = sorted({name.partition("/")[0] for name in found})
+    for head in heads:
+        for size in SIZES:
+            for how in ("drawn", "as they come", "with defects"):
+                tell(measured(found, head, "normal", size, how, DRAWS), None)
+            tell(measured(found, head, "out of fold", size, "drawn", DRAWS // 5), None)
+        for shift in SHIFTS:
+            for size in SIZES:
+                tell(measured(found, head, shift, size, "drawn", DRAWS // 5), None)
 
 
 def main() -> None:

@@ -50,9 +50,18 @@ class OpenService:
 
         Returns the event, as `InService.promote` does, and raises what that does.
         """
-        from flows.use.models.service import promote  # late: MLflow takes seconds
+        from flows.retraining.locked import locked_images  # late: MLflow takes seconds
+        from flows.use.models.service import promote  # late: likewise
 
-        return promote(self.home, self.image_set, model, why=why, who=by, **self._told())
+        more = {**self._told(), "locked": locked_images(self.home, self.image_set)}
+        return promote(self.home, self.image_set, model, why=why, who=by, **more)
+
+    def card(self) -> str:
+        """Return the card of the model in service, as Markdown; see `flows.use.models.card`."""
+        from flows.retraining.locked import locked_images  # late: MLflow takes seconds
+        from flows.use.models.card import card_of  # late: torch takes seconds
+
+        return card_of(self.home, self.image_set, locked_images(self.home, self.image_set))
 
     def rollback(self, to: str | int = "", *, why: str = "", by: str = "") -> dict[str, Any]:
         """Put in service again what was there before the champion, or the version `to`.

@@ -74,6 +74,17 @@ def locked_test(home: Home, image_set: str) -> LockedTest | None:
         ) from error
 
 
+def locked_images(home: Home, image_set: str) -> Mapping[str, str] | None:
+    """Return the images of a set's locked test and their kinds; None without, or of a damaged one.
+
+    For what only tells of it: judging asks `locked_test`, which raises.
+    """
+    with contextlib.suppress(DataError):
+        if (found := locked_test(home, image_set)) is not None:
+            return found.images
+    return None
+
+
 def _told(kept: Mapping[str, str]) -> dict[str, str]:
     return {"who": str(kept["who"]), "when": str(kept["when"])}
 

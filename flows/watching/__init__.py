@@ -1,4 +1,1 @@
-"""How sets fare in service: status, figures of a day, drift, metrics, cards. Nothing imports torch.
-
-It changes nothing of what it looks at.
-"""
+"""How sets fare in service: status, figures of a day, drift, metrics. None of it imports torch."""

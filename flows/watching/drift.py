@@ -1,7 +1,10 @@
-"""Whether the scores of a day are like those of the normals that the model was calibrated on.
+"""Whether the scores of a day are like the model's scores of normals that it has not learnt from.
 
 The two-sample test of Kolmogorov and Smirnov (`scipy.stats.ks_2samp`): the largest distance between
-the two shares of scores up to a value. It assumes nothing of how scores are distributed.
+the two shares of scores up to a value. It assumes nothing of how scores are distributed. What to
+compare with are the normal test images of the model's training. The out-of-fold scores that set its
+threshold will not do: the heads of the folds have seen fewer images and score higher, so that a
+sound day of patchcore is 0.39 away from them (docs/watching.md).
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ from numpy.typing import NDArray
 
 #: A day of fewer answers tells too little.
 LEAST = 20
-#: A day rings where its distance would be as large so rarely, and is this large at least: of many
-#: answers a small distance is no chance and no harm either. docs/watching.md has what that gives.
-RARELY, FAR = 1e-4, 0.2
+#: A day drifted where its distance would be as large so rarely, and is this large at least: frames
+#: in a row are alike, and what is no chance for images that are drawn is an ordinary day of these.
+RARELY, FAR = 1e-4, 0.4
+#: So many days in a row ring. docs/watching.md has how often they do for nothing.
+IN_A_ROW = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Drift:
     higher
         Whether the day's scores are higher on the whole.
     drifted
-        Whether somebody should look.
+        Whether the day is one that, with the next, somebody should look at.
     """
 
     distance: float

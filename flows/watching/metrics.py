@@ -41,7 +41,7 @@ _OF_SET: tuple[tuple[str, str, Callable[[SetStatus, float], float | None]], ...]
     ("flagged_day", "Those of them that called the image anomalous.",
      lambda s, _: _newest(s, "flagged")),
     ("drift_distance", "Kolmogorov-Smirnov distance of the newest day's scores from those of "
-     "known normals.", lambda s, _: _drift(s)),
+     "the normal test images.", lambda s, _: _drift(s)),
     ("retrain_age_seconds", "Seconds since the last retraining ended.",
      lambda s, now: None if (end := _end(s)) is None else now - end),
     ("retrain_seconds", "Seconds that the last retraining took.",

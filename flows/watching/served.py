@@ -6,7 +6,7 @@ before it is no sign of drift.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flows.serving.kept import Kept
-from flows.watching.drift import Drift, drift
+from flows.watching.drift import IN_A_ROW, Drift, drift
 from flows.watching.wrong import Wrong
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class Day:
     scores
         Quantiles of the scores, at `QUANTILES`.
     drift
-        Against the normals that the model was calibrated on; None where there are too few answers,
-        or these scores are not known.
+        Against the normal test images of the model's training; None where there are too few of
+        either.
     """
 
     day: str
@@ -104,6 +104,7 @@ def look(
     image_set: str,
     champion: Mapping[str, Any] | None,
     manifest: Mapping[str, Any] | None,
+    normals: Callable[[], Sequence[float]],
     now: datetime,
 ) -> tuple[Service | None, list[Wrong]]:
     """Return what the model in service said in the last days, and what of it needs a person.
@@ -114,6 +115,8 @@ def look(
         With its ``service_version``; None where none is in service.
     manifest
         Of its model; None where that is not known.
+    normals
+        Returns its scores of normals that it has not learnt from; asked where it is needed.
     now
         Aware of its zone.
 
@@ -133,11 +136,14 @@ def look(
     with Kept(home, image_set) as kept:
         rows = kept.rows(since=first)
     mine = [row for row in rows if row.service_version == champion["service_version"]]
-    service = service_of(mine, (manifest or {}).get("calibration") or {})
+    calibration = (manifest or {}).get("calibration") or {}
+    service = service_of(mine, calibration, normals() if mine else ())
     return service, [*_rates(image_set, service), *_drifts(image_set, service)]
 
 
-def service_of(rows: Sequence[Said], calibration: Mapping[str, Any]) -> Service:
+def service_of(
+    rows: Sequence[Said], calibration: Mapping[str, Any], normals: Sequence[float] = ()
+) -> Service:
     """Return what one model said, by day.
 
     Parameters
@@ -146,8 +152,10 @@ def service_of(rows: Sequence[Said], calibration: Mapping[str, Any]) -> Service:
         Newest first, as of `Kept.rows`.
     calibration
         As the model's manifest has it.
+    normals
+        As of `look`.
     """
-    reference = np.asarray(calibration.get("scores") or (), np.float64)
+    reference = np.asarray(normals, np.float64)
     promised = calibration.get("attained_fpr")
     if calibration.get("rule") not in ("conformal", "largest", "tail"):
         promised = None  # a probability's, or chosen by known defects: nothing of normals
@@ -207,16 +215,18 @@ def _rates(image_set: str, service: Service) -> list[Wrong]:
 
 
 def _drifts(image_set: str, service: Service) -> list[Wrong]:
-    """Return the newest day that drifted."""
-    day = next((day for day in service.days if day.drift is not None and day.drift.drifted), None)
-    if day is None or day.drift is None:
+    """Return whether the newest days that can be told of drifted, so many in a row."""
+    told = [day for day in service.days if day.drift is not None][:IN_A_ROW]
+    if len(told) < IN_A_ROW or not all(day.drift and day.drift.drifted for day in told):
         return []
+    newest = told[0]
     return [
         Wrong(
             "drift",
-            f"on {day.day} the scores of {day.answers} images were not those of the normals that "
-            f"the model was calibrated on: {day.drift}",
-            f"look at pictures of that day: light, camera, product, or many defects? If they are "
-            f"right, headwater retrain {image_set} with normals of now",
+            f"on {' and '.join(day.day for day in told[::-1])} the scores were not those of the "
+            f"normal test images: of {newest.answers} on the last of these {newest.drift}",
+            f"look at pictures of these days: light, camera, product, or many defects? If they are "
+            f"right, headwater retrain {image_set} with normals of now, and headwater lock "
+            f"{image_set} with test images of now",
         )
     ]

@@ -148,9 +148,10 @@ def _set(home: Home, registry: Registry | None, name: str, now: datetime) -> Set
     wrong: list[Wrong] = []
     champion: dict[str, Any] | None = None
     manifest: Mapping[str, Any] | None = None
+    run_id = ""
 
     def of_champion(registry: Registry) -> list[Wrong]:
-        nonlocal champion, manifest
+        nonlocal champion, manifest, run_id
         service = InService(registry, name)
         try:
             row = service.champion()
@@ -158,7 +159,7 @@ def _set(home: Home, registry: Registry | None, name: str, now: datetime) -> Set
             return [of_error("champion", error)]
         if row is None:
             return []
-        champion = _told(row, service.events())
+        champion, run_id = _told(row, service.events()), row["run_id"]
         manifest, found = champion_files(registry, name, row)
         return found
 
@@ -172,8 +173,12 @@ def _set(home: Home, registry: Registry | None, name: str, now: datetime) -> Set
 
     def of_service() -> list[Wrong]:
         nonlocal service
-        service, found = look(home, name, champion, manifest, now)
+        service, found = look(home, name, champion, manifest, normals, now)
         return found
+
+    def normals() -> list[float]:
+        kept = None if registry is None else registry.sample_table(run_id)
+        return [one["score"] for one in kept or () if one.get("kind") == "good"]
 
     wrong += asked("served", of_service, f"move {home.root}/served/{name}.sqlite away")
     if retrained is not None:

@@ -37,12 +37,13 @@ def promote(
     The version that was in service becomes `previous`; `headwater rollback SET` puts it back.
     """
     settings, home = given.open()
+    from flows.retraining.locked import locked_images
     from flows.use.models.service import promote as put
 
-    hooks = settings.hooks
+    hooks, locked = settings.hooks, locked_images(home, image_set)
     _tell(
         image_set,
-        put(home, image_set, model, why=why, who=who, hooks=hooks, tell=_note),
+        put(home, image_set, model, why=why, who=who, hooks=hooks, locked=locked, tell=_note),
         json_,
     )
 

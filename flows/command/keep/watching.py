@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.command.options import JsonOption, command_group, takes
+from flows.command.options import JsonOption, SetArgument, command_group, takes
 from flows.runtime.console import duration, out, table
 from flows.runtime.given import Given
 from headwater.errors import DataError
@@ -34,6 +34,9 @@ def status(
             help="Write the figures for Prometheus' textfile collector; - prints them.",
         ),
     ] = None,
+    log: Annotated[
+        bool, typer.Option("--log", help="Log the days that are over to MLflow, a step a day.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Say how the sets fare in service, what is wrong, and the remedy.
 
@@ -50,6 +53,10 @@ def status(
             remedy="check --home or HEADWATER_HOME; the first `headwater run` makes one",
         )
     found = status_of(home, [image_set] if image_set else ())
+    if log:
+        from flows.watching.study import log_days
+
+        log_days(home, found)
     if prometheus is not None:
         _prometheus(found, prometheus)
     if json_:
@@ -57,6 +64,38 @@ def status(
     elif prometheus is None:
         _print(found)
     raise typer.Exit(found.status)
+
+
+@commands.command(rich_help_panel="Look")
+@takes("store", "models")
+def card(
+    image_set: SetArgument,
+    given: Given,
+    file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it there instead.")
+    ] = None,
+) -> None:
+    """Print the card of the model in service: data, figures, promise, limits, where it comes from.
+
+    Markdown, made from what was recorded alone. Each promotion keeps it with the model's run, as
+    `card.md`.
+    """
+    _, home = given.open(write=False)
+    from flows.retraining.locked import locked_images
+    from flows.use.models.card import card_of
+    from headwater.files import write_text
+
+    text = card_of(home, image_set, locked_images(home, image_set))
+    if file is None:
+        out.print(text, markup=False)
+        return
+    try:
+        write_text(file, text + "\n")
+    except OSError as error:
+        raise DataError(
+            f"{file} cannot be written: {error.strerror}", expected="a file that can be written"
+        ) from error
+    out.print(f"wrote {file}", markup=False)
 
 
 def _prometheus(found: Status, file: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flows.runtime.home import Home
 from flows.runtime.sections import HookSettings
 from flows.use.bundle import model_parts
+from flows.use.models.card import keep_card
 from flows.use.models.choose import choose_model
 from flows.use.models.hooks import fire
 from headwater.errors import ModelError
@@ -47,14 +48,17 @@ def promote(
     why: str = "",
     who: str = "",
     hooks: HookSettings | None = None,
+    locked: Mapping[str, str] | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Put a head's version in service; see `InService.promote`.
+    """Put a head's version in service, and keep its card; see `InService.promote`.
 
     Parameters
     ----------
     hooks, tell
         Who is told, and what is called with a line for each that was not; see `fire`.
+    locked
+        The locked test, for the card; see `card_of`.
     model
         ``HEAD``, ``HEAD@2``, ``HEAD@challenger``, also with ``SET.`` before it; without a version
         the head's champion, or its newest.
@@ -69,7 +73,10 @@ def promote(
     service = service_of(home, image_set)
     whole = model if model.startswith(f"{image_set}.") else f"{image_set}.{model}"
     row = choose_model(service.registry, *model_parts(whole))
-    return _said(home, image_set, "promoted", service.promote(row, why, who), hooks, tell)
+    done = service.promote(row, why, who)
+    if done["changed"]:
+        keep_card(home, image_set, locked, tell)
+    return _said(home, image_set, "promoted", done, hooks, tell)
 
 
 def rollback(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import headwater
 from flows.retraining.diary import Entry
 from flows.runtime.sections import HookSettings
 from flows.use.models.hooks import fire
@@ -41,6 +42,7 @@ def test_all_is_well(home, monkeypatch, capsys):
     told = json.loads(run_here(monkeypatch, capsys, "status", "s", "--json", "--home", home.root))
     assert told["status"] == 0
     assert told["sets"] == [found.to_json()]
+    assert headwater.open(home.root).status("s").sets == [found]
 
 
 def test_nothing_heavy_is_imported(home):
