@@ -47,3 +47,12 @@ IMAGE = SampleKind("image", ("image",), ("normal", "anomalous"), "looks at singl
 PAIR = SampleKind(
     "pair", ("current", "history"), ("unchanged", "changed"), "compares pairs of images"
 )
+
+#: What may be said of a normal: that it is one, however odd, or that it is none.
+ACCEPTED, REJECTED = "accepted", "rejected"
+#: It came with a retraining's new images and waits for somebody to say which.
+HELD = "held"
+#: It was taken out of its set.
+REMOVED = "removed"
+#: Nothing learns from normals of which this was said.
+UNLEARNT = (REJECTED, HELD, REMOVED)

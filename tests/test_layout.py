@@ -58,6 +58,10 @@ MAY_IMPORT = {
                       "flows.extraction", "flows.training", "flows.use", "flows.retraining"),
     "flows.scheduling": ("headwater", "features", "storage", "heads", "flows.runtime",
                          "flows.retraining", "flows.serving"),
+    # How sets fare: no Prefect, and nothing that imports torch as it begins.
+    "flows.watching": ("headwater", "features", "storage", "heads", "flows.runtime",
+                       "flows.extraction", "flows.training", "flows.use", "flows.retraining",
+                       "flows.serving"),
     "flows.door": ("headwater", "features", "storage", "heads", "flows"),
     "flows.command": ("headwater", "features", "storage", "heads", "flows"),
 }  # fmt: skip

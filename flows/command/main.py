@@ -15,7 +15,17 @@ from typing import Annotated
 import typer
 
 from flows.command import ahead, begin, job, look, pairs, store
-from flows.command.keep import bundle, homes, made, removing, retraining, serve, service, trace
+from flows.command.keep import (
+    bundle,
+    homes,
+    made,
+    removing,
+    retraining,
+    serve,
+    service,
+    trace,
+    watching,
+)
 from flows.command.options import UsageError, check_once, command_group, completed, explain_usage
 from flows.command.pages import report
 from flows.runtime.arguments import hide_in_tracebacks, hide_passwords
@@ -29,7 +39,7 @@ app = command_group(
 )
 app.info.epilog = "Begin with `headwater demo`, then `headwater run my-set --images folder`."
 PARTS = (
-    job, ahead, retraining, serve, service, removing, bundle, look, report, trace, made, homes,
+    job, ahead, retraining, serve, service, watching, removing, bundle, look, report, trace, made, homes,
     begin,
 )  # fmt: skip
 for part in PARTS:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.door.watching import Watched
 from flows.runtime.console import Reporter
 from flows.runtime.given import Given
 from flows.runtime.home import Home
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Heads = str | Iterable[str] | Mapping[str, Mapping[str, Any]]
 
 
-class OpenHome:
+class OpenHome(Watched):
     """The folder of all state, opened; `headwater.open` gives it.
 
     Nothing is read and nothing starts until a method needs it. Keywords are settings by their

@@ -54,16 +54,27 @@ class OpenService:
 
         Returns the event, as `InService.promote` does, and raises what that does.
         """
-        from flows.use.models.service import promote  # late: MLflow takes seconds
+        from flows.retraining.locked import locked_images  # late: MLflow takes seconds
+        from flows.use.models.service import promote  # late: likewise
 
-        return promote(self.home, self.image_set, model, why=why, who=by)
+        more = {**self._told(), "locked": locked_images(self.home, self.image_set)}
+        return promote(self.home, self.image_set, model, why=why, who=by, **more)
+
+    def card(self) -> str:
+        """Return the card of the model in service, as Markdown; see `flows.use.models.card`."""
+        from flows.retraining.locked import locked_images  # late: MLflow takes seconds
+        from flows.use.models.card import card_of  # late: torch takes seconds
+
+        return card_of(self.home, self.image_set, locked_images(self.home, self.image_set))
 
     def rollback(self, to: str | int = "", *, why: str = "", by: str = "") -> dict[str, Any]:
         """Put in service again what was there before the champion, or the version `to`.
 
         Returns the event, as `InService.rollback` does, and raises what that does.
         """
-        return self._service().rollback(why, by, str(to))
+        from flows.use.models.service import rollback  # late: MLflow takes seconds
+
+        return rollback(self.home, self.image_set, why=why, who=by, to=str(to), **self._told())
 
     def history(self) -> pd.DataFrame:
         """Return what was done, newest first: a row an event, with the model's figures."""
@@ -181,6 +192,11 @@ class OpenService:
         from flows.serving.realised import realised  # late: torch takes seconds
 
         return realised(self.home, self.image_set, since)
+
+    def _told(self) -> dict[str, Any]:
+        """Return who is told of a change, and where it is said that one was not."""
+        made, _ = self._settings("retrain", self.image_set)
+        return {"hooks": made.hooks, "tell": Reporter(quiet=self._quiet).line}
 
     def _service(self) -> InService:
         from flows.use.models.service import service_of  # late: MLflow takes seconds

@@ -8,10 +8,14 @@ from pathlib import Path
 
 from features.images.crops import source_of
 from features.images.pairs import CHANGED
-from flows.runtime.home import REMOVED
 from heads.contract import Head
 from heads.pairs.source import Pair
 from headwater.errors import DataError
+from headwater.samples import ACCEPTED as ACCEPTED
+from headwater.samples import HELD as HELD
+from headwater.samples import REJECTED as REJECTED
+from headwater.samples import REMOVED as REMOVED
+from headwater.samples import UNLEARNT as UNLEARNT
 from headwater.spec import digest
 from storage.store.table import ImageRow
 
@@ -105,12 +109,6 @@ class Sample:
 AT_LEAST = 4
 #: Kind of a pair without a mask: nobody said whether anything changed.
 UNLABELLED = "unlabelled"
-#: What may be said of a normal: that it is one, however odd, or that it is none.
-ACCEPTED, REJECTED = "accepted", "rejected"
-#: It came with a retraining's new images and waits for somebody to say which.
-HELD = "held"
-#: Nothing learns from normals of which this was said.
-UNLEARNT = (REJECTED, HELD, REMOVED)
 
 
 def reviewed(

@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.dags import FLOW, extract_task, train_all
 from flows.extraction.pair_list import Version
+from flows.retraining.diary import step
 from flows.retraining.gate import Judgement
 from flows.retraining.guard import Guarded
 from flows.retraining.increments import by_increments
@@ -48,15 +49,19 @@ def retrain_flow(image_set: str, request: dict[str, Any], again: bool) -> Retrai
     """
     keep_sigterm()
     asked = Request.from_json(request)
-    report = extract_task(asked)
+    with step("extract"):
+        report = extract_task(asked)
     asked = dataclasses.replace(asked, plan=asked.plan.seeing(**report.seen))
-    guarded = guard_task(asked, report.version)
-    asked, trained = by_increments(asked, report.version)
+    with step("guard"):
+        guarded = guard_task(asked, report.version)
     result = RunResult(image_set, report)
-    try:
-        train_all(asked, report.version, result)
-    except HeadsFailedError:
-        if not result.outcomes:
-            raise
-    decided = gate_task(asked, result.outcomes, again)
+    with step("train"):
+        asked, trained = by_increments(asked, report.version)
+        try:
+            train_all(asked, report.version, result)
+        except HeadsFailedError:
+            if not result.outcomes:
+                raise
+    with step("gate"):
+        decided = gate_task(asked, result.outcomes, again)
     return closing(asked, report, guarded, decided, result.failures, trained)

@@ -19,8 +19,6 @@ from headwater.errors import DataError
 from headwater.files import write_text
 from headwater.spec import digest
 from storage.registry.facts import user
-from storage.store.feature_store import FeatureStore
-from storage.store.table import Selection
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,17 @@ def locked_test(home: Home, image_set: str) -> LockedTest | None:
         ) from error
 
 
+def locked_images(home: Home, image_set: str) -> Mapping[str, str] | None:
+    """Return the images of a set's locked test and their kinds; None without, or of a damaged one.
+
+    For what only tells of it: judging asks `locked_test`, which raises.
+    """
+    with contextlib.suppress(DataError):
+        if (found := locked_test(home, image_set)) is not None:
+            return found.images
+    return None
+
+
 def _told(kept: Mapping[str, str]) -> dict[str, str]:
     return {"who": str(kept["who"]), "when": str(kept["when"])}
 
@@ -90,6 +99,10 @@ def lock(home: Home, image_set: str, who: str = "") -> tuple[LockedTest, LockedT
     SnapshotError
         Where the set has no store.
     """
+    # late: who only reads a lock waits for no torch
+    from storage.store.feature_store import FeatureStore
+    from storage.store.table import Selection  # late: see above
+
     store = FeatureStore.open(home.store, image_set, create=False)
     table, before = store.table(), None
     with contextlib.suppress(DataError):  # a damaged one is replaced

@@ -26,6 +26,7 @@ from flows.runtime.settings import Settings, TrainingSettings, changed
 from flows.training.record import LINEAGE
 from flows.training.results import TrainOutcome
 from flows.training.trainings import Request
+from flows.use.models.card import keep_card
 from headwater.errors import StoreError
 from headwater.files import locked
 from storage.registry.registry import Registry
@@ -207,7 +208,7 @@ def decide(
         if "val_image_auroc" in o.metrics
     }
     chosen = choose(judged, "" if champion is None else champion["head"], known)
-    told = {"judged": [(j.model, j.version) for j in judged], "test": test.digest}
+    told: dict[str, Any] = {"judged": [(j.model, j.version) for j in judged], "test": test.digest}
     if chosen is None:
         why = " / ".join(f"{j.head} v{j.version}: {j.why}" for j in judged)
         service.keep(why, who="retrain", more=told)
@@ -216,7 +217,10 @@ def decide(
     if champion is not None:
         why = f"no worse than {chosen.champion} on {len(test.images)} locked test images: "
         why += str(chosen.checks[0])
+    # A tag of MLflow's holds 5000 characters.
+    told["checks"] = [str(check)[:150] for check in chosen.checks][:8]
     service.promote(rows[chosen.head, chosen.version], why, "retrain", more=told)
+    keep_card(home, image_set, test.images, reporter.line)
     return "promoted", why, judged
 
 

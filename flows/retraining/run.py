@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.extraction.plan import ready
 from flows.pipeline import extracted, foreseen, on_prefect
+from flows.retraining.diary import noted, step
 from flows.retraining.increments import by_increments, known_growth
 from flows.retraining.retrain import (
     Retrained,
@@ -18,7 +19,7 @@ from flows.retraining.retrain import (
 )
 from flows.runtime.home import Home
 from flows.runtime.resolve import require_set
-from flows.runtime.settings import Settings
+from flows.runtime.settings import Settings, changed
 from flows.training.found import look_up
 from flows.training.trainings import Request
 from headwater.errors import ConfigError
@@ -34,7 +35,8 @@ def retrain(
 ) -> Retrained:
     """Take in a set's new images, retrain, and put the better model in service.
 
-    One retraining of a set at a time: another one waits until this one has ended.
+    One retraining of a set at a time: another one waits until this one has ended. What it did, or
+    why it could not, is kept in the home (`flows.retraining.diary`), and the hooks are told.
 
     Parameters
     ----------
@@ -53,9 +55,22 @@ def retrain(
         What `flows.pipeline.run_pipeline` raises.
     """
     image_set = require_set(settings)
-    ready(settings, home)  # what is a mistake leaves no lock behind
-    with alone(home, image_set, reporter):
-        registry = Registry(home.root, home.tracking_url)
+    hooks = settings.hooks
+    # Prefect keeps what a flow is asked for: no address of a hook, which may be a secret.
+    settings = changed(settings, {"hooks": type(hooks)()})
+    with noted(home, image_set, hooks, reporter) as told:
+        ready(settings, home)  # what is a mistake leaves no lock behind
+        with alone(home, image_set, reporter):
+            told.start()
+            told.done = _alone(settings, home, reporter, again)
+    return told.done
+
+
+def _alone(settings: Settings, home: Home, reporter: Reporter, again: bool) -> Retrained:
+    """Do what `retrain` does, while no other of the set is at work."""
+    image_set = require_set(settings)
+    registry = Registry(home.root, home.tracking_url)
+    with step("begin"):
         champion = InService(registry, image_set).champion()
         settings = ready(as_champion(settings, registry, champion), home)
         if settings.pairs is not None:
@@ -64,20 +79,22 @@ def retrain(
                 expected="a set of single images",
                 remedy=f"headwater run {image_set}, then headwater promote {image_set} HEAD",
             )
+    with step("extract"):
         grown = known_growth(settings.retrain, registry, champion)
         asked, idle = foreseen(settings, home, reporter, grown=grown)
-        if idle:
-            done = _without_prefect(asked, reporter, again)
-            if done is not None:
-                return done
+    if idle:
+        done = _without_prefect(asked, reporter, again)
+        if done is not None:
+            return done
 
-        def start() -> Any:
-            from flows.retraining.dag import retrain_flow  # late: Prefect takes seconds
+    def start() -> Any:
+        from flows.retraining.dag import retrain_flow  # late: Prefect takes seconds
 
-            return retrain_flow(image_set, asked.to_json(), again)
+        return retrain_flow(image_set, asked.to_json(), again)
 
+    with step("flow"):
         found: Retrained = on_prefect(start, reporter)
-        return found
+    return found
 
 
 def _without_prefect(asked: Request, reporter: Reporter, again: bool) -> Retrained | None:
@@ -86,12 +103,15 @@ def _without_prefect(asked: Request, reporter: Reporter, again: bool) -> Retrain
     It and its server would be most of the time that a retraining with nothing to do takes.
     """
     settings, home = asked.settings, asked.home
-    asked, report = extracted(asked, reporter)
-    guarded = watch_over(settings, home, images_at(asked, report.version), reporter)
+    with step("extract"):
+        asked, report = extracted(asked, reporter)
+    with step("guard"):
+        guarded = watch_over(settings, home, images_at(asked, report.version), reporter)
     asked, trained = by_increments(asked, report.version)
     registry = Registry(home.root, home.tracking_url)
     found, to_do = look_up(asked, report.version, registry)
     if to_do:
         return None
-    decided = decide(settings, home, found, reporter, again=again)
+    with step("gate"):
+        decided = decide(settings, home, found, reporter, again=again)
     return closing(asked, report, guarded, decided, [], trained)

@@ -14,11 +14,10 @@ from typing import Any
 from headwater.addresses import bare, whole
 from headwater.errors import DataError
 from headwater.files import expand_user, locked, sqlite_url, write_text
+from headwater.samples import REMOVED
 
 #: How many seconds Prefect's temporary server may take to start.
 PATIENCE = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
-#: What is said of an image that was taken out of its set.
-REMOVED = "removed"
 #: Set before any library is imported that would read them. A user's own value wins.
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from flows.runtime.values import WebAddress, Words
 from headwater.files import expand_user
 
 #: Limits of a number, and how they are written.
@@ -143,4 +144,16 @@ class KeepSettings(Section):
     test_share: float = setting(
         0.25, "Share of the defects told by feedback, chosen by their bytes, that goes to the test "
         "images for the next lock; the others choose (val).", ge=0, le=1)
+
+
+class HookSettings(Section):
+    """Who is told when the model in service changes, stays, or cannot be retrained."""
+
+    command: Words | None = setting(
+        None, "Command that is started, without a shell, when a model is promoted, kept, held, "
+        "failed or rolled back: JSON comes on its standard input, the event is in HOOK_EVENT.",
+        words="list, or text", otherwise="nobody is told")
+    url: WebAddress | None = setting(
+        None, "Address to which the same JSON is posted.", otherwise="nobody is told")
+    seconds: float = setting(10.0, "How long each of them may take.", gt=0, le=600)
 # fmt: on

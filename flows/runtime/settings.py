@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from flows.runtime.sections import (
     LIMITS,
+    HookSettings,
     KeepSettings,
     RetrainSettings,
     ScheduleSettings,
@@ -213,6 +214,7 @@ class Settings(Section):
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
     serve: ServeSettings = Field(default_factory=ServeSettings)
     keep: KeepSettings = Field(default_factory=KeepSettings)
+    hooks: HookSettings = Field(default_factory=HookSettings)
     dask: DaskSettings = Field(default_factory=DaskSettings)
     home: Path = setting(
         Path("headwater-home"), "Folder of all state.", _EVERY,

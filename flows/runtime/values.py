@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -154,6 +155,25 @@ def _costs(value: Any) -> str:
         raise ValueError('two prices, MISS:FALSE_ALARM; in a file in quotes, as "100:1"') from None
 
 
+def _words(value: Any) -> Any:
+    """Return a command's words; a text is taken apart as a shell does, and no shell starts it."""
+    if isinstance(value, str):
+        said = from_text(value)
+        try:
+            value = said if isinstance(said, list) else shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"a command and its words: {error}") from None
+    if isinstance(value, list | tuple) and not (value and str(value[0]).strip()):
+        raise ValueError("a command and its words, as [/usr/bin/notify, --all]")
+    return value
+
+
+def _web_address(address: str) -> str:
+    if not re.fullmatch(r"(?i)https?://[^/?#\s]+[^\s]*", address):
+        raise ValueError("an address as https://host/path")
+    return bare(address)
+
+
 def _without_secret(address: str) -> str:
     if bare(address) != address:
         raise ValueError(
@@ -165,6 +185,9 @@ def _without_secret(address: str) -> str:
 
 #: May have a user and password in it, of which settings stay free.
 SecretAddress = Annotated[str, AfterValidator(bare)]
+#: The same of a web server.
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 #: Has no place for any.
 PlainAddress = Annotated[str, AfterValidator(_without_secret)]
 Pixels = Annotated[int | tuple[int, int], WrapValidator(_pixels)]

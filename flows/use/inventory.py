@@ -15,7 +15,6 @@ from headwater.spec import SIDES
 from storage.registry.place import local_path
 from storage.registry.registry import Registry
 from storage.store.engine import is_remote, list_sets
-from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name, side_of
 
 if TYPE_CHECKING:
@@ -121,6 +120,8 @@ def _set(home: Home, name: str) -> Part:
     images: int | None = 0
     size: int | None = 0
     notes = []
+    from storage.store.feature_store import FeatureStore  # late: torch takes seconds
+
     for own in stores_of(home, name):
         try:
             table = FeatureStore.open(home.store, own, create=False).table()

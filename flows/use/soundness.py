@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,11 @@ from headwater.errors import HeadwaterError
 from headwater.samples import IMAGE, PAIR
 from storage.registry.registry import Registry
 from storage.registry.removal import remains
-from storage.serving.files import read_files
-from storage.store.feature_store import FeatureStore
 from storage.store.layout import side_name
 
 if TYPE_CHECKING:
     from flows.runtime.home import Home
+    from storage.store.feature_store import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def check(home: Home) -> list[Finding]:
     readable = not found
     stores: dict[str, FeatureStore] = {}
     found += _stores(home, stores)
-    found += _cards(home)
+    found += cards(home, known_sets(home))
     if readable:
         found += _models(home, stores)
     return [*found, *_leftovers(home)]
@@ -86,6 +85,8 @@ def _database(home: Home) -> Iterator[Finding]:
 
 
 def _stores(home: Home, opened: dict[str, FeatureStore]) -> Iterator[Finding]:
+    from storage.store.feature_store import FeatureStore  # late: torch takes seconds
+
     for name in known_sets(home):
         for own in stores_of(home, name):
             try:
@@ -98,8 +99,9 @@ def _stores(home: Home, opened: dict[str, FeatureStore]) -> Iterator[Finding]:
                 yield Finding("store", own, error.culprit, remedy)
 
 
-def _cards(home: Home) -> Iterator[Finding]:
-    for name in known_sets(home):
+def cards(home: Home, sets: Iterable[str]) -> Iterator[Finding]:
+    """Yield what is wrong with what sets remember: a damaged card, folders that are not there."""
+    for name in sets:
         try:
             card = home.card(name)
         except ValueError as error:
@@ -120,6 +122,8 @@ def _cards(home: Home) -> Iterator[Finding]:
 
 
 def _models(home: Home, stores: dict[str, FeatureStore]) -> Iterator[Finding]:
+    from storage.serving.files import read_files  # late: torch takes seconds
+
     registry = Registry(home.root, home.tracking_url)
     for image_set in registry.experiments():
         for row in remains(registry, image_set):

@@ -84,6 +84,22 @@ class Registry(RegistryReader):
         with self._open(image_set, name, own, GRIDS.format(image_set)) as run_id:
             yield RunLog(self.client, run_id)
 
+    def watched(self, image_set: str) -> RunLog:
+        """Return the run that holds a set's figures in service, a step a day; made if absent.
+
+        It lies with the set's studies: among its trainings it would be a row that was never
+        trained. It has ended from the first: who writes a day writes it whole.
+        """
+        place = GRIDS.format(image_set)
+        with told():
+            found = self._search(place, "tags.`headwater.kind` = 'watch'")
+            if found:
+                return RunLog(self.client, found[0].info.run_id)
+            tags = {"headwater.kind": "watch", "image_set": image_set}
+            made = RunLog(self.client, self._create(place, f"{image_set} in service", tags))
+            self.client.set_terminated(made.run_id, "FINISHED")
+            return made
+
     def points(
         self,
         image_set: str,

@@ -14,13 +14,13 @@ from features.images.pixels import sha256_of
 from headwater.errors import ModelError
 from storage.serving.manifest import (
     BACKBONE_FILE,
-    FETCH_AGAIN,
     HEAD_FILE,
     MANIFEST,
-    MOST,
     read_manifest,
     sealed,
 )
+from storage.serving.whole import check_hashes, manifest_bytes
+from storage.serving.whole import model_folder as model_folder
 
 State = Mapping[str, Tensor]
 
@@ -61,35 +61,12 @@ def read_files(folder: Path) -> tuple[dict[str, Any], State, State]:
     """
     folder = model_folder(folder)
     manifest = _read_manifest(folder)
-    for name in (HEAD_FILE, BACKBONE_FILE):
-        # A fixed name: a manifest cannot point out of its folder.
-        if not (folder / name).is_file() or sha256_of(folder / name) != manifest["sha256"][name]:
-            raise ModelError(
-                f"{folder / name} is missing or was changed",
-                expected="the file that was saved with the manifest",
-                remedy=FETCH_AGAIN,
-            )
+    check_hashes(folder, manifest["sha256"])
     try:
         return manifest, load_file(folder / HEAD_FILE), load_file(folder / BACKBONE_FILE)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: {error}", expected="whole safetensors files") from error
 
 
-def model_folder(folder: Path) -> Path:
-    """Return the folder of the three files: itself, or the one within an MLflow model's."""
-    inner = folder / "artifacts"
-    return inner if (inner / MANIFEST).is_file() else folder
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST + 1)
-    except FileNotFoundError:
-        raise ModelError(
-            f"{folder} holds no model", expected=f"{MANIFEST}, {HEAD_FILE}, {BACKBONE_FILE}"
-        ) from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error}", expected="a manifest") from error
-    return read_manifest(data, str(path))
+    return read_manifest(manifest_bytes(folder), str(folder / MANIFEST))

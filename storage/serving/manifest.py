@@ -6,7 +6,6 @@ hash. Format 1, of before, has none; what can be checked without is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -17,14 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from heads.judging.calibration import Calibration
 from headwater.errors import ModelError
 from headwater.version import __version__
+from storage.serving.whole import BACKBONE_FILE as BACKBONE_FILE
+from storage.serving.whole import FETCH_AGAIN as FETCH_AGAIN
+from storage.serving.whole import HEAD_FILE as HEAD_FILE
+from storage.serving.whole import MANIFEST as MANIFEST
+from storage.serving.whole import MOST as MOST
+from storage.serving.whole import seal_of as seal_of
 
 FORMAT, FORMAT_VERSION = "headwater-model", 2
 #: The format of before, without a hash of the manifest.
 UNSEALED = 1
-MANIFEST, HEAD_FILE, BACKBONE_FILE = "manifest.json", "head.safetensors", "backbone.safetensors"
-FETCH_AGAIN = "fetch the model again from the registry"
-#: Bytes: more is no manifest.
-MOST = 1 << 26
 
 #: Channels, or positions of a side.
 _Side = Annotated[int, Field(ge=1, le=1 << 16)]
@@ -73,13 +74,6 @@ def sealed(about: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
     manifest["sha256"][MANIFEST] = seal_of(manifest)
     # Not sorted: a head reads its layers in the order of its shapes.
     return json.dumps(manifest, indent=2, allow_nan=False)
-
-
-def seal_of(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of what a manifest says, its own hash left out; in its order."""
-    others = {k: v for k, v in manifest["sha256"].items() if k != MANIFEST}
-    text = json.dumps({**manifest, "sha256": others}, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(data: bytes, place: str) -> dict[str, Any]:

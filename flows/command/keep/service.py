@@ -36,10 +36,16 @@ def promote(
 
     The version that was in service becomes `previous`; `headwater rollback SET` puts it back.
     """
-    _, home = given.open()
+    settings, home = given.open()
+    from flows.retraining.locked import locked_images
     from flows.use.models.service import promote as put
 
-    _tell(image_set, put(home, image_set, model, why=why, who=who), json_)
+    hooks, locked = settings.hooks, locked_images(home, image_set)
+    _tell(
+        image_set,
+        put(home, image_set, model, why=why, who=who, hooks=hooks, locked=locked, tell=_note),
+        json_,
+    )
 
 
 @commands.command(rich_help_panel="The job")
@@ -55,10 +61,11 @@ def rollback(
     json_: JsonOption = False,
 ) -> None:
     """Put the model in service again that was there before; once more goes back one more."""
-    _, home = given.open()
-    from flows.use.models.service import service_of
+    settings, home = given.open()
+    from flows.use.models.service import rollback as back
 
-    _tell(image_set, service_of(home, image_set).rollback(why, who, to), json_)
+    hooks = settings.hooks
+    _tell(image_set, back(home, image_set, why=why, who=who, to=to, hooks=hooks, tell=_note), json_)
 
 
 @commands.command(rich_help_panel="Look")
@@ -103,6 +110,10 @@ def history(image_set: SetArgument, given: Given, json_: JsonOption = False) -> 
     if wrong:
         err.print(f"error: {wrong}", markup=False)
         raise typer.Exit(SET_ASIDE)
+
+
+def _note(line: str) -> None:
+    err.print(f"note: {line}", markup=False)
 
 
 def _tell(image_set: str, event: Mapping[str, Any], json_: bool) -> None:

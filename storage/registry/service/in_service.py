@@ -248,6 +248,11 @@ class InService:
                 event["now"] = at == 0 and now is not None
             return events
 
+    def events(self) -> list[dict[str, Any]]:
+        """Return what was done, newest first, as it was kept; quicker than `history`."""
+        with told():
+            return self._events()
+
     def forget(self, row: Mapping[str, Any]) -> None:
         """Delete the versions in service that are copies of a head's version about to go."""
         with told():
