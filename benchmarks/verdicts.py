@@ -43,8 +43,9 @@ from heads.catalogue import get_head, make_config
 from heads.contract import Head, NullProgress, TrainOptions
 from heads.judging.calibration import Calibration, calibrate, calibrate_out_of_fold
 from heads.judging.metrics import auroc, oracle_threshold
+from heads.judging.rules import rule_of
 from heads.training.folds import Folds, assign_folds, looks_of, natural
-from heads.training.out_of_fold import FoldByFold, leaves_out, score_source
+from heads.training.out_of_fold import FoldByFold, leaves_out, score_source, scored_source
 from heads.training.sources import TensorSource
 from heads.training.splits import split_held_out
 
@@ -135,8 +136,10 @@ def load_images(
             if cache is not None:
                 cache.mkdir(parents=True, exist_ok=True)
                 torch.save(maps[name], files[name])
+    root = data / "images" / image_set
     return Images(
-        [str(r.path) for r in records],
+        # Below the set: which images are held out is drawn by these names.
+        [r.path.relative_to(root).as_posix() for r in records],
         np.array([r.split == "train" for r in records]),
         np.array([not r.is_normal for r in records]),
         maps,
@@ -191,24 +194,30 @@ def measure(
             {} if isinstance(found, float) else {"promised": found.attained_fpr, "odd": found.odd}
         )
         return {
-            "head": name, "seed": seed, "normals": len(normals), "spoiled": spoiled, "way": way,
-            "image_auroc": auroc(scores, truth), "false_positives": false, "recall": recall,
-            "balanced": (1 - false + recall) / 2, **told, **more,
+            "head": name, "seed": seed, "normals": len(normals) - spoiled, "spoiled": spoiled,
+            "way": way, "image_auroc": auroc(scores, truth), "false_positives": false,
+            "recall": recall, "balanced": (1 - false + recall) / 2, **told, **more,
         }  # fmt: skip
 
     if "held-out" in ways:
         left, held = (source.subset(rows) for rows in split_held_out(source.ids))
         head, _ = fitted(left, held)
-        own, _ = score_source(head, held)
+        own, _, parts = scored_source(head, held)
+        if parts is not None:  # as a training does it: pooled scores learn their scale first
+            own = rule_of(head).settle(parts)
         found = calibrate(own, target_fpr=PROMISED, upper=head.score_limit)
-        yield row("held-out", score_source(head, judged)[0], found)
+        yield row("held-out", score_source(head, judged)[0], found, held=len(own))
     head, took = fitted(source, source.subset([]))
-    scores, _ = score_source(head, judged)
+    scores, _, parts = scored_source(head, judged)
     for way in ("random", "blocks"):
         if way not in ways:
             continue
         folds = random_folds(source, seed) if way == "random" else folds_of(source, name)
         out = FoldByFold(build, source, folds).all(OPTIONS, NullProgress())
+        if parts is not None and out.parts is not None:
+            rule = rule_of(head)
+            rule.settle(out.parts)
+            scores = rule.joined(torch.from_numpy(parts)).numpy()
         found = calibrate_out_of_fold(out.scores, None, folds.told(), target_fpr=PROMISED)
         times = {"fit_s": took, "calibration_s": out.seconds}
         yield row(way, scores, found, **times)
