@@ -198,7 +198,8 @@ def measure(
         return {
             "head": name, "seed": seed, "score": score, "normals": len(normals) - spoiled,
             "spoiled": spoiled, "way": way, "image_auroc": auroc(scores, truth),
-            "false_positives": false, "recall": recall, "balanced": (1 - false + recall) / 2, **told, **more,
+            "false_positives": false, "recall": recall,
+            "balanced": (1 - false + recall) / 2, **told, **more,
         }  # fmt: skip
 
     if "held-out" in ways:
