@@ -212,6 +212,17 @@ def _regrets(cells: Mapping[tuple[str, ...], list[dict[str, Any]]]) -> list[str]
     return lines
 
 
+def masks_of(data: verdicts.Path, image_set: str, backbone: str, side: int) -> list[Any]:
+    """Return the masks of the set's test images as the net sees them."""
+    spec = load(backbone, data).default_spec(side, precision="float32")
+    records = verdicts.chosen(scan_mvtec(data / "images" / image_set).records, **PART)
+    return [
+        mask_to_input(read_mask(r.mask), spec) if r.mask
+        else np.zeros((side, side), bool) if r.is_normal else None
+        for r in records if r.split == "test"
+    ]  # fmt: skip
+
+
 def main() -> None:
     """Measure and print one JSON line a set, backbone, seed, head and way of joining."""
     parser = options(
@@ -236,13 +247,7 @@ def main() -> None:
                 images = verdicts.load_images(
                     data, image_set, backbone, heads, a.cache, side, PART
                 )  # fmt: skip
-                spec = load(backbone, data).default_spec(a.size, precision="float32")
-                records = verdicts.chosen(scan_mvtec(data / "images" / image_set).records, **PART)
-                masks = [
-                    mask_to_input(read_mask(r.mask), spec) if r.mask
-                    else np.zeros(side, bool) if r.is_normal else None
-                    for r in records if r.split == "test"
-                ]  # fmt: skip
+                masks = masks_of(data, image_set, backbone, a.size)
                 for row in measure(images, masks, heads, seed, settings, a.size):
                     told = {"set": image_set, "backbone": backbone, **row, "settings": settings}
                     tell({**told, **about}, a.out)

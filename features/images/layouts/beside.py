@@ -75,10 +75,7 @@ def read_dagm(reading: Reading) -> list[Candidate]:
         if label.is_dir():
             masks = Masks(label, walker.masks(label))
             match(images, place, masks, reading.result)
-            for path in masks.leftover():
-                reading.result.problems.append(
-                    f"mask {path} belongs to no image: there is no such image"
-                )
+            masks.report_leftover(reading.result)
         for image in images:
             if image.masks:
                 image.kind = "defective"

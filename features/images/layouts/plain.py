@@ -61,8 +61,7 @@ def _from_folder(reading: Reading, bad: list[Candidate], walker: Walker, masks: 
             reading.result.left_out.add("masks beside images", image.masks[0])
     table = Masks(marks.root, marks.masks(marks.root))
     match(bad, walker.root, table, reading.result)
-    for path in table.leftover():
-        reading.result.problems.append(f"mask {path} belongs to no image: there is no such image")
+    table.report_leftover(reading.result)
 
 
 def apart(root: Path, other: Path | None) -> None:

@@ -157,6 +157,22 @@ class Masks:
         every = {p for paths in self._at.values() for p in paths}
         return sorted(every - self.used)
 
+    def report_leftover(self, result: ScanResult) -> None:
+        """Report those that belong to no image: in one line, however many they are.
+
+        A folder whose images were taken away would else fill the screen with its masks.
+        """
+        left = self.leftover()
+        if len(left) == 1:
+            result.problems.append(f"mask {left[0]} belongs to no image: there is no such image")
+        elif left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            names = ", ".join(path[len(str(self._root)) + 1 :] for path in left[:3])
+            result.problems.append(
+                f"{len(left)} masks in {self._root} belong to no image: there are no such images "
+                f"({names}{more})"
+            )
+
     def rest(self) -> Masks:
         """Return the masks that no image asked for, for other images of the same names."""
         return Masks(self._root, self.leftover())

@@ -86,11 +86,8 @@ def given_defects(reading: Reading, place: Path) -> list[Candidate]:
 
 def unused(reading: Reading, marks: Mapping[str, Masks]) -> None:
     """Report the masks that belong to no image."""
-    reading.result.problems += [
-        f"mask {path} belongs to no image: there is no such image"
-        for masks in marks.values()
-        for path in masks.leftover()
-    ]
+    for masks in marks.values():
+        masks.report_leftover(reading.result)
 
 
 def _candidate(path: str, mask: str, kind: str) -> Candidate:

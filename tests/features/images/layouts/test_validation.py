@@ -30,10 +30,30 @@ def test_kinds_of_val_are_known_defects_with_the_masks_that_no_test_image_has(tm
         "validation/hole/2.png": ("val", "hole", []),
     }
     assert got["test/cut/000.png"] == ("test", "cut", [3])
-    assert [p for p in result.problems if "belongs to no image" not in p] == []
-    assert len(result.problems) == 2  # two masks of dents that nobody has
+    (problem,) = result.problems  # two masks of dents that nobody has
+    assert problem.startswith(f"2 masks in {root}/ground_truth/dent belong to no image")
+    assert "(1_mask.png, 9_mask.png)" in problem
     splits = [r.split for r in result.records]
     assert splits == sorted(splits, key=("train", "val", "test").index)
+
+
+def test_a_kind_of_val_without_its_images_is_one_line_not_one_a_mask(tmp_path):
+    root = mvtec(tmp_path)
+    images(root, *(f"val/{kind}/{i}.png" for kind in ("dent", "hole") for i in range(5)))
+    for i in range(5):
+        mask(root / f"ground_truth/dent/{i}_mask.png")
+        mask(root / f"val/ground_truth/hole/{i}/{i}.png")  # a folder of masks an image
+    assert scan_images(root).problems == []
+    for kind in ("dent", "hole"):
+        for image in (root / "val" / kind).iterdir():
+            image.unlink()
+    hole, dent = scan_images(root).problems
+    told = "5 masks in {} belong to no image: there are no such images ({} and 2 more)"
+    assert dent == told.format(root / "ground_truth/dent", "0_mask.png, 1_mask.png, 2_mask.png")
+    assert hole == told.format(root / "val/ground_truth/hole", "0/0.png, 1/1.png, 2/2.png")
+    images(root, *(f"val/dent/{i}.png" for i in range(4)))
+    left = root / "ground_truth/dent/4_mask.png"
+    assert f"mask {left} belongs to no image: there is no such image" in scan_images(root).problems
 
 
 @pytest.mark.parametrize("layout", ["mvtec", "mvtec-ad-2", "btad"])
