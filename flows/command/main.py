@@ -39,8 +39,8 @@ app = command_group(
 )
 app.info.epilog = "Begin with `headwater demo`, then `headwater run my-set --images folder`."
 PARTS = (
-    job, ahead, retraining, serve, service, watching, removing, bundle, look, report, trace, made, homes,
-    begin,
+    job, ahead, retraining, serve, service, watching, removing, bundle, look, report, trace, made,
+    homes, begin,
 )  # fmt: skip
 for part in PARTS:
     app.add_typer(part.commands)

@@ -67,10 +67,7 @@ class InService:
             return None if found is None else self._row(found)
 
     def version(self) -> str:
-        """Return the number in service of the champion; empty where none is, or it is gone.
-
-        One query, for whoever looks every few seconds; `champion` says what is wrong.
-        """
+        """Return the champion's number in service, in one query; empty where none is, or is left."""
         with told():
             model = self._model()
             return "" if model is None else str(model.aliases.get(CHAMPION, ""))
