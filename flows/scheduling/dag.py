@@ -119,7 +119,7 @@ class Deployments:
             "config": self.config,
             "host": self.host,
         }
-        made: RunnerDeployment = scheduled_retrain.to_deployment(
+        made = scheduled_retrain.to_deployment(
             one.image_set,
             cron=None,
             schedule=_schedule(one),
@@ -129,6 +129,7 @@ class Deployments:
             entrypoint_type=EntrypointType.MODULE_PATH,
             enforce_parameter_schema=False,
         )
+        assert isinstance(made, RunnerDeployment)  # no coroutine: nothing runs asynchronously here
         return made
 
     def _check_own(self, image_set: str) -> None:

@@ -67,7 +67,7 @@ class InService:
             return None if found is None else self._row(found)
 
     def version(self) -> str:
-        """Return the champion's number in service, in one query; empty where none is, or is left."""
+        """Return the champion's number in service, in one query; empty where none is left."""
         with told():
             model = self._model()
             return "" if model is None else str(model.aliases.get(CHAMPION, ""))
