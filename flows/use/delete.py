@@ -138,7 +138,8 @@ def _of_set(
         made.parts.append(("artifacts of its runs", max(0, folder_size(artifacts) - held)))
     own = [home.pictures / image_set, home.root / "pairs" / image_set]
     cards = [home.root / "sets" / f"{name}.json" for name in {image_set, *stores}]
-    cards += [home.root / name / f"{image_set}.json" for name in ("groups", "locked", "reviews")]
+    kept = ("groups", "locked", "reviews", "retrained", "hooks")
+    cards += [home.root / name / f"{image_set}.json" for name in kept]
     for folder in own:
         if folder.is_dir():
             made.parts.append((f"{folder.parent.name}/{image_set}", folder_size(folder)))

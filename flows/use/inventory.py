@@ -30,6 +30,8 @@ _PARTS = {
     "groups": "reviews, groups and locked tests",
     "reviews": "reviews, groups and locked tests",
     "locked": "reviews, groups and locked tests",
+    "retrained": "records of retrainings and hooks",
+    "hooks": "records of retrainings and hooks",
     "pairs": "lists of pairs",
     "mlflow.db": "MLflow's database",
     "tmp": "caches",

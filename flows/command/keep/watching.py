@@ -44,14 +44,14 @@ def status(
     what is promised. Status 0 where all is well, 3 where something needs a person.
     """
     _, home = given.open(write=False)
-    from flows.watching.status import status_of
-
     if not (home.root.is_dir() or home.store_url or home.tracking_url):
         raise DataError(
             f"{home.root}: no such home",
             expected="a folder that a command of Headwater made",
             remedy="check --home or HEADWATER_HOME; the first `headwater run` makes one",
         )
+    from flows.watching.status import status_of
+
     found = status_of(home, [image_set] if image_set else ())
     if log:
         from flows.watching.study import log_days

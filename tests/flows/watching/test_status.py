@@ -153,3 +153,14 @@ def test_a_set_or_a_home_that_is_not_there(home, monkeypatch, capsys, tmp_path):
     said = run_here(monkeypatch, capsys, "status", "--home", tmp_path / "none", status=2)
     assert "no such home" in said
     assert not (tmp_path / "none").exists()
+
+
+def test_what_is_kept_of_a_set_goes_with_it(home):
+    from flows.use.delete import plan_deletion
+
+    fire(home, "s", HookSettings(command=("true",)), "kept", {}, str)
+    made = plan_deletion(home, "s")
+    made.check(force=True)
+    made.run()
+    assert not [p for p in home.root.glob("*/s.json") if p.parent.name in ("retrained", "hooks")]
+    assert status_of(home).sets == []
