@@ -42,7 +42,7 @@ class PatchCore(GalleryHead, GrowingHead):
     It grows by what its gallery does not cover: the greedy choice goes on from the vectors chosen
     until none of the new ones lies farther from the gallery than the first fit's covering radius.
     Vectors of images that are gone leave it, and what they alone covered is covered anew. A full
-    training would choose others, and fewer.
+    training would choose others.
     """
 
     name = "patchcore"
