@@ -3,7 +3,8 @@
     python -m benchmarks.verdicts --data ../shared/data \
         [--sets glassfiber_layup_512,magnetic_tile] [--backbones resnet18,mobilenetv2_100] \
         [--heads patchcore,fast_flow] [--seeds 0,1,2] \
-        [--numbers 10,20,50,100,300] [--spoiled 0,1,3] [--cache DIR] [--out results.jsonl]
+        [--numbers 10,20,50,100,300] [--spoiled 0,1,3] [--score auto] [--cache DIR] \
+        [--out results.jsonl]
     python -m benchmarks.verdicts --table results.jsonl
 
 Features are computed once a set and backbone (``--cache`` keeps them). Each head, preset ``small``,
@@ -161,8 +162,9 @@ def random_folds(source: TensorSource, seed: int) -> Folds:
 
 
 def measure(
-    images: Images, name: str, seed: int, number: int = 0, spoiled: int = 0, ways: str = ""
-) -> Iterable[dict[str, Any]]:
+    images: Images, name: str, seed: int, number: int = 0, spoiled: int = 0, ways: str = "",
+    score: str = "auto",
+) -> Iterable[dict[str, Any]]:  # fmt: skip
     """Yield a row a way of setting the threshold."""
     draw = random.Random(1000 * number + seed)
     normals = np.flatnonzero(images.train).tolist()
@@ -175,7 +177,7 @@ def measure(
     test = [i for i in np.flatnonzero(~images.train).tolist() if i not in set(bad)]
     truth = images.defective[test]
     source, judged = images.source(name, normals), images.source(name, test)
-    config = make_config(name, {"seed": seed}, "small")
+    config = make_config(name, {"seed": seed, "score": score}, "small")
 
     def build() -> Head:
         return get_head(name)(config, source.shapes, SIZE)
@@ -194,9 +196,10 @@ def measure(
             {} if isinstance(found, float) else {"promised": found.attained_fpr, "odd": found.odd}
         )
         return {
-            "head": name, "seed": seed, "normals": len(normals) - spoiled, "spoiled": spoiled,
-            "way": way, "image_auroc": auroc(scores, truth), "false_positives": false,
-            "recall": recall, "balanced": (1 - false + recall) / 2, **told, **more,
+            "head": name, "seed": seed, "score": score, "normals": len(normals) - spoiled,
+            "spoiled": spoiled, "way": way, "image_auroc": auroc(scores, truth),
+            "false_positives": false, "recall": recall,
+            "balanced": (1 - false + recall) / 2, **told, **more,
         }  # fmt: skip
 
     if "held-out" in ways:
@@ -219,35 +222,49 @@ def measure(
             rule.settle(out.parts)
             scores = rule.joined(torch.from_numpy(parts)).numpy()
         found = calibrate_out_of_fold(out.scores, None, folds.told(), target_fpr=PROMISED)
+        # Where spoiled ones are when normals are sorted by their scores, as `review` lists them.
+        names = [out.images[i] for i in np.argsort(-out.scores, kind="stable")]
+        at = sorted(names.index(images.names[i]) + 1 for i in bad)
         times = {"fit_s": took, "calibration_s": out.seconds}
-        yield row(way, scores, found, **times)
+        yield row(way, scores, found, spoiled_at=at, **times)
     yield row("oracle", scores, float(oracle_threshold(scores, truth)))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the Markdown table: means over seeds, and the range of realised rates."""
+    """Return the Markdown table: means over seeds, the range of realised rates and recalls.
+
+    A line is a set, backbone, head, number of normals and of spoiled ones; the ways stand side by
+    side. Of ``oracle`` there is the balanced accuracy alone.
+    """
+    ways = [w for w in dict.fromkeys(row["way"] for row in rows) if w != "oracle"]
+    told = [f"{w}: promised | realised | recall | balanced" for w in ways]
     lines = [
-        "| set | backbone | head | normals | spoiled | way | promised | realised (range) | recall "
-        "(range) | balanced accuracy |",
-        "|---|---|---|---:|---:|---|---:|---:|---:|---:|",
+        f"| set, backbone | head | normals | spoiled | seeds | {' | '.join(told)} | oracle |",
+        "|---|---|---:|---:|---:|" + "---:|" * (4 * len(ways) + 1),
     ]
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    keys = ("set", "backbone", "head", "normals", "spoiled", "way")
+    keys = ("set", "backbone", "head", "normals", "spoiled")
     for row in rows:
         cells.setdefault(tuple(row[k] for k in keys), []).append(row)
-    for key, found in cells.items():
+    for key, every in sorted(cells.items()):
+        written = [f"`{key[0]}`, {key[1]}", f"`{key[2]}`", str(key[3]), str(key[4])]
+        written.append(str(len({row["seed"] for row in every})))
+        for way in ways:
+            found = [row for row in every if row["way"] == way]
 
-        def spread(figure: str, found: list[dict[str, Any]] = found) -> str:
-            values = [row[figure] for row in found]
-            return f"{statistics.mean(values):.3f} ({min(values):.2f} to {max(values):.2f})"
+            def spread(figure: str, found: list[dict[str, Any]] = found) -> str:
+                values = [row[figure] for row in found]
+                if not values:
+                    return ""
+                near = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+                return f"{statistics.mean(values):.3f}{near}"
 
-        promised = [row["promised"] for row in found if "promised" in row]
-        written = f"{statistics.mean(promised):.3f}" if promised else "–"
-        balanced = statistics.mean(row["balanced"] for row in found)
-        lines.append(
-            f"| {' | '.join(map(str, key))} | {written} | {spread('false_positives')} | "
-            f"{spread('recall')} | {balanced:.3f} |"
-        )
+            written.append(spread("promised").split(" ")[0])
+            written += [spread("false_positives"), spread("recall")]
+            written.append(spread("balanced").split(" ")[0])
+        oracle = [row["balanced"] for row in every if row["way"] == "oracle"]
+        written.append(f"{statistics.mean(oracle):.3f}")
+        lines.append(f"| {' | '.join(written)} |")
     lines += ["", "Mean balanced accuracy over all rows:", ""]
     for way in dict.fromkeys(row["way"] for row in rows):
         own = [row["balanced"] for row in rows if row["way"] == way]
@@ -266,6 +283,7 @@ def main() -> None:
     parser.add_argument("--numbers", default="0", help="of normals to learn from; 0: all")
     parser.add_argument("--spoiled", default="0", help="defective images among them")
     parser.add_argument("--ways", default="held-out,random,blocks")
+    parser.add_argument("--score", default="auto", help="the rule of image scores")
     parser.add_argument("--cache", type=Path, help="keep features between calls")
     a = parsed(parser, table)
     about, heads = machine(), a.heads.split(",")
@@ -276,7 +294,9 @@ def main() -> None:
                 for spoiled in map(int, a.spoiled.split(",")):
                     for head in heads:
                         for seed in map(int, a.seeds.split(",")):
-                            for row in measure(images, head, seed, number, spoiled, a.ways):
+                            for row in measure(
+                                images, head, seed, number, spoiled, a.ways, a.score
+                            ):
                                 rounded = {
                                     k: round(v, 4) if isinstance(v, float) else v
                                     for k, v in row.items()
