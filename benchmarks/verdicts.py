@@ -245,9 +245,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     keys = ("set", "backbone", "head", "normals", "spoiled")
     for row in rows:
-        cells.setdefault(tuple(row[k] for k in keys), []).append(row)
+        key = (*(row[k] for k in keys), row.get("score", "auto"))
+        cells.setdefault(key, []).append(row)
     for key, every in sorted(cells.items()):
-        written = [f"`{key[0]}`, {key[1]}", f"`{key[2]}`", str(key[3]), str(key[4])]
+        rule = "" if key[5] == "auto" else f", `{key[5]}`"
+        written = [f"`{key[0]}`, {key[1]}", f"`{key[2]}`{rule}", str(key[3]), str(key[4])]
         written.append(str(len({row["seed"] for row in every})))
         for way in ways:
             found = [row for row in every if row["way"] == way]
