@@ -50,7 +50,7 @@ class Serving:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_came_into_the_inbox_ends_up_in_service(tmp_path, resnet_weights, monkeypatch):
+def test_what_came_into_the_inbox_ends_up_in_service(tmp_path, resnet_weights, monkeypatch, request):
     made = Retrained(tmp_path, resnet_weights).fill()
     with monkeypatch.context() as patched:
         patched.setattr(running, "on_prefect", made.flow)
@@ -60,6 +60,7 @@ def test_what_came_into_the_inbox_ends_up_in_service(tmp_path, resnet_weights, m
         f"schedule: {{settle: 1, sets: {{s: {{inbox: {inbox}, cron: '0 3 1 1 *'}}}}}}\n"
     )
     one = Serving(tmp_path)
+    request.addfinalizer(lambda: one.process.kill())
     one.start()
     one.until(inbox.is_dir)
     for number in (40, 41):
