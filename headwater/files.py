@@ -113,18 +113,19 @@ def short_name(stem: str, end: str, most: int = 255) -> str:
 def sqlite_url(path: Path, scheme: str, quoted: str = "") -> str:
     """Return the address of an SQLite file as SQLAlchemy takes it.
 
-    A path in which nothing means something in an address stays as it is; any other is quoted and
-    gets the scheme `quoted`, where one is given.
+    A path in which nothing means something in an address stays as it is; any other is quoted, in
+    an address of SQLite's own, as SQLAlchemy takes paths as they are; it gets the scheme `quoted`,
+    where one is given.
 
     Examples
     --------
     >>> [sqlite_url(Path("/srv") / name, "sqlite") for name in ("line 2", "what?")]
-    ['sqlite:////srv/line 2', 'sqlite:////srv/what%3F']
+    ['sqlite:////srv/line 2', 'sqlite:///file:/srv/what%3F?uri=true']
     """
     text = str(path.absolute())
     if not set(text) & set("%?#"):
         return f"{scheme}:///{text}"
-    return f"{quoted or scheme}:///{quote(text)}"
+    return f"{quoted or scheme}:///file:{quote(text)}?uri=true"
 
 
 @contextmanager

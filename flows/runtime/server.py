@@ -21,7 +21,7 @@ from threading import Lock
 from flows.runtime.home import PATIENCE, own_prefect_database
 from headwater.addresses import hidden, no_answer
 from headwater.errors import StoreError
-from headwater.files import expand_user, sqlite_url
+from headwater.files import expand_user
 
 #: Ends when its standard input does: that is when the process that holds the other end is gone.
 _WATCH = "import os, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), 9)"
@@ -267,7 +267,7 @@ def _copy_database(source: Path, target: Path, tries: int = 10) -> None:
 
 def _copied(source: Path, made: Path) -> bool:
     """Copy a database that is sound; return whether it is."""
-    read = sqlite3.connect(f"{sqlite_url(source, 'file')}?mode=ro", uri=True)
+    read = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)
     with contextlib.closing(read), contextlib.closing(sqlite3.connect(made)) as write:
         if read.execute("PRAGMA quick_check").fetchone() != ("ok",):
             return False

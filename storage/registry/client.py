@@ -40,8 +40,8 @@ def database_uri(path: Path) -> str:
 
     Examples
     --------
-    >>> database_uri(Path("/srv/line 2/mlflow.db")), database_uri(Path("/srv/line #2/mlflow.db"))
-    ('sqlite:////srv/line 2/mlflow.db', 'sqlite+pysqlite:////srv/line%20%232/mlflow.db')
+    >>> database_uri(Path("/srv/line 2/mlflow.db")), database_uri(Path("/srv/line#2/mlflow.db"))
+    ('sqlite:////srv/line 2/mlflow.db', 'sqlite+pysqlite:///file:/srv/line%232/mlflow.db?uri=true')
     """
     # Of "sqlite:///" MLflow makes the parent folders itself, from the quoted path.
     return sqlite_url(path, "sqlite", "sqlite+pysqlite")

@@ -377,7 +377,7 @@ class RegistryReader:
 
 def _database_of(url: str) -> Path:
     """Return the file of an SQLite address, read as SQLAlchemy reads it."""
-    path = url.partition(":///")[2].partition("?")[0]
+    path = url.partition(":///")[2].partition("?")[0].removeprefix("file:")
     literal = Path(path).absolute()
     # A percent sign that was not quoted, where there is such a file.
     return literal if literal.exists() else Path(unquote(path)).absolute()

@@ -1,7 +1,9 @@
 """A home is its owner's alone, unless it was made for others; its address keeps its secret."""
 
+import contextlib
 import os
 import pickle
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -72,8 +74,12 @@ def test_what_a_home_sets_for_the_libraries_does_not_depend_on_its_name(tmp_path
     monkeypatch.setattr(os, "environ", dict(os.environ))
     home.prepare_environment()
     url = make_url(os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"])
-    assert url.database == str(home.root / "prefect/prefect.db")
-    assert not url.query
+    database = home.root / "prefect/prefect.db"
+    database.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(url.database, uri=True)) as made:
+        made.execute("CREATE TABLE one (a)")
+    assert database.is_file()
+    assert list(tmp_path.iterdir()) == [home.root]
     assert "NO_PROXY" not in os.environ
     os.environ["HTTPS_PROXY"] = "http://proxy:3128"
     os.environ["no_proxy"] = "intern"

@@ -50,7 +50,9 @@ class Serving:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_came_into_the_inbox_ends_up_in_service(tmp_path, resnet_weights, monkeypatch, request):
+def test_what_came_into_the_inbox_ends_up_in_service(
+    tmp_path, resnet_weights, monkeypatch, request
+):
     made = Retrained(tmp_path, resnet_weights).fill()
     with monkeypatch.context() as patched:
         patched.setattr(running, "on_prefect", made.flow)
