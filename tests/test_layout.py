@@ -61,7 +61,7 @@ MAY_IMPORT = {
     # How sets fare: no Prefect, and nothing that imports torch as it begins.
     "flows.watching": ("headwater", "features", "storage", "heads", "flows.runtime",
                        "flows.extraction", "flows.training", "flows.use", "flows.retraining",
-                       "flows.serving"),
+                       "flows.serving", "flows.scheduling"),
     "flows.door": ("headwater", "features", "storage", "heads", "flows"),
     "flows.command": ("headwater", "features", "storage", "heads", "flows"),
 }  # fmt: skip

@@ -20,7 +20,7 @@ from flows.runtime.console import reporter
 from headwater.errors import ConfigError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 TOPIC = "headwater"
 
@@ -170,20 +170,36 @@ def dask_client(
         with (
             script_unseen(),
             _scratch(scratch) as folder,
-            LocalCluster(
-                security=Security.temporary(),
-                local_directory=folder,
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=0,
-                dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
-                silence_logs=50,
+            _closed_at_last(
+                LocalCluster(
+                    security=Security.temporary(),
+                    local_directory=folder,
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=0,
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
+                    silence_logs=50,
+                )
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             yield client
+
+
+@contextmanager
+def _closed_at_last(cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """Close a cluster after the block, whatever its workers do.
+
+    On a very busy machine one may take longer to end than Dask waits for it. All work is done by
+    then; a worker ends with the process that started it.
+    """
+    try:
+        yield cluster
+    finally:
+        with contextlib.suppress(TimeoutError):
+            cluster.close()
 
 
 @contextmanager

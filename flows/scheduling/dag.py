@@ -170,6 +170,10 @@ class Deployments:
         key = self.ids[image_set]
         return bool(self._runs(key, _BEGUN) or self._runs(key, (StateType.SCHEDULED,), past=True))
 
+    def next(self, one: Scheduled) -> str:
+        """Return when a set's time comes next, ISO 8601; empty where it has none."""
+        return "" if one.cron is None else _times(one, None)[0].isoformat(timespec="seconds")
+
     def start(self, image_set: str) -> None:
         """Have the set retrained as soon as there is room."""
         self.client.create_flow_run_from_deployment(self.ids[image_set], name=image_set)
@@ -197,12 +201,18 @@ def _schedule(one: Scheduled) -> Any:
 
 def missed(one: Scheduled, last: dt.datetime | None) -> bool:
     """Whether a set's time came since it was retrained last; a set that never was is new."""
-    from prefect.server.schemas.schedules import CronSchedule
-
     if one.cron is None or last is None:
         return False
-    times = CronSchedule(cron=one.cron, timezone=one.timezone or "UTC").get_dates(n=1, start=last)
-    return any(time <= dt.datetime.now(dt.UTC) for time in asyncio.run(times))
+    return any(time <= dt.datetime.now(dt.UTC) for time in _times(one, last))
+
+
+def _times(one: Scheduled, after: dt.datetime | None) -> list[dt.datetime]:
+    """Return the first time of a set after another, or after now."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    schedule = CronSchedule(cron=one.cron, timezone=one.timezone or "UTC")
+    found = asyncio.run(schedule.get_dates(n=1, start=after))
+    return [dt.datetime.fromisoformat(time.isoformat()).astimezone(dt.UTC) for time in found]
 
 
 def run(runner: Runner) -> NoReturn:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -13,6 +15,7 @@ from flows.runtime.settings import Settings
 from flows.scheduling.inbox import Inbox, Put, Taken
 from flows.scheduling.plan import Scheduled, scheduled_sets
 from flows.scheduling.seen import last_time, mark, marked, unmark, unseen
+from flows.scheduling.times import EVERY, take_back, tell
 from headwater.addresses import whole
 from headwater.errors import StoreError
 from headwater.files import locked
@@ -97,6 +100,7 @@ def _serve(
             run(runner)
         finally:
             looking.stop()
+            take_back(home)
 
 
 class Looking:
@@ -165,8 +169,12 @@ class Looking:
                 self._said.pop(name, None)
 
     def _run(self) -> None:
+        told = -math.inf
         while not self._ended.wait(_LOOK):
             self.once()
+            if time.monotonic() - told >= EVERY:
+                told = time.monotonic()
+                tell(self.home, {one.image_set: self.deployments.next(one) for one in self.sets})
 
     def _marking(self, name: str, put: Put) -> Put:
         def marking(content: bytes, first: str) -> tuple[Path, bool]:

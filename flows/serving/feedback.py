@@ -20,7 +20,7 @@ from flows.retraining.locked import locked_test
 from flows.runtime.home import Home
 from flows.serving.intake import Place, Split, check_kind, place_of, put
 from flows.serving.kept import Kept
-from flows.serving.said import Said
+from flows.serving.said import DEFECT, OK, UNSURE, Said
 from flows.training.record import HELD_OUT, SAMPLES, TRAIN, VALIDATION
 from headwater.errors import DataError, HeadwaterError
 from headwater.files import locked, read_regular
@@ -28,7 +28,6 @@ from headwater.text import shown
 from storage.registry.facts import user
 from storage.registry.registry import Registry
 
-OK, UNSURE, DEFECT = "ok", "unsure", "defect"
 #: Kind of a defect that nobody has named.
 UNNAMED = "defective"
 #: Who holds a picture for a review.

@@ -1,28 +1,15 @@
-"""How often the model in service is right, by what people say, beside what was promised.
-
-People look at what was flagged more than at what was passed, so that the rates among the pictures
-with an answer are not those of all. They are put together of two shares that are fair as far as
-each kind was chosen by chance: of the flagged pictures with an answer how many are good, and of the
-passed ones how many are defective; each weighs as many pictures as there are of its kind. The
-intervals take both shares at the far ends of exact intervals (Clopper and Pearson 1934) of 97.5 %
-each, so that both hold in 95 of 100 cases at least (Bonferroni).
-"""
+"""How often the model in service is right, by what people say, beside what was promised."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from flows.runtime.home import Home
-from flows.serving.feedback import DEFECT, OK
 from flows.serving.kept import Kept
-from flows.serving.said import Said
+from flows.serving.rates import rates_of
 from headwater.errors import ModelError
 from storage.registry.registry import Registry
 from storage.registry.service.in_service import InService
-
-#: Of each of the two shares.
-_SURE = 0.975
 
 
 def realised(home: Home, image_set: str, since: str = "") -> dict[str, Any]:
@@ -52,92 +39,8 @@ def realised(home: Home, image_set: str, since: str = "") -> dict[str, Any]:
     number = "" if champion is None else str(champion["service_version"])
     with Kept(home, image_set) as kept:
         rows = kept.rows(since=since)
-    newest: dict[str, Said] = {}
-    for row in rows:
-        if number in ("", row.service_version):
-            newest.setdefault(row.sha256, row)
-    flagged = [row for row in newest.values() if row.flagged]
-    passed = [row for row in newest.values() if not row.flagged]
-    found = {"flagged": _counts(flagged), "passed": _counts(passed)}
+    told = rates_of(row for row in rows if number in ("", row.service_version))
     promised = None
     if champion is not None:
         promised = champion["metrics"].get("promised_false_positive_rate")
-    return {
-        "service_version": number,
-        "asked": len(newest),
-        **found,
-        **rates(found["flagged"], found["passed"]),
-        "promised": promised,
-    }
-
-
-def rates(flagged: dict[str, int], passed: dict[str, int]) -> dict[str, Any]:
-    """Return ``false_positive_rate``, ``recall`` and ``note``; see `realised`.
-
-    Examples
-    --------
-    >>> flagged = {"pictures": 10, "ok": 4, "defect": 6, "unsure": 0}
-    >>> passed = {"pictures": 100, "ok": 96, "defect": 4, "unsure": 0}
-    >>> found = rates(flagged, passed)
-    >>> found["false_positive_rate"]["rate"], found["recall"]["rate"]
-    (0.04, 0.6)
-    """
-    good, bad = _share(flagged, "ok"), _share(passed, "defect")
-    many, rest = flagged["pictures"], passed["pictures"]
-
-    def false_alarms(g: float, b: float) -> float | None:
-        return _part(many * g, rest * (1 - b))
-
-    def recall(g: float, b: float) -> float | None:
-        return _part(many * (1 - g), rest * b)
-
-    low, high = (good[1], bad[1]), (good[2], bad[2])
-    # Both shares raise the one and lower the other.
-    made = {
-        "false_positive_rate": _rate(false_alarms, good[0], bad[0], low, high),
-        "recall": _rate(recall, good[0], bad[0], high, low),
-    }
-    silent = [
-        name
-        for name, counts in (("flagged", flagged), ("passed", passed))
-        if counts["pictures"] and not counts["ok"] + counts["defect"]
-    ]
-    note = f"nobody has said of any {' or '.join(silent)} picture what it is" if silent else ""
-    return {**made, "note": note}
-
-
-def _rate(
-    of: Any,
-    good: float | None,
-    bad: float | None,
-    low: tuple[float, float],
-    high: tuple[float, float],
-) -> dict[str, float | None]:
-    rate = None if good is None or bad is None else of(good, bad)
-    return {"rate": rate, "low": of(*low) or 0.0, "high": _or_one(of(*high))}
-
-
-def _or_one(value: float | None) -> float:
-    return 1.0 if value is None else value
-
-
-def _part(one: float, other: float) -> float | None:
-    return one / (one + other) if one + other else None
-
-
-def _share(counts: dict[str, int], word: str) -> tuple[float | None, float, float]:
-    """Return the share of a kind's pictures with an answer that are `word`, and its interval."""
-    from scipy.stats import binomtest  # late: a second
-
-    known = counts["ok"] + counts["defect"]
-    if not counts["pictures"]:
-        return 0.0, 0.0, 0.0  # it weighs nothing
-    if not known:
-        return None, 0.0, 1.0
-    found = binomtest(counts[word], known).proportion_ci(_SURE, "exact")
-    return counts[word] / known, float(found.low), float(found.high)
-
-
-def _counts(rows: Sequence[Said]) -> dict[str, int]:
-    told = [row.answer.partition(":")[0] for row in rows]
-    return {"pictures": len(rows)} | {word: told.count(word) for word in (OK, DEFECT, "unsure")}
+    return {"service_version": number, **told, "promised": promised}

@@ -8,6 +8,9 @@ from typing import Any
 
 from flows.runtime.sections import KeepSettings
 
+#: What people may say of a picture; a defect also with its kind, ``defect:KIND``.
+OK, UNSURE, DEFECT = "ok", "unsure", "defect"
+
 
 @dataclass(frozen=True)
 class Said:

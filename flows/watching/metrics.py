@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
+from prometheus_client import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    CollectorRegistry,
+    generate_latest,
+    make_wsgi_app,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -129,6 +136,30 @@ def registry_of(home: Home, sets: Iterable[str] = ()) -> CollectorRegistry:
 def metrics_app(home: Home, sets: Iterable[str] = ()) -> Any:
     """Return a WSGI application that answers with a home's figures, to be mounted at /metrics."""
     return make_wsgi_app(registry_of(home, sets))
+
+
+def asgi_app(home: Home, sets: Iterable[str] = (), *, every: float = 10.0) -> Any:
+    """Return an ASGI application that answers with a home's figures, beside whatever else answers.
+
+    They are gathered in a thread, and anew where they are older than `every` seconds.
+    """
+    from starlette.concurrency import run_in_threadpool  # late: for a server alone
+    from starlette.responses import Response
+
+    kept: dict[str, Any] = {"at": -math.inf, "text": ""}
+    lock, chosen = threading.Lock(), tuple(sets)
+
+    def text() -> str:
+        with lock:
+            if time.monotonic() - kept["at"] > every:
+                kept.update(text=text_of(status_of(home, chosen)), at=time.monotonic())
+            return str(kept["text"])
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        made = await run_in_threadpool(text)
+        await Response(made, media_type=CONTENT_TYPE_PLAIN_0_0_4)(scope, receive, send)
+
+    return answer
 
 
 def text_of(status: Status) -> str:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flows.serving.kept import Kept
+from flows.serving.rates import rates_of
+from flows.serving.said import DEFECT, OK, UNSURE
 from flows.watching.drift import IN_A_ROW, Drift, drift
 from flows.watching.wrong import Wrong
 
@@ -77,6 +79,9 @@ class Service:
     realised
         What they said, by what the model had said: ``false_alarms`` (flagged, and right),
         ``found`` (flagged, and defective), ``missed`` and ``right`` (not flagged), ``unsure``.
+    rates
+        What follows for all pictures: ``false_positive_rate`` and ``recall``, as of
+        `flows.serving.rates.rates`.
     days
         Newest first; days without an answer are left out.
     """
@@ -86,6 +91,7 @@ class Service:
     flagged: int
     answered: int = 0
     realised: Mapping[str, int] = field(default_factory=dict)
+    rates: Mapping[str, Any] = field(default_factory=dict)
     days: Sequence[Day] = ()
 
     @property
@@ -174,20 +180,24 @@ def service_of(
                 drift(scores, reference),
             )
         )
-    # People speak of pictures, however often one was shown; the newest answer is the model's.
-    told = {row.sha256: row for row in reversed(rows) if row.answer}
-    realised = dict.fromkeys(("false_alarms", "found", "missed", "right", "unsure"), 0)
-    for row in told.values():
-        realised[_outcome(row)] += 1
-    return Service(promised, len(rows), sum(row.flagged for row in rows), len(told), realised, days)
-
-
-def _outcome(row: Said) -> str:
-    if row.answer == "ok":
-        return "false_alarms" if row.flagged else "right"
-    if row.answer.startswith("defect"):
-        return "found" if row.flagged else "missed"
-    return "unsure"
+    told = rates_of(rows)
+    flagged, passed = told["flagged"], told["passed"]
+    realised = {
+        "false_alarms": flagged[OK],
+        "found": flagged[DEFECT],
+        "missed": passed[DEFECT],
+        "right": passed[OK],
+        "unsure": flagged[UNSURE] + passed[UNSURE],
+    }
+    return Service(
+        promised,
+        len(rows),
+        sum(row.flagged for row in rows),
+        sum(realised.values()),
+        realised,
+        {name: told[name] for name in ("false_positive_rate", "recall")},
+        days,
+    )
 
 
 def _rates(image_set: str, service: Service) -> list[Wrong]:

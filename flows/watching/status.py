@@ -7,11 +7,12 @@ a server that does not answer, is told and hides no other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from flows.retraining.diary import entries
+from flows.scheduling.times import Told, told
 from flows.use.inventory import known_sets
 from flows.watching.served import Service, look
 from flows.watching.wrong import (
@@ -56,6 +57,8 @@ class SetStatus:
         What the model said in service, beside its promise; None where it was never asked.
     wrong
         What needs a person.
+    next
+        When `headwater serve` retrains it next, ISO 8601; None where no process does at a time.
     """
 
     image_set: str
@@ -64,10 +67,13 @@ class SetStatus:
     waiting: int | None = 0
     service: Service | None = None
     wrong: list[Wrong] = field(default_factory=list)
+    next: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
-        own = {k: getattr(self, k) for k in ("image_set", "champion", "retrained", "waiting")}
+        own = {
+            k: getattr(self, k) for k in ("image_set", "champion", "retrained", "next", "waiting")
+        }
         service = None if self.service is None else self.service.to_json()
         return {**own, "service": service, "wrong": [asdict(one) for one in self.wrong]}
 
@@ -140,8 +146,25 @@ def status_of(home: Home, sets: Iterable[str] = (), *, now: datetime | None = No
     except HeadwaterError as error:
         wrong.append(of_error("registry", error))
         registry = None
-    made = [_set(home, registry, name, now) for name in chosen]
+    served = told(home, now)
+    if served is not None and not served.alive:
+        wrong.append(_unserved(served))
+        served = None
+    times = {} if served is None else served.next
+    made = [
+        replace(_set(home, registry, name, now), next=times.get(name) or None) for name in chosen
+    ]
     return Status(str(home.root), now.isoformat(timespec="seconds"), made, wrong)
+
+
+def _unserved(served: Told) -> Wrong:
+    sets = len(served.next)
+    return Wrong(
+        "serve",
+        f"headwater serve, which retrains {sets} set{'s' * (sets != 1)}, has not been heard of "
+        f"since {served.when}",
+        "start it again: it takes up what was left undone",
+    )
 
 
 def _set(home: Home, registry: Registry | None, name: str, now: datetime) -> SetStatus:

@@ -34,7 +34,7 @@ class Wrong:
     ----------
     what
         ``champion``, ``files``, ``locked test``, ``images``, ``disk``, ``reviews``, ``retrain``,
-        ``hook``, ``rate``, ``drift``, ``served``, ``registry`` or ``store``.
+        ``hook``, ``rate``, ``drift``, ``served``, ``serve``, ``registry`` or ``store``.
     said
         What is wrong, in a line.
     remedy

@@ -54,6 +54,7 @@ def serve(
         check_set_name(name)
     settings, home = given.open()
     from flows.serving.server import serve_http
+    from flows.watching.metrics import asgi_app
     from headwater.listening import on_loopback
 
     def tell(line: str) -> None:
@@ -70,7 +71,9 @@ def serve(
 
     # How a server ends, by SIGTERM, too: all that was in hand was answered.
     with contextlib.suppress(KeyboardInterrupt):
-        serve_http(home, image_sets, settings, ready=ready, tell=tell)
+        serve_http(
+            home, image_sets, settings, ready=ready, tell=tell, metrics=asgi_app(home, image_sets)
+        )
     err.print("ended; what was in hand was answered")
     sys.stdout.flush()
     os._exit(0)  # nothing is left to be done, and Python's own end of so much takes seconds

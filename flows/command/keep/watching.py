@@ -115,8 +115,8 @@ def _prometheus(found: Status, file: str) -> None:
 
 def _print(found: Status) -> None:
     if found.sets:
-        columns = ["set", "in service", "since (UTC)", "last retraining", "took", "waiting",
-                   "flagged, 7 days", "promised"]  # fmt: skip
+        columns = ["set", "in service", "since (UTC)", "last retraining", "took", "next", "waiting",
+                   "flagged, 7 days", "false alarms", "promised"]  # fmt: skip
         out.print(table(columns, [_row(one) for one in found.sets], f"{found.home}"))
     else:
         out.print(f"{found.home} has no sets", markup=False)
@@ -134,9 +134,14 @@ def _row(one: SetStatus) -> list[object]:
     since = (champion.get("since") or "")[:16].replace("T", " ") or None
     retrained = f"{last['what']}, {last['start'][:16].replace('T', ' ')}" if last else None
     took = None if last.get("seconds") is None else duration(last["seconds"])
-    flagged = promised = None
+    flagged = alarms = promised = None
     if service is not None and service.answers:
         flagged = f"{service.flagged} of {service.answers}, {service.share:.1%}"
     if service is not None and service.promised is not None:
         promised = f"{service.promised:.1%}"
-    return [one.image_set, model, since, retrained, took, one.waiting, flagged, promised]
+    rate = service.rates.get("false_positive_rate", {}) if service is not None else {}
+    if rate.get("rate") is not None:  # by what people say
+        alarms = f"{rate['rate']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})"
+    coming = (one.next or "")[:16].replace("T", " ") or None
+    return [one.image_set, model, since, retrained, took, coming, one.waiting, flagged, alarms,
+            promised]  # fmt: skip

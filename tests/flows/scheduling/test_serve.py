@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from flows.retraining import run as running
 from flows.runtime.settings import Settings
-from flows.scheduling.plan import scheduled_sets
+from flows.scheduling import times
+from flows.scheduling.plan import Scheduled, scheduled_sets
 from headwater.errors import ConfigError
 from tests.flows.commandkit import HEADWATER, environment
 from tests.flows.retraining.kit import Retrained
@@ -128,3 +130,31 @@ def test_a_mistake_in_the_schedule_is_told_before_anything_runs(home, sets, said
     }
     with pytest.raises(ConfigError, match=said):
         scheduled_sets(Settings.model_validate({"schedule": {"sets": known}}), home)
+
+
+def test_status_tells_the_next_time_and_that_nothing_serves_any_more(home):
+    from flows.watching.status import status_of
+
+    now = datetime.now(UTC)
+    assert status_of(home, now=now).wrong == []
+    times.tell(home, {"s": "2027-01-01T02:00:00+00:00", "p": ""})
+    found = status_of(home, ["s"], now=now + timedelta(minutes=4))
+    assert (found.sets[0].next, found.wrong) == ("2027-01-01T02:00:00+00:00", [])
+    later = status_of(home, ["s"], now=now + timedelta(minutes=6))
+    assert later.sets[0].next is None
+    assert [one.what for one in later.wrong] == ["serve"]
+    assert later.status == 3
+    times.take_back(home)
+    assert status_of(home, ["s"], now=now + timedelta(days=1)).wrong == []
+
+
+def test_a_time_that_passed_is_made_up_for_once():
+    from flows.scheduling.dag import _times, missed
+
+    one = Scheduled("s", cron="0 3 * * *", timezone="Europe/Berlin")
+    last = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)  # an hour past three, there
+    assert _times(one, last) == [datetime(2026, 6, 2, 1, 0, tzinfo=UTC)]
+    assert missed(one, last)
+    assert not missed(one, datetime.now(UTC))
+    assert not missed(Scheduled("s"), last)
+    assert not missed(one, None)

@@ -188,7 +188,7 @@ def test_taking_in_what_is_no_image(line):
             take_in(line.home, "bolts", picture(9), split, kind)
     assert line.files == set()
     # A link that leads elsewhere is the owner's; a duplicate is the first one's.
-    assert take_in(line.home, "bolts", picture(2), "train") == line.images / "train/good/2.png"
+    assert take_in(line.home, "bolts", picture(2), "train").path == line.images / "train/good/2.png"
 
 
 def test_rates_are_of_all_that_was_asked_not_of_what_was_looked_at(tmp_path):
