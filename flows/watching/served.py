@@ -79,11 +79,11 @@ class Service:
     realised
         What they said, by what the model had said: ``false_alarms`` (flagged, and right),
         ``found`` (flagged, and defective), ``missed`` and ``right`` (not flagged), ``unsure``.
+    days
+        Newest first; days without an answer are left out.
     rates
         What follows for all pictures: ``false_positive_rate`` and ``recall``, as of
         `flows.serving.rates.rates`.
-    days
-        Newest first; days without an answer are left out.
     """
 
     promised: float | None
@@ -91,8 +91,8 @@ class Service:
     flagged: int
     answered: int = 0
     realised: Mapping[str, int] = field(default_factory=dict)
-    rates: Mapping[str, Any] = field(default_factory=dict)
     days: Sequence[Day] = ()
+    rates: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -195,8 +195,8 @@ def service_of(
         sum(row.flagged for row in rows),
         sum(realised.values()),
         realised,
-        {name: told[name] for name in ("false_positive_rate", "recall")},
         days,
+        {name: told[name] for name in ("false_positive_rate", "recall")},
     )
 
 
