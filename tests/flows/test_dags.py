@@ -103,7 +103,9 @@ def test_versions_are_numbered_in_the_order_of_the_seeds():
         def start(seed, before, done):
             options = SimpleNamespace(device="cpu")
             plan = SimpleNamespace(members=())
-            one = SimpleNamespace(seed=seed, own_folds=5, plan=plan, options=options)
+            one = SimpleNamespace(
+                seed=seed, own_folds=5, plan=plan, options=options, grown_from=None
+            )
             started = pool.submit(train_task.fn, Dask(), "", one, before, done)
             assert folds.acquire(timeout=20)  # those of all may go side by side
             return started

@@ -88,7 +88,8 @@ def test_mlflows_own_variables_hold_where_the_address_has_no_user(serve, tmp_pat
     ("address", "missing", "remedy"),
     [
         ("postgresql+psycopg2://me:hunter22@db/x", "psycopg2", r"headwater\[postgres\]"),
-        ("postgresql://me:hunter22@db/x", "psycopg", r"write it as postgresql\+psycopg2"),
+        ("postgresql://me:hunter22@db/x", "psycopg2", r"headwater\[postgres\]"),
+        ("postgresql+psycopg://me:hunter22@db/x", "psycopg", r"write it as postgresql\+psycopg2"),
         ("mysql+pymysql://me:hunter22@db/x", "pymysql", r"headwater\[mysql\]"),
         ("mysql://me:hunter22@db/x", "MySQLdb", r"write it as mysql\+pymysql"),
         ("postgresql+pg8000://me:hunter22@db/x", "pg8000", "install pg8000"),
