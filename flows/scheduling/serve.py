@@ -205,10 +205,11 @@ class Looking:
 
 def putter(home: Home, image_set: str) -> Put:
     """Return what puts an image among those that a set learns from."""
-    from flows.serving.intake import take_in  # late: reads images
+    from flows.serving import intake  # late: reads images
 
     def put(content: bytes, first: str) -> tuple[Path, bool]:
-        place = take_in(home, image_set, content, "train", first=first)
+        place = intake.place_of(home, image_set, content, "train", first=first)
+        intake.put(place, content)
         return place.path, not place.there
 
     return put

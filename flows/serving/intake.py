@@ -141,32 +141,8 @@ def place_of(
     return Place(root, wanted, False)
 
 
-def take_in(
-    home: Home,
-    image_set: str,
-    content: bytes,
-    split: Split,
-    kind: str = "good",
-    first: str = "",
-) -> Place:
-    """Put a picture among a set's images, and return where; the next extraction finds it.
-
-    It is written in one step, under its digest and the suffix of its format. Where the same bytes
-    are there already nothing is written, and that place is returned. Parameters and errors are
-    those of `place_of`.
-
-    Raises
-    ------
-    DataError
-        Also where it cannot be written.
-    """
-    place = place_of(home, image_set, content, split, kind, first)
-    put(place, content)
-    return place
-
-
 def put(place: Place, content: bytes) -> None:
-    """Write a picture where it belongs, if it is not there.
+    """Write a picture where it belongs, in one step, if it is not there; extraction finds it.
 
     Raises
     ------

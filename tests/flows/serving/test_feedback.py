@@ -15,7 +15,7 @@ from flows.retraining.locked import locked_test
 from flows.runtime.home import Home
 from flows.runtime.sections import KeepSettings
 from flows.serving.feedback import Feedback
-from flows.serving.intake import take_in
+from flows.serving.intake import place_of
 from flows.serving.kept import Kept, New
 from flows.serving.realised import realised
 from headwater.errors import DataError, ImageError
@@ -182,13 +182,15 @@ def test_a_set_that_is_laid_out_otherwise_keeps_the_answer_and_says_what_to_do(l
 def test_taking_in_what_is_no_image(line):
     for content in (b"", b"MZ" + b"\0" * 99, picture(1)[:-30], b"#!/bin/sh\n"):
         with pytest.raises(ImageError):
-            take_in(line.home, "bolts", content, "train")
+            place_of(line.home, "bolts", content, "train")
     for split, kind in (("train", "dent"), ("val", "good")):
         with pytest.raises(DataError):
-            take_in(line.home, "bolts", picture(9), split, kind)
+            place_of(line.home, "bolts", picture(9), split, kind)
     assert line.files == set()
     # A link that leads elsewhere is the owner's; a duplicate is the first one's.
-    assert take_in(line.home, "bolts", picture(2), "train").path == line.images / "train/good/2.png"
+    assert (
+        place_of(line.home, "bolts", picture(2), "train").path == line.images / "train/good/2.png"
+    )
 
 
 def test_rates_are_of_all_that_was_asked_not_of_what_was_looked_at(tmp_path):
