@@ -7,7 +7,6 @@ too: whether its process still runs can be asked.
 from __future__ import annotations
 
 import contextlib
-import json
 import resource
 import time
 import uuid
@@ -21,8 +20,8 @@ from flows.runtime.home import Home
 from flows.runtime.sections import HookSettings
 from flows.use.models.hooks import fire
 from headwater.addresses import hidden
-from headwater.errors import HeadwaterError
-from headwater.files import locked, write_text
+from headwater.errors import DataError, HeadwaterError
+from headwater.records import add_records, read_records
 from headwater.samples import HELD
 from storage.registry.facts import is_alive, process_tags
 
@@ -58,15 +57,20 @@ def entries(home: Home, image_set: str) -> list[dict[str, Any]]:
         ``cpu_seconds`` (of its process and of those that it started and that had ended), ``what``
         (as of `Retrained`, or `UNDER_WAY`, `STOPPED`, `FAILED`), ``why``, ``remedy``, ``step`` (in
         which an error came), ``champion``, ``status``, ``counts``, ``alive`` (of one under way:
-        whether its process runs; None where that cannot be seen from here). Nothing where the file
-        is damaged: it is written anew by the next.
+        whether its process runs; None where that cannot be seen from here).
+
+    Raises
+    ------
+    DataError
+        Where the file is damaged: the next retraining puts it by and begins a new one.
     """
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        found = [dict(one) for one in json.loads(_file(home, image_set).read_text())]
-        for one in found:
+    found = read_records(_file(home, image_set), _what(image_set))
+    for one in found:
+        try:
             one["alive"] = is_alive(one["process"]) if one["what"] == UNDER_WAY else None
-        return found
-    return []
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{_file(home, image_set)}: no record of a retraining") from error
+    return found
 
 
 class Entry:
@@ -112,15 +116,8 @@ class Entry:
         self._write()
 
     def _write(self) -> None:
-        file = _file(self.home, self.image_set)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        work = f"record of the retrainings of {self.image_set}"
-        with locked(file.with_suffix(".lock"), 60, work=work):
-            others = [e for e in entries(self.home, self.image_set) if e.get("id") != self.id]
-            kept = [{"id": self.id, **self.kept}, *others][:_KEPT]
-            for one in kept:
-                one.pop("alive", None)
-            write_text(file, json.dumps(kept, indent=1))
+        file, what = _file(self.home, self.image_set), _what(self.image_set)
+        add_records(file, [{"id": self.id, **self.kept}], what, _KEPT)
 
 
 class Told:
@@ -217,6 +214,10 @@ def _culprit(error: BaseException) -> tuple[str, str]:
         return " / ".join(str(HeadwaterError(error.culprit)).splitlines()), error.remedy
     said = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {said}", ""
+
+
+def _what(image_set: str) -> str:
+    return f"the retrainings of {image_set}"
 
 
 def _file(home: Home, image_set: str) -> Path:

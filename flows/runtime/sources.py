@@ -19,7 +19,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -307,7 +307,9 @@ def expectation(message: str) -> str:
 def _fields(keys: list[str]) -> list[str]:
     model: Any = Settings
     for key in keys:
-        model = model.model_fields[key].annotation
+        # Of a mapping, whose keys are names: what each of them has.
+        fields = getattr(model, "model_fields", None)
+        model = fields[key].annotation if fields else get_args(model)[-1]
     return sorted(model.model_fields)
 
 

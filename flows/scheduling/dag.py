@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -39,6 +40,8 @@ from flows.scheduling.seen import remember
 from headwater.errors import ConfigError, HeadwaterError
 
 NAME = "headwater-scheduled"
+#: Seconds that what is under way may take to end.
+_PATIENCE = 30
 #: States of a run that is under way, or about to be.
 _BEGUN = (StateType.PENDING, StateType.RUNNING)
 
@@ -241,4 +244,27 @@ async def _until_told(runner: Runner) -> None:
 
 def _tell(number: int, working: asyncio.Task[None]) -> None:
     asked_by(number)
+    ending = asyncio.ensure_future(_end(working))
+    # Told a second time, it waits for nobody.
+    for other in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(other, working.cancel)
+    working.add_done_callback(lambda _: ending.cancel())
+
+
+async def _end(working: asyncio.Task[None]) -> None:
+    """Have what is under way end as a command does that is told to; the runner would kill it."""
+    under_way = [child for child in psutil.Process().children() if _is_run(child)]
+    for one in under_way:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.terminate()
+    for _ in range(round(_PATIENCE / 0.2)):
+        if not any(map(_is_run, under_way)):
+            break
+        await asyncio.sleep(0.2)
     working.cancel()
+
+
+def _is_run(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.status() != psutil.STATUS_ZOMBIE and "prefect.engine" in process.cmdline()
+    return False

@@ -100,6 +100,8 @@ class Inbox:
         self.folder, self._put, self._settle, self._clock = folder, put, settle, clock
         self._most = int(max_mb * 1e6)
         self._since: dict[str, tuple[tuple[int, ...], float]] = {}
+        #: Whether it was not there: a name that was misspelt is made, too.
+        self.made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -96,6 +96,8 @@ def _wrong_times(one: Scheduled) -> list[str]:
         return ["a timezone without a time (cron)"]
     if one.cron is None:
         return []
+    if len(one.cron.split()) != 5 and not one.cron.startswith("@"):
+        return [f"cron {one.cron!r}: five fields, as minute hour day month weekday"]
     try:
         CronSchedule(cron=one.cron, timezone=one.timezone)
     except ValidationError as error:

@@ -139,6 +139,11 @@ class Looking:
             for one in sets
             if one.inbox is not None
         }
+        for name, inbox in self.inboxes.items():
+            if inbox.made:
+                reporter.line(
+                    f"{name}: made its inbox {inbox.folder}; who writes to it needs rights"
+                )
         self._said: dict[str, str] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inboxes", daemon=True)

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from flows.runtime.sections import ServeSettings
@@ -260,7 +260,8 @@ def application(
         Route("/sets/{image_set}/feedback", guarded(desk.feedback), methods=["POST"]),
     ]
     if metrics is not None:
-        routes.append(Mount("/metrics", metrics))
+        # A route and no mount, which would send whoever asks on to "/metrics/".
+        routes.append(Route("/metrics", metrics))
 
     async def refused(request: Request, error: Any) -> Response:
         return _json(error.to_json(), error.status, error.headers)
@@ -277,7 +278,7 @@ def application(
     async def unknown(request: Request, error: Any) -> Response:
         expected = "POST /sets/SET/predict, POST /sets/SET/feedback, GET /sets/SET, /sets, "
         culprit = f"{request.method[:20]} {request.url.path[:200]}"
-        told = Refused(error.status_code, culprit, expected + "/health, /ready")
+        told = Refused(error.status_code, culprit, expected + "/health, /ready, /metrics")
         return _json(told.to_json(), error.status_code, dict(error.headers or {}))
 
     async def broken(request: Request, error: Exception) -> Response:

@@ -5,7 +5,8 @@ with an answer are not those of all. They are put together of two shares that ar
 each kind was chosen by chance: of the flagged pictures with an answer how many are good, and of the
 passed ones how many are defective; each weighs as many pictures as there are of its kind. The
 intervals take both shares at the far ends of exact intervals (Clopper and Pearson 1934) of 97.5 %
-each, so that both hold in 95 of 100 cases at least (Bonferroni).
+each, so that both hold in 95 of 100 cases at least (Bonferroni); and they are never narrower than
+that of so many pictures of which all was known.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ def rates(flagged: dict[str, int], passed: dict[str, int]) -> dict[str, Any]:
     good, bad = _share(flagged, "ok"), _share(passed, "defect")
     many, rest = flagged["pictures"], passed["pictures"]
 
-    def false_alarms(g: float, b: float) -> float | None:
-        return _part(many * g, rest * (1 - b))
+    def false_alarms(g: float, b: float) -> tuple[float, float]:
+        return many * g, rest * (1 - b)
 
-    def recall(g: float, b: float) -> float | None:
-        return _part(many * (1 - g), rest * b)
+    def recall(g: float, b: float) -> tuple[float, float]:
+        return many * (1 - g), rest * b
 
     low, high = (good[1], bad[1]), (good[2], bad[2])
     # Both shares raise the one and lower the other.
@@ -86,12 +87,22 @@ def _rate(
     low: tuple[float, float],
     high: tuple[float, float],
 ) -> dict[str, float | None]:
-    rate = None if good is None or bad is None else of(good, bad)
-    return {"rate": rate, "low": of(*low) or 0.0, "high": _or_one(of(*high))}
+    """Return a rate and its interval; see the module.
 
+    However well it is known which of the pictures were good: few pictures tell little.
+    """
+    from scipy.stats import binomtest  # late: a second
 
-def _or_one(value: float | None) -> float:
-    return 1.0 if value is None else value
+    lowest, highest = _part(*of(*low)), _part(*of(*high))
+    ends = [0.0 if lowest is None else lowest, 1.0 if highest is None else highest]
+    rate = None
+    if good is not None and bad is not None:
+        one, other = of(good, bad)
+        rate = _part(one, other)
+        if count := round(one + other):
+            few = binomtest(min(round(one), count), count).proportion_ci(0.95, "exact")
+            ends = [min(ends[0], float(few.low)), max(ends[1], float(few.high))]
+    return {"rate": rate, "low": ends[0], "high": ends[1]}
 
 
 def _part(one: float, other: float) -> float | None:

@@ -33,7 +33,9 @@ def most_teaching(kept: Kept, few: int = 5) -> list[dict[str, Any]]:
     for row in kept.rows(answered=False, limit=_LOOKED_AT):
         newest.setdefault(row.sha256, row)
     rows = list(newest.values())
-    near = sorted(rows, key=lambda row: (abs(row.gap), row.id))[:few]
+    # Within what parts the threshold from the median normal: nearer to it than normals are.
+    close = [row for row in rows if abs(row.gap) < 1]
+    near = sorted(close, key=lambda row: (abs(row.gap), row.id))[:few]
     rest = [row for row in rows if row not in near and row.flagged]
     far = sorted(rest, key=lambda row: (-row.gap, row.id))[:few]
     return [*_told(kept, near, NEAR), *_told(kept, far, FAR)]

@@ -138,28 +138,38 @@ def metrics_app(home: Home, sets: Iterable[str] = ()) -> Any:
     return make_wsgi_app(registry_of(home, sets))
 
 
-def asgi_app(home: Home, sets: Iterable[str] = (), *, every: float = 10.0) -> Any:
-    """Return an ASGI application that answers with a home's figures, beside whatever else answers.
+class MetricsEndpoint:
+    """An ASGI application that answers with a home's figures, beside whatever else answers.
 
     They are gathered in a thread, and anew where they are older than `every` seconds.
+
+    Parameters
+    ----------
+    home, sets
+        As of `StatusCollector`.
+    every
+        Seconds.
     """
-    from starlette.concurrency import run_in_threadpool  # late: for a server alone
-    from starlette.responses import Response
 
-    kept: dict[str, Any] = {"at": -math.inf, "text": ""}
-    lock, chosen = threading.Lock(), tuple(sets)
+    def __init__(self, home: Home, sets: Iterable[str] = (), *, every: float = 10.0) -> None:
+        self.home, self.sets, self.every = home, tuple(sets), every
+        self._lock, self._at, self._text = threading.Lock(), -math.inf, ""
 
-    def text() -> str:
-        with lock:
-            if time.monotonic() - kept["at"] > every:
-                kept.update(text=text_of(status_of(home, chosen)), at=time.monotonic())
-            return str(kept["text"])
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        from starlette.concurrency import run_in_threadpool  # late: for a server alone
+        from starlette.responses import Response
 
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
-        made = await run_in_threadpool(text)
+        made = await run_in_threadpool(self.text)
         await Response(made, media_type=CONTENT_TYPE_PLAIN_0_0_4)(scope, receive, send)
 
-    return answer
+    def text(self) -> str:
+        """Return the figures in Prometheus' text format."""
+        with self._lock:
+            if time.monotonic() - self._at > self.every:
+                self._text = text_of(status_of(self.home, self.sets))
+                self._at = time.monotonic()
+            return self._text
 
 
 def text_of(status: Status) -> str:

@@ -21,6 +21,7 @@ from flows.watching.wrong import (
     champion_files,
     disks,
     of_error,
+    of_removed,
     of_retraining,
     of_set,
     waiting,
@@ -151,6 +152,14 @@ def status_of(home: Home, sets: Iterable[str] = (), *, now: datetime | None = No
         wrong.append(_unserved(served))
         served = None
     times = {} if served is None else served.next
+    if not chosen and not (home.root / "sets").is_dir():
+        wrong.append(
+            Wrong(
+                "home",
+                f"{home.root} has nothing of a home in it",
+                "check --home or HEADWATER_HOME; the first headwater run makes one",
+            )
+        )
     made = [
         replace(_set(home, registry, name, now), next=times.get(name) or None) for name in chosen
     ]
@@ -184,13 +193,19 @@ def _set(home: Home, registry: Registry | None, name: str, now: datetime) -> Set
             return []
         champion, run_id = _told(row, service.events()), row["run_id"]
         manifest, found = champion_files(registry, name, row)
-        return found
+        return [*found, *of_removed(home, registry, name, row)]
 
     if registry is not None:
         there = registry
         wrong += asked("champion", lambda: of_champion(there), f"headwater history {name}")
-    retrained = next(iter(entries(home, name)), None)
-    wrong += of_retraining(name, retrained)
+    retrained: dict[str, Any] | None = None
+
+    def of_last() -> list[Wrong]:
+        nonlocal retrained
+        retrained = next(iter(entries(home, name)), None)
+        return list(of_retraining(name, retrained))
+
+    wrong += asked("retrain", of_last, f"headwater retrain {name}")
     wrong += of_set(home, name)
     service: Service | None = None
 

@@ -34,7 +34,8 @@ class Wrong:
     ----------
     what
         ``champion``, ``files``, ``locked test``, ``images``, ``disk``, ``reviews``, ``retrain``,
-        ``hook``, ``rate``, ``drift``, ``served``, ``serve``, ``registry`` or ``store``.
+        ``hook``, ``rate``, ``drift``, ``served``, ``serve``, ``removed``, ``home``,
+        ``registry`` or ``store``.
     said
         What is wrong, in a line.
     remedy
@@ -112,13 +113,34 @@ def champion_files(
         return None, [Wrong("files", f"{error.culprit}: the model in service is damaged", remedy)]
 
 
+def of_removed(
+    home: Home, registry: Registry, image_set: str, champion: Mapping[str, Any]
+) -> list[Wrong]:
+    """Return whether the model in service learnt from images that were taken out of its set."""
+    if not (removed := home.removed(image_set)):
+        return []
+    kept = registry.artifact_json(champion["run_id"], "tables/samples.json") or []
+    learnt = {one["sha256"] for one in kept if one["role"] in ("train", "held out")}
+    if not (count := len(learnt & removed)):
+        return []
+    said = f"{count} images that were" if count > 1 else "an image that was"
+    return [
+        Wrong(
+            "removed",
+            f"the model in service learnt from {said} taken out of the set",
+            f"headwater retrain {image_set} makes one without; where the gate keeps the old one, "
+            f"headwater promote {image_set} HEAD@VERSION",
+        )
+    ]
+
+
 def of_set(home: Home, image_set: str) -> list[Wrong]:
     """Return what is wrong with what a set keeps beside its models."""
     return [
         *asked("locked test", lambda: _locked(home, image_set), f"headwater lock {image_set}"),
         *(Wrong(f.what, f.said, f.remedy) for f in cards(home, [image_set])),
         *asked("reviews", lambda: _reviews(home, image_set), _restore(home, "reviews", image_set)),
-        *_hooks(home, image_set),
+        *asked("hook", lambda: _hooks(home, image_set), _restore(home, "hooks", image_set)),
     ]
 
 

@@ -54,7 +54,7 @@ def serve(
         check_set_name(name)
     settings, home = given.open()
     from flows.serving.server import serve_http
-    from flows.watching.metrics import asgi_app
+    from flows.watching.metrics import MetricsEndpoint
     from headwater.listening import on_loopback
 
     def tell(line: str) -> None:
@@ -72,7 +72,12 @@ def serve(
     # How a server ends, by SIGTERM, too: all that was in hand was answered.
     with contextlib.suppress(KeyboardInterrupt):
         serve_http(
-            home, image_sets, settings, ready=ready, tell=tell, metrics=asgi_app(home, image_sets)
+            home,
+            image_sets,
+            settings,
+            ready=ready,
+            tell=tell,
+            metrics=MetricsEndpoint(home, image_sets),
         )
     err.print("ended; what was in hand was answered")
     sys.stdout.flush()

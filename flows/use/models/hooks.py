@@ -24,8 +24,8 @@ from urllib.parse import urlsplit, urlunsplit
 from flows.runtime.home import Home
 from flows.runtime.sections import HookSettings
 from headwater.addresses import hidden, user_and_password, whole
-from headwater.errors import HeadwaterError
-from headwater.files import locked, write_text
+from headwater.errors import DataError, HeadwaterError
+from headwater.records import add_records, read_records
 from headwater.text import shown
 
 #: What may happen.
@@ -105,10 +105,22 @@ def fire(
 
 
 def fired(home: Home, image_set: str) -> list[Fired]:
-    """Return what became of a set's messages, newest first; nothing where the file is damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return [Fired(**one) for one in json.loads(_file(home, image_set).read_text())]
-    return []
+    """Return what became of a set's messages, newest first.
+
+    Raises
+    ------
+    DataError
+        Where the file that has it is damaged: the next message puts it by.
+    """
+    file = _file(home, image_set)
+    try:
+        return [Fired(**one) for one in read_records(file, _what(image_set))]
+    except TypeError as error:
+        raise DataError(f"{file}: no record of a hook") from error
+
+
+def _what(image_set: str) -> str:
+    return f"the hooks of {image_set}"
 
 
 def _file(home: Home, image_set: str) -> Path:
@@ -118,11 +130,8 @@ def _file(home: Home, image_set: str) -> Path:
 def _remember(home: Home, image_set: str, made: list[Fired]) -> None:
     if not made:
         return
-    file = _file(home, image_set)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with locked(file.with_suffix(".lock"), 60, work=f"record of the hooks of {image_set}"):
-        every = [*made[::-1], *fired(home, image_set)][:_KEPT]
-        write_text(file, json.dumps([asdict(one) for one in every], indent=1))
+    new = [asdict(one) for one in made[::-1]]
+    add_records(_file(home, image_set), new, _what(image_set), _KEPT)
 
 
 def _named(url: str) -> str:

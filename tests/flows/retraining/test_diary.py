@@ -11,7 +11,8 @@ import pytest
 from flows.retraining import diary
 from flows.retraining import run as running
 from flows.retraining.diary import Entry, entries, noted
-from headwater.errors import ConfigError, StoreError
+from headwater import records
+from headwater.errors import ConfigError, DataError, StoreError
 from tests.flows.retraining.kit import Retrained
 from tests.flows.retraining.test_retrain import worse
 from tests.flows.setkit import QUIET
@@ -110,14 +111,17 @@ def test_a_damaged_record_is_begun_anew(lines):
     Entry(lines.home, "s").end("kept", "better so")
     for text in ("{", "[1]", json.dumps([{"what": diary.UNDER_WAY}])):
         file.write_text(text)
-        assert entries(lines.home, "s") == []
+        with pytest.raises(DataError, match=r"retrained/s\.json"):
+            entries(lines.home, "s")
+    file.write_text("{")
     Entry(lines.home, "s").end("kept", "better so")
     assert [e["what"] for e in entries(lines.home, "s")] == ["kept"]
+    assert file.with_suffix(".damaged").read_text() == "{"
 
 
 def test_a_full_disk_does_not_lose_what_was_done(lines, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(diary, "write_text", full)
+    monkeypatch.setattr(records, "write_text", full)
     assert lines.retrain().what == "promoted"

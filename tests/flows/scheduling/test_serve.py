@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from flows.retraining import run as running
+from flows.retraining.diary import entries
 from flows.runtime.settings import Settings
+from flows.runtime.sources import load_settings
 from flows.scheduling import times
 from flows.scheduling.plan import Scheduled, scheduled_sets
 from headwater.errors import ConfigError
@@ -71,8 +73,10 @@ def test_what_came_into_the_inbox_ends_up_in_service(
         made.draw(number).rename(inbox / f"{number}.png")
     (inbox / "half.png").write_bytes((made.images / "train/good/3.png").read_bytes()[:900])
     one.wait_for("took 2")
-    # Told to end while it retrains, or is about to.
+    # Told to end while it retrains, or is about to: that ends in order, too.
+    one.wait_for("16 normal for training")
     assert one.end() == 143
+    assert entries(made.home, "s")[0]["what"] == "stopped"
     assert "Traceback" not in one.said()
     assert "refused half.png" in one.said()
     assert [p.name for p in inbox.iterdir()] == ["refused"]
@@ -116,6 +120,7 @@ def home(tmp_path):
         ({"t": {}}, "the home has no set 't'"),
         ({"p": {}}, "set of pairs"),
         ({"s": {"cron": "at noon"}}, "cron 'at noon'"),
+        ({"s": {"cron": "* * * * * *"}}, "five fields"),
         ({"s": {"timezone": "Europe/Berlin"}}, "a timezone without a time"),
         ({"s": {"cron": "0 2 * * *", "timezone": "Mars/Base"}}, "Mars/Base"),
         ({"s": {"inbox": "IMAGES/train/good"}}, "are not apart"),
@@ -146,6 +151,14 @@ def test_status_tells_the_next_time_and_that_nothing_serves_any_more(home):
     assert later.status == 3
     times.take_back(home)
     assert status_of(home, ["s"], now=now + timedelta(days=1)).wrong == []
+
+
+def test_a_misspelt_key_of_a_set_is_told_with_its_line(tmp_path):
+    file = tmp_path / "headwater.yaml"
+    file.write_text("schedule:\n  sets:\n    bolts: {cronn: '0 2 * * *'}\n")
+    with pytest.raises(ConfigError, match=r"line 3: unknown key .*cronn") as error:
+        load_settings(file)
+    assert "'cron'?" in error.value.expected
 
 
 def test_a_time_that_passed_is_made_up_for_once():
