@@ -101,7 +101,7 @@ class ScheduleSettings(Section):
 
     sets: dict[str, ScheduledSet] = setting(
         {}, "Sets that are in the home: {SET: {cron: '0 2 * * *', inbox: /srv/inbox/SET}}; "
-        "timezone: Europe/Berlin where the machine's is another.",
+        "times are UTC's where there is no timezone: Europe/Berlin, say.",
         words="SET: {cron, timezone, inbox}", otherwise="none")
     at_once: int = setting(1, "How many retrainings may run at once.", ge=1)
     settle: float = setting(

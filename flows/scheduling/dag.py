@@ -124,7 +124,6 @@ class Deployments:
         }
         made = scheduled_retrain.to_deployment(
             one.image_set,
-            cron=None,
             schedule=_schedule(one),
             parameters=parameters,
             tags=["headwater"],

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -45,18 +45,17 @@ def serve(settings: Settings, home: Home, config: Path | None, reporter: Reporte
     sets = scheduled_sets(settings, home)
     folder = home.root / "scheduled"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(folder / "serve.lock", 0.5, work="serving"):
-            _hand_on(home)
-            _serve(settings, sets, home, config, reporter)
-    except StoreError as error:
-        if "serve.lock" not in error.culprit:
-            raise
-        raise StoreError(
-            f"another `headwater serve` looks after {home.root}",
-            expected="one for a home",
-            remedy=f"see which it is: fuser {folder / 'serve.lock'}",
-        ) from None
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / "serve.lock", 0.5, work="serving"))
+        except StoreError:
+            raise StoreError(
+                f"another `headwater serve` looks after {home.root}",
+                expected="one for a home",
+                remedy=f"see which it is: fuser {folder / 'serve.lock'}",
+            ) from None
+        _hand_on(home)
+        _serve(settings, sets, home, config, reporter)
 
 
 def _hand_on(home: Home) -> None:
@@ -79,11 +78,8 @@ def _serve(
     from flows.runtime.server import prefect_server  # late: Prefect takes seconds
 
     with prefect_server(schedules=True):
-        from flows.scheduling.dag import (
-            Deployments,
-            missed,
-            run,
-        )  # late: it reads its settings then
+        # late: Prefect reads its settings then
+        from flows.scheduling.dag import Deployments, missed, run
 
         deployments = Deployments(sets, home.root, config)
         runner = deployments.register(settings.schedule.at_once)
@@ -114,8 +110,6 @@ class Looking:
         Where a retraining is asked for.
     reporter
         Told of what is taken and refused.
-    put
-        Of a set, what puts an image of its inbox among its own.
     """
 
     def __init__(
@@ -125,14 +119,13 @@ class Looking:
         home: Home,
         deployments: Deployments,
         reporter: Reporter,
-        put: Callable[[str], Put] | None = None,
     ) -> None:
         self.sets, self.home, self.deployments, self.reporter = sets, home, deployments, reporter
-        own, put = settings.schedule, put or (lambda name: putter(home, name))
+        own = settings.schedule
         self.inboxes = {
             one.image_set: Inbox(
                 one.inbox,
-                self._marking(one.image_set, put(one.image_set)),
+                putter(home, one.image_set),
                 settle=own.settle,
                 max_mb=own.max_mb,
             )
@@ -181,14 +174,6 @@ class Looking:
                 told = time.monotonic()
                 tell(self.home, {one.image_set: self.deployments.next(one) for one in self.sets})
 
-    def _marking(self, name: str, put: Put) -> Put:
-        def marking(content: bytes, first: str) -> tuple[Path, bool]:
-            # Before: an image that is in and of which nobody knows would wait for the next.
-            mark(self.home, name)
-            return put(content, first)
-
-        return marking
-
     def _tell(self, name: str, taken: Taken) -> None:
         for file, why in taken.refused:
             self.reporter.line(f"{name}: refused {shown(file)}: {why}")
@@ -209,10 +194,12 @@ class Looking:
 
 
 def putter(home: Home, image_set: str) -> Put:
-    """Return what puts an image among those that a set learns from."""
+    """Return what puts an image among those that a set learns from, and has it retrained."""
     from flows.serving import intake  # late: reads images
 
     def put(content: bytes, first: str) -> tuple[Path, bool]:
+        # Before: an image that is in and of which nobody knows would wait for the next.
+        mark(home, image_set)
         place = intake.place_of(home, image_set, content, "train", first=first)
         intake.put(place, content)
         return place.path, not place.there
